@@ -1,0 +1,232 @@
+"""The layers of both EDM U-Net families: linear, convolution with resampling, group norm, noise embeddings, residual block.
+
+Parameters stay float32 and are cast to the dtype of what comes in, so one network runs in any precision.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from mscd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Init:
+    """How a layer's weight and bias are drawn: `kind` gives the distribution, the gains multiply the draws."""
+
+    kind: str
+    weight_gain: float = 1.0
+    bias_gain: float = 0.0
+
+    def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> torch.nn.Parameter:
+        """Return a float32 parameter of `shape`; a gain of 0 draws nothing."""
+        if gain == 0:
+            return torch.nn.Parameter(torch.zeros(shape))
+        if self.kind == "xavier_uniform":
+            scale, values = math.sqrt(6 / (fan_in + fan_out)), torch.rand(shape) * 2 - 1
+        elif self.kind == "kaiming_uniform":
+            scale, values = math.sqrt(3 / fan_in), torch.rand(shape) * 2 - 1
+        elif self.kind == "kaiming_normal":
+            scale, values = math.sqrt(1 / fan_in), torch.randn(shape)
+        else:
+            raise ValueError(f"unknown initialiser {self.kind!r}")
+        return torch.nn.Parameter(values * (scale * gain))
+
+
+class Linear(torch.nn.Module):
+    """x W^T + b for x [..., in_features]; without `bias` there is no b."""
+
+    def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True):
+        super().__init__()
+        self.weight = init.draw((out_features, in_features), in_features, out_features, init.weight_gain)
+        self.bias = init.draw((out_features,), in_features, out_features, init.bias_gain) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Conv2d(torch.nn.Module):
+    """Convolution [N, in, H, W] -> [N, out, H', W'] of kernel 0 (none), 1 or 3, after an optional resampling by 2.
+
+    `resample` is None, "up" or "down"; `resample_filter` the 1-D filter it uses. `filter_last` (with "down" only) convolves
+    first and filters afterwards.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        init: Init,
+        resample: str | None = None,
+        resample_filter: tuple[float, ...] = (1, 1),
+        filter_last: bool = False,
+    ):
+        super().__init__()
+        self.kernel, self.resample, self.filter_last = kernel, resample, filter_last
+        self.weight = self.bias = None
+        if kernel:
+            fan_in, fan_out = in_channels * kernel**2, out_channels * kernel**2
+            shape = (out_channels, in_channels, kernel, kernel)
+            self.weight = init.draw(shape, fan_in, fan_out, init.weight_gain)
+            self.bias = init.draw((out_channels,), fan_in, fan_out, init.bias_gain)
+        if resample:
+            f = torch.as_tensor(resample_filter, dtype=torch.float32)
+            self.register_buffer("resample_filter", (f.outer(f) / f.sum() ** 2)[None, None])
+            self.is_box = tuple(resample_filter) == (1, 1)
+            self.filter_padding = (len(resample_filter) - 1) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.filter_last:  # the filter sums to 1 and sees no padding, so the bias passes through it unchanged
+            x = self._convolve(x, self.kernel // 2 + self.filter_padding)
+            return self._downsample(x, padding=0)
+        if self.resample == "up":
+            x = self._upsample(x)
+        elif self.resample == "down":
+            x = self._downsample(x, self.filter_padding)
+        return self._convolve(x, self.kernel // 2) if self.kernel else x
+
+    def _convolve(self, x: torch.Tensor, padding: int) -> torch.Tensor:
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=padding)
+
+    def _downsample(self, x: torch.Tensor, padding: int) -> torch.Tensor:
+        if self.is_box:
+            return F.avg_pool2d(x, 2)
+        f = self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(x, f, groups=x.shape[1], stride=2, padding=padding)
+
+    def _upsample(self, x: torch.Tensor) -> torch.Tensor:
+        if self.is_box:
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        f = (4 * self.resample_filter).to(x.dtype).expand(x.shape[1], -1, -1, -1)
+        return F.conv_transpose2d(x, f, groups=x.shape[1], stride=2, padding=self.filter_padding)
+
+
+class GroupNorm(torch.nn.Module):
+    """Group normalisation of [N, C, H, W] in min(32, C // 4) groups."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.groups, self.eps = min(32, channels // 4), eps
+        if self.groups == 0 or channels % self.groups:
+            raise UserError(
+                f"a layer of {channels} channels cannot be normalised in {self.groups} groups: "
+                "choose model_channels and channel_mult so that widths (and sums of two) are multiples of 4, above 128 of 32"
+            )
+        self.weight = torch.nn.Parameter(torch.ones(channels))
+        self.bias = torch.nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class PositionalEmbedding(torch.nn.Module):
+    """Noise levels t [N] -> [cos(t f), sin(t f)] [N, channels] with f_i = 10000^(-i / (channels/2 - offset))."""
+
+    def __init__(self, channels: int, offset: int):
+        super().__init__()
+        self.half, self.offset = channels // 2, offset
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        exponents = torch.arange(self.half, dtype=torch.float32, device=t.device) / (self.half - self.offset)
+        angles = t[:, None] * (1 / 10000) ** exponents
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(torch.nn.Module):
+    """Noise levels t [N] -> [cos(2 pi t f), sin(2 pi t f)] [N, channels] with fixed random f ~ 16 N(0, 1)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * 16)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        angles = t[:, None] * (2 * math.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all residual blocks of one network have in common.
+
+    `adaptive`: the embedding scales and shifts the second norm (ADM), else it is added (DDPM++).
+    `channels_per_head`: None means one head; a block narrower than one head has no attention.
+    `project_resampled`: a resampling block's skip gets a 1x1 convolution even when the width stays.
+    """
+
+    emb_channels: int
+    adaptive: bool
+    skip_scale: float
+    eps: float
+    channels_per_head: int | None
+    project_resampled: bool
+    resample_filter: tuple[float, ...]
+    init: Init
+    init_zero: Init
+    init_qkv: Init
+
+
+class UNetBlock(torch.nn.Module):
+    """Residual block (BigGAN style), optionally resampling by 2 and followed by self-attention.
+
+    x [N, in_channels, H, W], emb [N or 1, emb_channels] float32 -> [N, out_channels, H', W'] in the dtype of x.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: BlockStyle,
+        resample: str | None = None,
+        attention: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.dropout, self.skip_scale, self.adaptive = dropout, style.skip_scale, style.adaptive
+        per_head = style.channels_per_head or out_channels
+        self.heads = out_channels // per_head if attention else 0
+        if self.heads and out_channels % self.heads:
+            raise UserError(
+                f"{out_channels} channels cannot be shared by {self.heads} attention heads: "
+                "choose model_channels and channel_mult so that layers with attention are multiples of 64 wide"
+            )
+        f = style.resample_filter
+        self.norm0 = GroupNorm(in_channels, style.eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, style.init, resample, f)
+        self.affine = Linear(style.emb_channels, out_channels * (2 if style.adaptive else 1), style.init)
+        self.norm1 = GroupNorm(out_channels, style.eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
+        self.skip = None
+        if in_channels != out_channels or resample:
+            kernel = 1 if in_channels != out_channels or style.project_resampled else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, style.init, resample, f)
+        if self.heads:
+            self.norm2 = GroupNorm(out_channels, style.eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_qkv)
+            self.proj = Conv2d(out_channels, out_channels, 1, style.init_zero)
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        p = self.affine(emb)[:, :, None, None].to(h.dtype)
+        if self.adaptive:
+            scale, shift = p.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + p))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = self._rescale((x if self.skip is None else self.skip(x)) + h)
+        if self.heads:
+            x = self._rescale(x + self.proj(self._attend(self.qkv(self.norm2(x)))))
+        return x
+
+    def _rescale(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.skip_scale == 1 else x * self.skip_scale
+
+    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Self-attention over pixels: qkv [N, heads * channels * 3, H, W], q/k/v varying fastest -> [N, heads * channels, H, W]."""
+        n, c, height, width = qkv.shape
+        q, k, v = qkv.reshape(n, self.heads, c // (3 * self.heads), 3, height * width).permute(3, 0, 1, 4, 2)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.transpose(2, 3).reshape(n, c // 3, height, width)

@@ -1,0 +1,98 @@
+"""EDM preconditioning around a U-Net (Karras et al. 2022, Table 1, column "Ours")."""
+
+import inspect
+import math
+
+import torch
+
+from mscd.errors import UserError
+from mscd.networks.unet import DhariwalUNet, SongUNet
+
+UNETS = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EDMPrecond(torch.nn.Module):
+    """Denoiser D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) with the U-Net F as submodule `model`.
+
+    `precision` ("fp32", "bf16" or "fp16") is the dtype F runs in; x, D and the parameters are float32. `use_fp16=True`
+    means precision "fp16", as published checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the
+    constructor's arguments as JSON takes them: EDMPrecond(**net.init_kwargs) is the same network with other weights.
+
+    Raises UserError for an unknown model_type, precision or U-Net option and for options that fit no network.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        model_type: str = "DhariwalUNet",
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
+        precision: str = "fp32",
+        use_fp16: bool = False,
+        **unet_options,
+    ):
+        super().__init__()
+        if use_fp16:
+            precision = "fp16"
+        if precision not in PRECISIONS:
+            raise UserError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        _check_options(model_type, unet_options)
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+        self.precision = precision
+        self.init_kwargs = {
+            "img_resolution": img_resolution,
+            "img_channels": img_channels,
+            "label_dim": label_dim,
+            "model_type": model_type,
+            "sigma_data": sigma_data,
+            "sigma_min": sigma_min,
+            "precision": precision,
+        }
+        if math.isfinite(sigma_max):  # JSON has no infinity
+            self.init_kwargs["sigma_max"] = sigma_max
+        self.init_kwargs |= {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in unet_options.items()}
+        self.model = UNETS[model_type](img_resolution, img_channels, label_dim, **unet_options)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Denoise x [N, C, R, R] at noise level sigma (scalar or [N], in image amplitude) -> float32 [N, C, R, R].
+
+        `class_labels` [N, label_dim] float; None means no label (zeros). `augment_labels` [N, augment_dim] or None.
+        """
+        x = x.to(torch.float32)
+        if not isinstance(sigma, torch.Tensor):
+            sigma = torch.full((1,), sigma, device=x.device)
+        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        if self.label_dim == 0:
+            class_labels = None
+        elif class_labels is None:
+            class_labels = x.new_zeros(1, self.label_dim)
+        else:
+            class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+
+        variance = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / variance
+        c_out = sigma * self.sigma_data * variance.rsqrt()
+        c_in = variance.rsqrt()
+        c_noise = sigma.log().flatten() / 4
+        F_x = self.model((c_in * x).to(PRECISIONS[self.precision]), c_noise, class_labels, augment_labels)
+        return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))
+
+
+def _check_options(model_type: str, options: dict) -> None:
+    if model_type not in UNETS:
+        raise UserError(f"unknown model_type {model_type!r}: choose one of {', '.join(UNETS)}")
+    known = inspect.signature(UNETS[model_type]).parameters
+    for name in options:
+        if name not in known:
+            raise UserError(f"{model_type} has no option {name!r}: it takes {', '.join(list(known)[3:])}")
