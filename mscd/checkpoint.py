@@ -1,0 +1,126 @@
+"""Network and state files: safetensors with one JSON metadata entry, written whole or not at all, verified on reading.
+
+A file's `digest` is the sha256 over its tensors' names, dtypes, shapes and bytes and over its other metadata, so the
+same content has the same digest and the same bytes, and a damaged file is found out whatever bit was hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from mscd.errors import UserError
+from mscd.networks import EDMPrecond
+
+NETWORK_FORMAT = "mscd-network-1"
+# safetensors writes several metadata entries in random order, so there is one: equal content, equal bytes.
+METADATA_KEY = "mscd"
+
+
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
+    """Write `tensors` and JSON-able `metadata` to `path` by temporary name, fsync and rename; returns the digest.
+
+    A failed write (say a full disk) leaves what was at `path` as it was and raises UserError naming it.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    digest = content_digest(tensors, metadata)
+    header = {METADATA_KEY: json.dumps({**metadata, "digest": digest}, sort_keys=True)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, temporary, metadata=header)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+    return digest
+
+
+def load_tensors(path: str | os.PathLike, device: str | torch.device = "cpu") -> tuple[dict, dict]:
+    """(tensors by name, metadata) of a file by `save_tensors`, its digest checked.
+
+    Raises UserError naming the file when it is missing, not such a file, cut short or damaged.
+    """
+    metadata = read_metadata(path)
+    try:
+        tensors = safetensors.torch.load_file(path, device="cpu")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: damaged or cut short ({error}); delete it and run again to make it anew") from error
+    stated = metadata.get("digest")
+    if content_digest(tensors, {k: v for k, v in metadata.items() if k != "digest"}) != stated:
+        raise UserError(f"{path}: damaged (content does not match its digest); delete it and run again to make it anew")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """Metadata of a file by `save_tensors` without reading its tensors. Raises UserError as `load_tensors`."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: not a safetensors file, damaged or cut short ({error})") from error
+    if METADATA_KEY not in header:
+        raise UserError(f"{path}: a safetensors file, but not one of mscd (it has no {METADATA_KEY!r} metadata)")
+    try:
+        return json.loads(header[METADATA_KEY])
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: damaged (its metadata is not JSON: {error})") from error
+
+
+def content_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
+    """sha256 (hex) over the metadata and every tensor's name, dtype, shape and bytes, in order of name."""
+    sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, state: Mapping | None = None) -> str:
+    """Write a network with its constructor arguments and `metadata`; returns the digest.
+
+    state: weights to store in place of net's own (an average of them), by the same names.
+    """
+    tensors = {**net.state_dict(), **(state or {})}
+    return save_tensors(path, tensors, {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
+
+
+def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
+    """The network of a `save_network` file, in eval mode. Nothing in the file is executed.
+
+    Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit the network.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != NETWORK_FORMAT:
+        raise UserError(f"{path}: not a network (its format is {metadata.get('format')!r}, wanted {NETWORK_FORMAT!r})")
+    net = EDMPrecond(**metadata["network"])
+    expected = net.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise UserError(f"{path}: weights of another network ({name!r} is {'missing' if name in expected else 'extra'})")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
+            raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def _sync(path: Path) -> None:
+    """Push a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

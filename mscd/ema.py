@@ -1,0 +1,76 @@
+"""Exponential and power-function moving averages of weights.
+
+The power-function EMA and its reconstruction after training follow Karras et al. 2024 (arXiv:2312.02696), section 3 and
+appendix C. Betas are numbers on the host: they depend on counters only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int, batch_size: int) -> float:
+    """Decay of one step of the classic EMA: 0.5^(batch / h), h = min(halflife, rampup x images seen before the step).
+
+    halflife_kimg in thousands of images; rampup_ratio None for no ramp-up; nimg_before, batch_size in images. At the
+    very start of a ramp-up it is 0: the average becomes the weights.
+    """
+    halflife = halflife_kimg * 1000
+    if rampup_ratio is not None:
+        halflife = min(halflife, rampup_ratio * nimg_before)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+def std_to_exponent(std: float) -> float:
+    """Exponent gamma of the power profile with relative standard deviation `std` (equation 15 and algorithm 2).
+
+    The largest real root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + (12 - std^-2).
+    """
+    roots = np.roots([1.0, 7.0, 16.0 - std**-2.0, 12.0 - std**-2.0])
+    return float(roots.real.max())
+
+
+def exponent_to_std(exponent: float) -> float:
+    """Relative standard deviation of the power profile: std^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
+    return float(np.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))))
+
+
+def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
+    """Decay of one step of the power-function EMA: (1 - batch/n)^(gamma + 1), n images seen after the step (equation 10)."""
+    return (1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1)
+
+
+@torch.no_grad()
+def update(average: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], beta: float) -> None:
+    """average <- weights + beta (average - weights), in place, for lists of tensors alike in shape and dtype."""
+    torch._foreach_lerp_(list(average), list(weights), 1 - beta)
+
+
+def profile_correlation(
+    a_nimg: np.ndarray, a_exponent: np.ndarray, b_nimg: np.ndarray, b_exponent: np.ndarray
+) -> np.ndarray:
+    """Inner product of two power profiles that end at a_nimg and b_nimg images (equation 121); broadcasts, float64."""
+    ratio = a_nimg / b_nimg
+    power = np.where(a_nimg < b_nimg, b_exponent, -a_exponent)
+    scale = (a_exponent + 1) * (b_exponent + 1)
+    return scale * ratio**power / ((a_exponent + b_exponent + 1) * np.maximum(a_nimg, b_nimg))
+
+
+def posthoc_coefficients(
+    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
+) -> np.ndarray:
+    """Weights with which stored averages sum to averages of other lengths (algorithm 3), float64 [in, out].
+
+    Stored snapshot i was averaged with in_std[i] and taken at in_nimg[i] images; wanted are out_std[j] at out_nimg[j].
+    Each column is normalised to sum 1.
+    """
+    t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)[:, None]
+    g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
+    g_out = np.array([std_to_exponent(std) for std in out_std])[:, None]
+    stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
+    wanted = profile_correlation(t_in, g_in, t_out.T, g_out.T)
+    coefficients = np.linalg.solve(stored, wanted)
+    return coefficients / coefficients.sum(axis=0)

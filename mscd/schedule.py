@@ -1,0 +1,246 @@
+"""Noise grids and the table of edges a student is trained on.
+
+Multistep consistency distillation (Heek et al. 2024, arXiv:2403.06807) in the coordinates of EDM
+(Karras et al. 2022, arXiv:2206.00364). All sigmas are noise levels in units of image amplitude
+(images in [-1, 1]), float64, in descending order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+# A teacher node this close to an interior student node counts as the same node.
+NODE_TOLERANCE = 1e-5
+
+
+def karras_sigmas(
+    n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> torch.Tensor:
+    """Noise levels of EDM's equation 5: sigma_i^(1/rho) falls linearly from sigma_max to sigma_min.
+
+    Returns float64 [n] without a trailing zero; n = 1 gives sigma_max alone. Raises ValueError for n < 1.
+    """
+    if n < 1:
+        raise ValueError(f"a noise grid needs at least one node (got {n})")
+    ramp = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (high + ramp * (low - high)) ** rho
+
+
+def student_sigmas(
+    segments: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> torch.Tensor:
+    """The student's grid, float64 [segments + 1]: karras_sigmas(segments), then 0.
+
+    Segment j is [sigma_{j+1}, sigma_j]; sampling evaluates the network at sigma_0 .. sigma_{segments-1}.
+    """
+    nodes = karras_sigmas(segments, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    return torch.cat([nodes, nodes.new_zeros(1)])
+
+
+def teacher_sigmas(
+    steps: int, student: torch.Tensor, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> torch.Tensor:
+    """The teacher's grid with at least `steps` edges, interior nodes of the student's grid left out.
+
+    student: student_sigmas(...), float64 [S + 1]. The raw grid grows from `steps` nodes until, after the removal,
+    at least `steps` edges are left. Returns float64 [T + 1], T >= steps, the last one 0.
+    """
+    raw = steps
+    while True:
+        nodes = karras_sigmas(raw, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        kept = without_student_nodes(torch.cat([nodes, nodes.new_zeros(1)]), student)
+        if len(kept) - 1 >= steps:
+            return kept
+        raw += 1
+
+
+def without_student_nodes(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """`teacher` [T + 1] less the nodes that equal an interior node of `student` [S + 1]; both float64, ending in 0.
+
+    The first and the last positive teacher node always stay, so that the grid's range does.
+    """
+    interior = student[1:-1]
+    a, b = teacher[:, None], interior[None, :]
+    tolerance = NODE_TOLERANCE * torch.clamp(torch.maximum(a, b), min=1.0) + NODE_TOLERANCE * b
+    matches = ((a - b).abs() <= tolerance).any(dim=1)
+    matches[[0, -2, -1]] = False
+    return teacher[~matches]
+
+
+def annealed_steps(kimg: float, start: int, end: int, anneal_kimg: float) -> int:
+    """Teacher steps T after `kimg` thousand images: log-linear from `start` to `end` over `anneal_kimg`.
+
+    anneal_kimg <= 0 gives `end` at once. Rounds half to even and stays within [start, end].
+    """
+    if anneal_kimg <= 0:
+        return end
+    fraction = min(max(kimg / anneal_kimg, 0.0), 1.0)
+    steps = round(math.exp(math.log(start) + fraction * (math.log(end) - math.log(start))))
+    return min(max(steps, start), end)
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeTable:
+    """Everything a training step has to know of each teacher edge; tensors [T], or [N] for drawn rows.
+
+    sigma_t: upper noise level; sigma_s: lower one (0 at the terminal edge, never below the segment's boundary);
+    sigma_boundary: lower end of the student segment; segment: its number (int64); is_terminal: the edge sigma_min -> 0;
+    is_boundary: the last edge of a segment that isn't the last; probability: of being drawn. Sigmas and
+    probability float64.
+    """
+
+    sigma_t: torch.Tensor
+    sigma_s: torch.Tensor
+    sigma_boundary: torch.Tensor
+    segment: torch.Tensor
+    is_terminal: torch.Tensor
+    is_boundary: torch.Tensor
+    probability: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigma_t)
+
+    def rows(self, k: torch.Tensor) -> EdgeTable:
+        """The edges k (int64 [N]), one row an image."""
+        return EdgeTable(*(getattr(self, field.name)[k] for field in dataclasses.fields(self)))
+
+    def to(self, device: torch.device | str) -> EdgeTable:
+        """The same table on `device`."""
+        return EdgeTable(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+
+def edge_table(
+    segments: int,
+    steps: int,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    sampling: str = "edm",
+    terminal_anchor: bool = True,
+    P_mean: float = -1.2,
+    P_std: float = 1.2,
+    sigma_max_anchor: float = 0.0,
+    node_anchor: float = 0.0,
+) -> EdgeTable:
+    """The edges of the teacher's grid, sorted into the student's segments, with the probability of drawing each.
+
+    sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" draws a segment first, then an edge of it).
+    terminal_anchor: the terminal edge gets exactly 1/T (not for "uniform"). sigma_max_anchor: with this probability
+    the first edge is drawn instead. node_anchor: with this probability one of the student's own nodes, at which it will be
+    evaluated, is the upper end: `segments` edges from exactly there to the next teacher node are appended for it.
+    """
+    grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    student = student_sigmas(segments, **grid)
+    teacher = teacher_sigmas(steps, student, **grid)
+    table = _classified_edges(student, teacher)
+    if sampling == "uniform":
+        in_segment = torch.bincount(table.segment, minlength=segments)
+        probability = 1.0 / (in_segment[table.segment].double() * (in_segment > 0).sum())
+    else:
+        probability = edge_weights(
+            table.sigma_t, sampling, rho=rho, terminal_anchor=terminal_anchor, P_mean=P_mean, P_std=P_std
+        )
+    if sigma_max_anchor > 0:
+        probability = probability * (1 - sigma_max_anchor)
+        probability[0] += sigma_max_anchor
+    table = dataclasses.replace(table, probability=probability)
+    return _with_node_edges(table, student, teacher, node_anchor) if node_anchor > 0 else table
+
+
+def edge_weights(
+    sigma_t: torch.Tensor,
+    sampling: str,
+    *,
+    rho: float = 7.0,
+    terminal_anchor: bool = True,
+    P_mean: float = -1.2,
+    P_std: float = 1.2,
+) -> torch.Tensor:
+    """Probability of each edge from its upper sigma (float64 [T], sums to 1).
+
+    "edm": sigma^(-1/rho) exp(-(ln sigma - P_mean)^2 / (2 P_std^2)), EDM's training density carried over to the nodes;
+    "vp": sigma^(1 - 1/rho) / (1 + sigma^2); "uniform": 1/T. With terminal_anchor (but for "uniform", or T = 1) the
+    last edge gets exactly 1/T and the others share the rest: no density in sigma would draw it.
+    Raises ValueError for another name.
+    """
+    if sampling == "uniform":
+        return torch.full_like(sigma_t, 1 / len(sigma_t))
+    if sampling == "vp":
+        density = sigma_t ** (1 - 1 / rho) / (1 + sigma_t**2)
+    elif sampling == "edm":
+        density = sigma_t ** (-1 / rho) * torch.exp(-0.5 * ((sigma_t.log() - P_mean) / P_std) ** 2)
+    else:
+        raise ValueError(f"edge sampling is 'edm', 'vp' or 'uniform' (got {sampling!r})")
+    steps = len(sigma_t)
+    if terminal_anchor and steps > 1:
+        density[-1] = 0
+        density = density / density.sum() * (1 - 1 / steps)
+        density[-1] = 1 / steps
+        return density
+    return density / density.sum()
+
+
+def segment_bounds(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """First and last edge of each segment, int64 [S, 2] (inclusive).
+
+    Segment j owns the edges whose upper sigma lies in (student_{j+1}, student_j]. A segment without one (possible
+    only for T < S) is given the edge whose upper sigma is nearest to its lower end.
+    """
+    upper = teacher[:-1]
+    bounds = []
+    for high, low in zip(student[:-1], student[1:], strict=True):
+        owned = torch.nonzero((upper > low) & (upper <= high)).flatten()
+        nearest = torch.argmin((upper - low).abs()).reshape(1)
+        edges = owned if len(owned) else nearest
+        bounds.append(torch.stack([edges[0], edges[-1]]))
+    return torch.stack(bounds)
+
+
+def _classified_edges(student: torch.Tensor, teacher: torch.Tensor) -> EdgeTable:
+    """Each edge's segment and kind; probability still to be filled in."""
+    bounds = segment_bounds(student, teacher)
+    edges = torch.arange(len(teacher) - 1)
+    started = bounds[None, :, 0] <= edges[:, None]
+    last_segment = len(student) - 2
+    segment = torch.where(started, torch.arange(last_segment + 1), 0).amax(dim=1)
+    is_terminal = edges == len(edges) - 1
+    is_boundary = ~is_terminal & (edges >= bounds[segment, 1]) & (segment < last_segment)
+    sigma_boundary = student[segment + 1]
+    sigma_s = torch.where(is_boundary, sigma_boundary, torch.maximum(teacher[1:], sigma_boundary))
+    return EdgeTable(
+        sigma_t=teacher[:-1],
+        sigma_s=torch.where(is_terminal, 0.0, sigma_s),
+        sigma_boundary=sigma_boundary,
+        segment=segment,
+        is_terminal=is_terminal,
+        is_boundary=is_boundary,
+        probability=torch.zeros(len(edges), dtype=torch.float64),
+    )
+
+
+def _with_node_edges(
+    table: EdgeTable, student: torch.Tensor, teacher: torch.Tensor, node_anchor: float
+) -> EdgeTable:
+    """`table` with an edge from each student node to the next teacher node, sharing the probability node_anchor."""
+    nodes, boundary = student[:-1], student[1:]
+    below = torch.stack([teacher[teacher < node * (1 - NODE_TOLERANCE)][0] for node in nodes])
+    sigma_s = torch.maximum(below, boundary)
+    count = len(nodes)
+    segment = torch.arange(count)
+    node_edges = EdgeTable(
+        sigma_t=nodes,
+        sigma_s=sigma_s,
+        sigma_boundary=boundary,
+        segment=segment,
+        is_terminal=sigma_s == 0,
+        is_boundary=(sigma_s == boundary) & (segment < count - 1),
+        probability=torch.full((count,), node_anchor / count, dtype=torch.float64),
+    )
+    table = dataclasses.replace(table, probability=table.probability * (1 - node_anchor))
+    names = [field.name for field in dataclasses.fields(EdgeTable)]
+    return EdgeTable(*(torch.cat([getattr(table, name), getattr(node_edges, name)]) for name in names))
