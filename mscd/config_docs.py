@@ -1,0 +1,92 @@
+"""config/README.md, made from the models: `python -m mscd.config_docs > config/README.md`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import yaml
+from pydantic_core import PydanticUndefined
+
+from mscd.config import (
+    ClassifierSettings,
+    Config,
+    DataSettings,
+    NetworkSettings,
+    ReferenceSettings,
+    SamplerSettings,
+    ScoringSettings,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+)
+
+DOCS_HEADER = """\
+# Settings
+
+Made from the models in `mscd/config.py` by `python -m mscd.config_docs`; change it there.
+
+The file that is read is `config/config.yaml`, or what `snakemake --configfile FILE` names. Unknown keys are refused.
+Changing a setting repeats what it reaches and nothing else; those marked *operational* (how long, how often, how
+closely watched) never repeat training that is done. How many processes and threads a job uses is the profile's matter
+(`profiles/`), not this file's.
+"""
+
+SECTIONS = {
+    "(top level)": Config,
+    "data": DataSettings,
+    "reference": ReferenceSettings,
+    "reference.classifier": ClassifierSettings,
+    "teacher": TeacherSettings,
+    "teacher.network": NetworkSettings,
+    "students.<name>": StudentSettings,
+    "scoring": ScoringSettings,
+    "scoring.teacher_samplers": SamplerSettings,
+}
+
+
+def docs() -> str:
+    """The settings as a Markdown page: one table a section."""
+    pages = [DOCS_HEADER]
+    for title, model in SECTIONS.items():
+        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+        rows += [_docs_row(key, field) for key, field in model.model_fields.items()]
+        pages.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(rows) + "\n")
+    return "\n".join(pages)
+
+
+def _docs_row(key: str, field: Any) -> str:
+    default = "required" if field.default is PydanticUndefined else f"`{_yaml_value(field.default)}`"
+    meaning = field.description + (" *operational*" if (field.json_schema_extra or {}).get("operational") else "")
+    return f"| `{key}` | {_type_name(field)} | {default} | {meaning} |"
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, Settings):
+        return "{}"
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def _type_name(field: Any) -> str:
+    schema = type("Row", (Settings,), {"__annotations__": {"x": Annotated[field.annotation, field]}})
+    return _schema_name(schema.model_json_schema()["properties"]["x"])
+
+
+def _schema_name(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_schema_name(part) for part in schema["anyOf"])
+    if "$ref" in schema or "allOf" in schema:
+        return "section"
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    kind = schema.get("type", "section")
+    if kind == "array":
+        return f"list of {_schema_name(schema['items'])}"
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
+    names = {"string": "text", "boolean": "true or false", "object": "section"}
+    return " ".join([names.get(kind, kind), ", ".join(limits)]).strip()
+
+
+if __name__ == "__main__":
+    print(docs(), end="")
