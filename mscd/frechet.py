@@ -1,0 +1,137 @@
+"""Feature statistics and the Fréchet distance between two of them; reference statistics as `.npz` files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from mscd.errors import UserError
+from mscd.files import written_whole
+
+
+def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """|mu1 - mu2|² + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^½) of two Gaussians (Heusel et al. 2017, eq. 6).
+
+    mu [D], sigma [D, D] symmetric, computed in float64. With the symmetric roots R1, R2 of the covariances the trace
+    of (sigma1 sigma2)^½ is the sum of the singular values of R1 R2, so nothing has to be inverted and singular
+    covariances are as good as any. Never negative; UserError if an input holds NaN or infinite values.
+    """
+    mu1, mu2, sigma1, sigma2 = (np.asarray(x, dtype=np.float64) for x in (mu1, mu2, sigma1, sigma2))
+    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape or sigma1.shape != mu1.shape * 2:
+        raise ValueError(f"shapes differ: mu {mu1.shape} and {mu2.shape}, sigma {sigma1.shape} and {sigma2.shape}")
+    if not all(np.isfinite(x).all() for x in (mu1, mu2, sigma1, sigma2)):
+        raise UserError("feature statistics hold NaN or infinite values: no Fréchet distance; check the detector")
+    cross = _root_rows(sigma1) @ _root_rows(sigma2).T
+    trace_of_root = scipy.linalg.svdvals(cross).sum()
+    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * trace_of_root
+    return max(float(distance), 0.0)
+
+
+def _root_rows(sigma: np.ndarray) -> np.ndarray:
+    """A with AᵀA = sigma: eigenvectors as rows, scaled by the roots of their eigenvalues (rounding below 0 cut off)."""
+    values, vectors = scipy.linalg.eigh(sigma)
+    return np.sqrt(values.clip(min=0))[:, None] * vectors.T
+
+
+class FeatureStatistics:
+    """Mean and covariance of a stream of feature rows, in float64, whatever the order and size of the pieces.
+
+    `count`, `mean` [D] and `scatter` [D, D] (sum of (x - mean)(x - mean)ᵀ) are the whole state; pieces are joined by
+    Chan, Golub and LeVeque's pairwise update, which never subtracts two large numbers.
+    """
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.mean = np.zeros(dim)
+        self.scatter = np.zeros((dim, dim))
+
+    def update(self, features: torch.Tensor | np.ndarray) -> None:
+        """Add rows [N, D] (N may be 0). ValueError for another width."""
+        if isinstance(features, torch.Tensor):
+            features = features.detach().cpu().numpy()
+        features = np.asarray(features, dtype=np.float64)
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(f"features have shape {features.shape}, expected [N, {len(self.mean)}]")
+        if len(features):
+            mean = features.mean(axis=0)
+            deviations = features - mean
+            self._join(len(features), mean, deviations.T @ deviations)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Add everything that `other` has seen. ValueError for another width."""
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(f"statistics of {len(other.mean)} features cannot join those of {len(self.mean)}")
+        if other.count:
+            self._join(other.count, other.mean, other.scatter)
+
+    def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        self.scatter = self.scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
+        """mu [D] and the sample covariance [D, D] (divisor n - 1), float64. UserError with fewer than two rows."""
+        if self.count < 2:
+            raise UserError(f"a covariance needs at least 2 images, got {self.count}: use more images")
+        return self.mean.copy(), self.scatter / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics to score against: mu [D], sigma [D, D] float64, what they were made of, and the file's sha256."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    provenance: dict
+    digest: str
+
+
+def save_reference(path: str | os.PathLike, statistics: FeatureStatistics, provenance: dict) -> None:
+    """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
+    mu, sigma = statistics.mean_and_covariance()
+    with written_whole(path) as file:
+        np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
+
+
+def load_reference(path: str | os.PathLike) -> Reference:
+    """Read reference statistics, ours or a published file that holds only mu and sigma (provenance is then {}).
+
+    UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit.
+    """
+    try:
+        content = Path(path).read_bytes()
+        arrays = _read_npz(content)
+        provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such reference file") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{path}: no readable .npz of reference statistics ({error}); damaged or cut short?") from error
+    for name in ("mu", "sigma"):
+        if name not in arrays:
+            raise UserError(f"{path}: holds no array '{name}' (found: {', '.join(arrays) or 'nothing'})")
+    mu, sigma = arrays["mu"], arrays["sigma"]
+    if mu.ndim != 1 or sigma.shape != mu.shape * 2 or not all(x.dtype.kind == "f" for x in (mu, sigma)):
+        got = f"mu {mu.dtype}{list(mu.shape)} and sigma {sigma.dtype}{list(sigma.shape)}"
+        raise UserError(f"{path}: needs real mu [D] and sigma [D, D], got {got}")
+    if not np.isfinite(mu).all() or not np.allclose(sigma, sigma.T):
+        raise UserError(f"{path}: mu is not finite or sigma is not a symmetric matrix of finite numbers")
+    return Reference(mu.astype(np.float64), sigma.astype(np.float64), provenance, hashlib.sha256(content).hexdigest())
+
+
+def _read_npz(content: bytes) -> dict[str, np.ndarray]:
+    file = np.load(io.BytesIO(content), allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        raise ValueError("it is a single array")
+    return {name: file[name] for name in file.files}
