@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from mscd.errors import UserError
+from mscd.files import written_whole
 from mscd.networks import EDMPrecond
 
 NETWORK_FORMAT = "mscd-network-1"
@@ -29,20 +30,14 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], m
 
     A failed write (say a full disk) leaves what was at `path` as it was and raises UserError naming it.
     """
-    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     digest = content_digest(tensors, metadata)
     header = {METADATA_KEY: json.dumps({**metadata, "digest": digest}, sort_keys=True)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, temporary, metadata=header)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+    with written_whole(path) as file:
+        try:
+            safetensors.torch.save_file(tensors, file.name, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise OSError(error) from error  # as a full disk is told by every other writer
     return digest
 
 
@@ -108,19 +103,12 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     net = EDMPrecond(**metadata["network"])
     expected = net.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
-        raise UserError(f"{path}: weights of another network ({name!r} is {'missing' if name in expected else 'extra'})")
+        raise UserError(
+            f"{path}: weights of another network ({name!r} is {'missing' if name in expected else 'extra'})"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
             raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
     net.load_state_dict(tensors)
     return net.eval().requires_grad_(False).to(device)
-
-
-def _sync(path: Path) -> None:
-    """Push a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

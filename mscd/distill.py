@@ -32,9 +32,7 @@ def inverse_ddim(
     return ((t * x_ref.double() - ref * x_t.double()) / (t - ref)).to(x_ref.dtype)
 
 
-def ddim_step(
-    x: torch.Tensor, denoised: torch.Tensor, sigma_t: torch.Tensor, sigma_s: torch.Tensor
-) -> torch.Tensor:
+def ddim_step(x: torch.Tensor, denoised: torch.Tensor, sigma_t: torch.Tensor, sigma_s: torch.Tensor) -> torch.Tensor:
     """One DDIM step from sigma_t to sigma_s: denoised + (sigma_s / sigma_t)(x - denoised).
 
     Images [N, C, H, W], sigmas [N]; computed in float64, returned in x's dtype.

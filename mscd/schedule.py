@@ -16,9 +16,7 @@ import torch
 NODE_TOLERANCE = 1e-5
 
 
-def karras_sigmas(
-    n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> torch.Tensor:
+def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> torch.Tensor:
     """Noise levels of EDM's equation 5: sigma_i^(1/rho) falls linearly from sigma_max to sigma_min.
 
     Returns float64 [n] without a trailing zero; n = 1 gives sigma_max alone. Raises ValueError for n < 1.
@@ -223,9 +221,7 @@ def _classified_edges(student: torch.Tensor, teacher: torch.Tensor) -> EdgeTable
     )
 
 
-def _with_node_edges(
-    table: EdgeTable, student: torch.Tensor, teacher: torch.Tensor, node_anchor: float
-) -> EdgeTable:
+def _with_node_edges(table: EdgeTable, student: torch.Tensor, teacher: torch.Tensor, node_anchor: float) -> EdgeTable:
     """`table` with an edge from each student node to the next teacher node, sharing the probability node_anchor."""
     nodes, boundary = student[:-1], student[1:]
     below = torch.stack([teacher[teacher < node * (1 - NODE_TOLERANCE)][0] for node in nodes])

@@ -1,0 +1,88 @@
+"""Numbers about training, gathered on the device and fetched once a tick."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+
+import torch
+
+from mscd.distributed import Group
+from mscd.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
+
+KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
+SIGMA_EDGES = (0.01, 0.1, 1.0, 10.0)
+SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sigma>10")
+
+
+class TickDiagnostics:
+    """Sums over the steps of a tick; nothing here waits for the device until `fetch`."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.band_edges = torch.tensor(SIGMA_EDGES, dtype=torch.float64, device=group.device)
+        # Steps in a row, up to now, whose gradients were not finite, and steps of that kind since the process began.
+        self.streak = torch.zeros((), dtype=torch.int64, device=group.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new tick."""
+        device = self.group.device
+        self.by_kind = torch.zeros(2, len(KINDS), dtype=torch.float64, device=device)
+        self.by_band = torch.zeros(2, len(SIGMA_BANDS), dtype=torch.float64, device=device)
+        self.gradient = torch.zeros(2, dtype=torch.float64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        self.longest_streak = self.streak.clone()
+
+    @torch.no_grad()
+    def add_losses(self, losses: Losses) -> None:
+        """Count a micro-batch's images and losses by kind of edge and by noise band."""
+        loss = losses.loss.detach().double()
+        pairs = torch.stack([torch.ones_like(loss), loss])
+        self.by_kind.index_add_(1, losses.kind, pairs)
+        self.by_band.index_add_(1, torch.bucketize(losses.sigma.double(), self.band_edges), pairs)
+
+    @torch.no_grad()
+    def add_gradient(self, norm: torch.Tensor) -> None:
+        """Count a step by the norm of its gradient, a scalar tensor that may be inf or nan."""
+        finite = norm.isfinite()
+        self.gradient += torch.stack([finite.double(), torch.where(finite, norm.double(), 0.0)])
+        self.nonfinite += ~finite
+        self.streak = torch.where(finite, 0, self.streak + 1)
+        self.longest_streak = torch.maximum(self.longest_streak, self.streak)
+
+    def fetch(self) -> tuple[dict[str, float], int]:
+        """(metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""
+        (images, losses), (band_images, band_losses) = (
+            self.group.sum(sums.clone()).tolist() for sums in (self.by_kind, self.by_band)
+        )
+        steps, norms = self.gradient.tolist()
+        total = sum(images)
+        metrics = {"loss": sum(losses) / total, "nonfinite_steps": float(self.nonfinite)}
+        if steps:
+            metrics["gradient_norm"] = norms / steps
+        if sum(images[1:]):  # a teacher has one kind only
+            for name, kind in KINDS.items():
+                metrics[f"share/{name}"] = images[kind] / total
+                if images[kind]:
+                    metrics[f"loss/{name}"] = losses[kind] / images[kind]
+        for name, count, loss in zip(SIGMA_BANDS, band_images, band_losses, strict=True):
+            if count:
+                metrics[f"loss/{name}"] = loss / count
+        return metrics, int(self.longest_streak)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory the process has held so far, in 10^9 bytes: on the GPU if it computes there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def plain(metrics: dict[str, float]) -> str:
+    """The metrics that a person watches, in one line."""
+    shown = ("loss", "learning_rate", "gradient_norm", "teacher_steps", "images_per_second")
+    parts = (f"{name} {metrics[name]:.4g}" for name in shown if math.isfinite(metrics.get(name, math.nan)))
+    return "  ".join(parts)

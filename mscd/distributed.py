@@ -1,0 +1,58 @@
+"""The processes that train one network together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """One of `size` processes, `rank` of them, computing on `device`. A group of one needs no torch.distributed."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_lead(self) -> bool:
+        """The one process that writes files."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all processes, on each of them, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def rows(self, total: int) -> range:
+        """This process's contiguous share of `total` rows; shares differ by one row at most."""
+        return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+
+@contextlib.contextmanager
+def process_group(rank: int, size: int, local_rank: int, init_method: str) -> Iterator[Group]:
+    """Join the group (NCCL where there is a GPU for each process, else gloo) for the duration of the block.
+
+    init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one.
+    """
+    cuda = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size > 1:
+        dist.init_process_group("nccl" if cuda else "gloo", init_method=init_method, rank=rank, world_size=size)
+    try:
+        yield Group(rank, size, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,134 @@
+"""Training states: what is kept to go on from, where it lies, and which of it belongs to a run.
+
+A run's folder holds <kimg>/state.safetensors, handed from one leg to the next, and rolling/, where a leg dumps states
+while it trains. States carry the fingerprint of the run they belong to; one of another run is never gone on from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mscd import checkpoint
+from mscd.errors import UserError
+from mscd.networks import EDMPrecond
+
+STATE_FORMAT = "mscd-state-1"
+KEPT_ROLLING, KEPT_HANDED = 2, 2
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that changes while a network trains: its weights, their averages, Adam's moments and one counter.
+
+    averages: by name (`ema`, `phema-0.050`), networks like `net`; nimg: images seen; steps: optimiser steps taken.
+    """
+
+    net: EDMPrecond
+    averages: dict[str, EDMPrecond]
+    optimizer: torch.optim.Adam
+    nimg: int = 0
+    steps: int = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by name."""
+        networks = {"net": self.net, **self.averages}
+        named = {f"{prefix}.{k}": v for prefix, net in networks.items() for k, v in net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            for moment, value in self.optimizer.state[parameter].items():
+                if moment != "step":
+                    named[f"adam.{moment}.{name}"] = value
+        return named
+
+    def load(self, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+        """Take over what `tensors` and `metadata` of a state file hold."""
+        for prefix, net in {"net": self.net, **self.averages}.items():
+            net.load_state_dict({k: tensors[f"{prefix}.{k}"] for k in net.state_dict()})
+        self.nimg, self.steps = metadata["nimg"], metadata["steps"]
+        for name, parameter in self.net.named_parameters():
+            moments = {m: tensors[f"adam.{m}.{name}"].to(parameter.device) for m in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.steps)), **moments}
+
+
+@dataclasses.dataclass(frozen=True)
+class StateFolder:
+    """The states of one run: `run_dir` is the run's folder, `fingerprint` tells the run from any other."""
+
+    run_dir: Path
+    fingerprint: str
+
+    @property
+    def rolling(self) -> Path:
+        """Where a leg's own states lie; Snakemake knows nothing of it."""
+        return self.run_dir / "rolling"
+
+    def handed(self, kimg: int) -> Path:
+        """The state at the end of the leg that ends at `kimg`."""
+        return self.run_dir / str(kimg) / "state.safetensors"
+
+    def save(self, state: TrainingState, path: Path, score: float | None = None) -> None:
+        """Write `state` to `path`, whole or not at all; `score` (lower is better) goes with it."""
+        metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
+        checkpoint.save_tensors(path, state.tensors(), {**metadata, "score": score})
+
+    def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
+        """Dump a rolling state; of those there are, the last two and the best scored stay."""
+        path = self.rolling / f"state-{state.nimg:012d}.safetensors"
+        self.save(state, path, score)
+        states = sorted(self.rolling.glob("state-*.safetensors"))
+        keep = set(states[-KEPT_ROLLING:])
+        best = min(states, key=_score)
+        if _score(best) < math.inf:
+            keep.add(best)
+        for old in set(states) - keep:
+            old.unlink()
+        return path
+
+    def finish_leg(self, kimg: int) -> None:
+        """After the leg that ends at `kimg`: empty the rolling folder; of handed states up to here keep the last two."""
+        for path in self.rolling.glob("*"):
+            path.unlink()
+        earlier = sorted(
+            int(p.parent.name) for p in self.run_dir.glob("*/state.safetensors") if p.parent.name.isdigit()
+        )
+        for old in [k for k in earlier if k <= kimg][:-KEPT_HANDED]:
+            self.handed(old).unlink()
+
+    def candidates(self, start_kimg: int, end_nimg: int) -> Iterator[Path]:
+        """State files a leg from start_kimg to end_nimg images may go on from, the furthest first."""
+        rolling = sorted(self.rolling.glob("state-*.safetensors"), reverse=True)
+        yield from (path for path in rolling if int(path.stem.removeprefix("state-")) <= end_nimg)
+        handed = [int(p.parent.name) for p in self.run_dir.glob("*/state.safetensors") if p.parent.name.isdigit()]
+        yield from (self.handed(kimg) for kimg in sorted(handed, reverse=True) if kimg <= start_kimg)
+
+    def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Path | None:
+        """Load the furthest usable state into `state`; returns its path, or None where training begins afresh.
+
+        What is damaged, or belongs to another configuration, data set or teacher, is passed over and named in the log.
+        """
+        for path in self.candidates(start_kimg, end_nimg):
+            try:
+                if checkpoint.read_metadata(path).get("fingerprint") != self.fingerprint:
+                    log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
+                    continue
+                tensors, metadata = checkpoint.load_tensors(path)
+            except UserError as error:
+                log.warning("%s; falling back to the state before it", error)
+                continue
+            state.load(tensors, metadata)
+            return path
+        return None
+
+
+def _score(path: Path) -> float:
+    try:
+        score = checkpoint.read_metadata(path)["score"]
+    except UserError:
+        return math.inf  # a damaged file is never the best; reading it to resume says so
+    return math.inf if score is None else score

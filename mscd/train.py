@@ -1,0 +1,357 @@
+"""The training loop, of teachers and students alike: one leg of a run, from its state to its snapshot.
+
+Counters are the only state besides tensors (mscd.draws), so a leg may be cut anywhere and goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mscd import checkpoint, ema
+from mscd.config import StudentSettings, TeacherSettings, digest
+from mscd.data import ImageDataset, batches
+from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
+from mscd.distributed import Group
+from mscd.draws import generator, image_indices, seed_of
+from mscd.errors import UserError
+from mscd.events import EventLog
+from mscd.networks import EDMPrecond
+from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
+from mscd.states import StateFolder, TrainingState
+from mscd.validation import Validation
+
+log = logging.getLogger(__name__)
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
+LARGEST_GRADIENT = 1e5
+STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """One leg of a run: from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
+
+    kind: "teacher" or "student"; model: its name in file metadata; settings: TeacherSettings or StudentSettings; data: the
+    packed images; teacher: the teacher's network file (students only); run_dir: where <kimg>/ folders of snapshots lie; events:
+    the job's event log; detector and reference: files to score with inside the loop, needed with `validate_kimg`.
+    """
+
+    kind: str
+    model: str
+    settings: TeacherSettings | StudentSettings
+    data: str
+    run_dir: str
+    start_kimg: int
+    end_kimg: int
+    events: str
+    teacher: str | None = None
+    detector: str | None = None
+    reference: str | None = None
+
+    @property
+    def end_nimg(self) -> int:
+        """Images seen at the end: end_kimg, rounded up to whole steps."""
+        return -(-self.end_kimg * 1000 // self.settings.batch_size) * self.settings.batch_size
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and left a state to go on from; the text says where."""
+
+
+class StopRequest:
+    """Whether training should end: SIGTERM came, or the process that launched it is gone."""
+
+    def __init__(self, launcher: int | None) -> None:
+        self.launcher, self.signalled = launcher, False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    def __bool__(self) -> bool:
+        return self.signalled or (self.launcher is not None and not _alive(self.launcher))
+
+
+def train_leg(leg: Leg, group: Group, *, batch_per_process: int | None = None, launcher: int | None = None) -> None:
+    """Train one leg and write its snapshot: run_dir/<end_kimg>/ema.safetensors, phema-*.safetensors, state.safetensors.
+
+    batch_per_process: images a process takes through the network at once (None: its whole share); the rest is accumulated.
+    launcher: process id without which training stops. Raises Interrupted after SIGTERM or a lost launcher, with a state
+    saved; UserError for files that are missing, damaged or don't fit together and for a loss that stays non-finite.
+    """
+    settings = leg.settings
+    dataset = ImageDataset(leg.data)
+    state, objective, fingerprint = _begin(leg, dataset, group)
+    folder = StateFolder(Path(leg.run_dir), fingerprint)
+    resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
+    if group.is_lead:
+        _announce(leg, state, resumed, dataset, fingerprint)
+    validation = Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None
+    wrapped = _wrap(state.net, group)
+    stop, ticks = StopRequest(launcher), TickDiagnostics(group)
+    events = EventLog(leg.events)
+    slices = _micro_batches(settings.batch_size, group, batch_per_process)
+    stream = batches(dataset, _index_stream(settings.seed, state.nimg, settings.batch_size, slices, len(dataset)))
+    last_good, tick_began, tick_nimg = resumed, time.monotonic(), state.nimg
+    with _progress(leg, state, group) as progress:
+        while state.nimg < leg.end_nimg:
+            before = state.nimg
+            _step(leg, state, wrapped, objective, stream, slices, group, ticks)
+            progress.update(state.nimg - before)
+            ended = state.nimg >= leg.end_nimg
+            stopping = group.is_lead and bool(stop)
+            if _crossed(before, state.nimg, settings.tick_kimg) or ended or stopping:
+                metrics, streak = ticks.fetch()
+                metrics |= _rates(leg, state, state.nimg - tick_nimg, time.monotonic() - tick_began, group)
+                ticks.reset()
+                if streak >= settings.max_nonfinite_steps:
+                    good = (
+                        f"the last good state is {last_good}" if last_good else "there is no good state to go back to"
+                    )
+                    raise UserError(
+                        f"{leg.model}: gradients were not finite for {streak} steps in a row; {good}: lower learning_rate"
+                    )
+                score = None
+                if validation and (_crossed(before, state.nimg, settings.validate_kimg) or ended):
+                    score = metrics["validation/score"] = validation.score(state.averages["ema"])
+                if group.is_lead:
+                    kimg = leg.end_kimg if ended else state.nimg // 1000
+                    if not stopping:
+                        events.metrics(metrics, kimg)
+                    log.info("%s %d kimg  %s", leg.model, kimg, plain(metrics))
+                    due = _crossed(before, state.nimg, settings.state_kimg) or score is not None or stopping
+                    if due and not ended and not int(ticks.streak):
+                        last_good = folder.save_rolling(state, score)
+                tick_began, tick_nimg = time.monotonic(), state.nimg
+            if stopping and not ended:
+                raise Interrupted(f"{leg.model}: stopped at {state.nimg} images; the next run goes on from {last_good}")
+    if group.is_lead:
+        _write_snapshot(leg, state, folder, dataset)
+    group.barrier()
+
+
+def _step(
+    leg: Leg,
+    state: TrainingState,
+    wrapped: torch.nn.Module,
+    objective: Objective,
+    stream: Iterator,
+    slices: list[slice],
+    group: Group,
+    ticks: TickDiagnostics,
+) -> None:
+    """One optimiser step: gradients of this process's micro-batches, the guard, Adam, the averages, the counters."""
+    settings = leg.settings
+    batch_size = settings.batch_size
+    state.optimizer.zero_grad(set_to_none=True)
+    for rows in slices:
+        images, labels = next(stream)
+        images = _network_images(images.to(group.device, non_blocking=True), settings, rows, state.nimg)
+        labels = labels.to(group.device, non_blocking=True) if state.net.label_dim else None
+        batch = MicroBatch(images, labels, rows, state.nimg, batch_size)
+        # DDP averages over processes; the loss of a step is the mean over the global batch.
+        last = rows is slices[-1]
+        with contextlib.nullcontext() if last or group.size == 1 else wrapped.no_sync():
+            losses = objective(state.net, wrapped, batch)
+            (losses.loss.sum() * (group.size / batch_size)).backward()
+        ticks.add_losses(losses)
+    gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
+    ticks.add_gradient(torch.nn.utils.get_total_norm(gradients))
+    for gradient in gradients:
+        torch.nan_to_num(gradient, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT, out=gradient)
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = learning_rate(settings, state.nimg)
+    state.optimizer.step()
+    nimg_before, state.nimg, state.steps = state.nimg, state.nimg + batch_size, state.steps + 1
+    weights = list(state.net.parameters())
+    for name, beta in averaging_betas(settings, nimg_before).items():
+        ema.update(list(state.averages[name].parameters()), weights, beta)
+
+
+def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
+    """Learning rate of the step that begins at image nimg: a linear ramp from 0 over lr_rampup_kimg, then constant."""
+    ramp = settings.lr_rampup_kimg * 1000
+    return settings.learning_rate * (min(nimg / ramp, 1.0) if ramp else 1.0)
+
+
+def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
+    """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
+    batch = settings.batch_size
+    betas = {"ema": ema.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    for std in settings.phema_stds:
+        betas[f"phema-{std:.3f}"] = ema.power_ema_beta(std, nimg_before + batch, batch)
+    return betas
+
+
+def _begin(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:
+    """(state at image 0, objective, fingerprint of the run)."""
+    settings = leg.settings
+    identity = {"kind": leg.kind, "settings": settings.identity(), "data": dataset.digest}
+    options = {"dropout": settings.dropout, "dout_resolutions": settings.dropout_resolutions}
+    if leg.kind == "teacher":
+        objective = teacher_objective(settings)
+        torch.manual_seed(seed_of(settings.seed, "weights", 0))
+        net = EDMPrecond(
+            dataset.resolution,
+            dataset.channels,
+            dataset.label_dim,
+            sigma_data=settings.sigma_data,
+            precision=settings.precision,
+            **settings.network.unet_options(),
+            **options,
+        )
+    else:
+        teacher = checkpoint.load_network(leg.teacher, group.device)
+        _check_data(leg, teacher, dataset)
+        identity["teacher"] = checkpoint.read_metadata(leg.teacher)["digest"]
+        objective = student_objective(settings, teacher)
+        net = EDMPrecond(**{**teacher.init_kwargs, "precision": settings.precision, **options})
+        net.load_state_dict(teacher.state_dict())
+    net = net.to(group.device).train().requires_grad_(True)
+    averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in settings.emas()}
+    optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True, **ADAM)
+    return TrainingState(net, averages, optimizer), objective, digest(identity)
+
+
+def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
+    wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
+    found = (dataset.resolution, dataset.channels, dataset.label_dim)
+    if wanted != found:
+        raise UserError(
+            f"{leg.data}: images of resolution, channels, classes {found} don't fit the teacher {leg.teacher}, which has {wanted}"
+        )
+
+
+def _wrap(net: EDMPrecond, group: Group) -> torch.nn.Module:
+    """The network as its gradient pass sees it."""
+    if group.size == 1:
+        return net
+    devices = [group.device.index] if group.device.type == "cuda" else None
+    # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed run would sum in another order.
+    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def _micro_batches(batch_size: int, group: Group, batch_per_process: int | None) -> list[slice]:
+    """This process's rows of each global batch, in pieces of batch_per_process images."""
+    share = batch_size // group.size
+    piece = batch_per_process or share
+    if batch_size % group.size or share % piece:
+        raise UserError(
+            f"batch_size {batch_size} is not divisible by {group.size} processes of {piece} images: change one of them"
+        )
+    first = group.rank * share
+    return [slice(k, k + piece) for k in range(first, first + share, piece)]
+
+
+def _index_stream(seed: int, nimg: int, batch_size: int, slices: list[slice], size: int) -> Iterator[torch.Tensor]:
+    """Indices into the data set of every micro-batch from image nimg on, without end."""
+    while True:
+        indices = image_indices(seed, nimg, batch_size, size)
+        yield from (indices[rows] for rows in slices)
+        nimg += batch_size
+
+
+def _network_images(
+    images: torch.Tensor, settings: TeacherSettings | StudentSettings, rows: slice, nimg: int
+) -> torch.Tensor:
+    """uint8 pixels -> float32 in [-1, 1], mirrored where the settings and the draw say so."""
+    images = images.float() / 127.5 - 1
+    if not settings.xflip:
+        return images
+    draws = generator(settings.seed, "flip", nimg, images.device)
+    flips = torch.rand(settings.batch_size, generator=draws, device=images.device)[rows] < 0.5
+    return torch.where(flips[:, None, None, None], images.flip(3), images)
+
+
+def _crossed(before: int, after: int, kimg: int) -> bool:
+    """Whether a multiple of `kimg` thousand images lies in (before, after]."""
+    return before // (kimg * 1000) != after // (kimg * 1000)
+
+
+def _rates(leg: Leg, state: TrainingState, images: int, seconds: float, group: Group) -> dict[str, float]:
+    """Metrics that come from counters and clocks."""
+    last_step = state.nimg - leg.settings.batch_size
+    metrics = {
+        "learning_rate": learning_rate(leg.settings, last_step),
+        "images_per_second": images / seconds,
+        "memory_gb": peak_memory_gb(group.device),
+    }
+    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(leg.settings, last_step).items()}
+    if leg.kind == "student":
+        metrics["teacher_steps"] = teacher_steps(leg.settings, last_step)
+    return metrics
+
+
+@contextlib.contextmanager
+def _progress(leg: Leg, state: TrainingState, group: Group) -> Iterator[tqdm]:
+    """A bar with images a second and the time left, on stderr of the lead process."""
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    with tqdm(
+        total=leg.end_nimg,
+        initial=state.nimg,
+        unit="img",
+        unit_scale=True,
+        desc=leg.model,
+        mininterval=interval,
+        disable=not group.is_lead,
+    ) as bar:
+        yield bar
+
+
+def _announce(leg: Leg, state: TrainingState, resumed: Path | None, dataset: ImageDataset, fingerprint: str) -> None:
+    """Say in log and events what runs and from where."""
+    where = f"going on from {resumed} ({state.nimg} images)" if resumed else "starting afresh"
+    if leg.kind == "student" and not resumed:
+        where += f", all weights and averages from {leg.teacher}"
+    log.info("%s: %d images of %s; %s", leg.model, len(dataset), leg.data, where)
+    if leg.start_kimg * 1000 > state.nimg:
+        log.warning("%s: no usable state at %d kimg; what lies before it is trained again", leg.model, leg.start_kimg)
+    events = EventLog(leg.events)
+    events.start(state.nimg // 1000)
+    identity = leg.settings.identity()
+    network = identity.pop("network", {})
+    events.params(
+        {
+            **identity,
+            **{f"network.{k}": v for k, v in network.items()},
+            "start_kimg": leg.start_kimg,
+            "end_kimg": leg.end_kimg,
+        }
+    )
+    events.tags({"fingerprint": fingerprint, "data": dataset.digest, "torch": torch.__version__})
+
+
+def _write_snapshot(leg: Leg, state: TrainingState, folder: StateFolder, dataset: ImageDataset) -> None:
+    """Hand the state over, write every averaged network, then drop what is no longer needed."""
+    folder.save(state, folder.handed(leg.end_kimg))
+    student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
+    data = {
+        "digest": dataset.digest,
+        "resolution": dataset.resolution,
+        "channels": dataset.channels,
+        "label_dim": dataset.label_dim,
+    }
+    for name, net in state.averages.items():
+        metadata = {"model": leg.model, "snapshot_kimg": leg.end_kimg, "ema": name, "data": data, "student": student}
+        checkpoint.save_network(Path(leg.run_dir) / str(leg.end_kimg) / f"{name}.safetensors", net, metadata)
+    folder.finish_leg(leg.end_kimg)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

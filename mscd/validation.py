@@ -1,0 +1,54 @@
+"""Scoring a network inside the training loop, on all processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mscd import samplers
+from mscd.config import StudentSettings, TrainingSettings
+from mscd.distributed import Group
+from mscd.features import load_detector
+from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.networks import EDMPrecond
+
+BATCH = 256
+TEACHER_STEPS = 18
+
+
+class Validation:
+    """Fréchet distance of the first `validate_images` seeds to the reference; a student takes S Euler steps, a teacher
+    Heun's 18. Raises UserError when the reference was made with another detector."""
+
+    def __init__(self, settings: TrainingSettings, detector: str | Path, reference: str | Path, group: Group) -> None:
+        self.settings, self.group = settings, group
+        self.detector = load_detector(detector)
+        self.reference = load_reference(reference)
+
+    def score(self, net: EDMPrecond) -> float:
+        """The distance, the same on every process."""
+        statistics = FeatureStatistics(self.detector.dim)
+        rows = self.group.rows(self.settings.validate_images)
+        for first in range(rows.start, rows.stop, BATCH):
+            seeds = range(first, min(first + BATCH, rows.stop))
+            shape = (net.img_channels, net.img_resolution, net.img_resolution)
+            noise, labels = samplers.seeded_noise_and_labels(seeds, shape, net.label_dim, self.group.device)
+            if isinstance(self.settings, StudentSettings):
+                images = samplers.euler(net, noise, labels, steps=self.settings.segments)
+            else:
+                images = samplers.heun(net, noise, labels, steps=TEACHER_STEPS)
+            statistics.update(self.detector(samplers.to_uint8(images).cpu()))
+        mean, covariance = self._merged(statistics).mean_and_covariance()
+        return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
+
+    def _merged(self, statistics: FeatureStatistics) -> FeatureStatistics:
+        """The statistics of all processes' images."""
+        if self.group.size == 1:
+            return statistics
+        parts: list[FeatureStatistics] = [None] * self.group.size
+        torch.distributed.all_gather_object(parts, statistics)
+        merged = FeatureStatistics(self.detector.dim)
+        for part in parts:
+            merged.merge(part)
+        return merged
