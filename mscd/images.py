@@ -1,0 +1,120 @@
+"""Images: decoding, cropping to a training resolution, and PNGs whose bytes depend on the pixels alone."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from mscd.files import DamagedFile
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends as an image's does."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
+    """The 8-bit grey ("L") or "RGB" image in a file's content. Raises DamagedFile when there is none in it.
+
+    Palettes, CMYK and YCbCr become RGB. An alpha channel is refused unless it is to be dropped.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        reason = str(error).replace(repr(error.args[0]) if error.args else "", "").strip()
+        raise DamagedFile("not a readable image" if "BytesIO" in str(error) else reason or str(error)) from error
+    if image.mode in ("L", "RGB"):
+        return image
+    has_alpha = image.mode in ("LA", "PA", "RGBA") or (image.mode == "P" and "transparency" in image.info)
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "CMYK", "YCbCr") and not has_alpha or has_alpha and drop_alpha:
+        return image.convert("RGB")
+    kind = (
+        "an alpha channel: flatten it first" if has_alpha else f"pixels of kind {image.mode}: convert to 8 bits first"
+    )
+    raise DamagedFile(f"it has {kind}")
+
+
+def transformed(image: Image.Image, transform: str | None, size: tuple[int, int] | None) -> Image.Image | None:
+    """`image` brought to `size` (width, height) by one of TRANSFORMS, or None if it is too small for the transform.
+
+    None as transform resizes (Lanczos) whatever the aspect, and not at all when the size fits or none is given.
+    The crops make RGB of grey.
+    """
+    if transform is None:
+        return image if size in (None, image.size) else image.resize(size, Image.Resampling.LANCZOS)
+    image = image.convert("RGB")
+    if transform == "center-crop":
+        side = min(image.size)
+        return _center(image, side, side).resize(size, Image.Resampling.LANCZOS)
+    return _center_crop_wide(image, *size) if transform == "center-crop-wide" else _center_crop_dhariwal(image, size[0])
+
+
+def _center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The central width × height pixels. An odd pixel too many is cut from the right or bottom."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, (image.width + width) // 2, (image.height + height) // 2))
+
+
+def _center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Image | None:
+    """Central rows squeezed to width × height, on a black square of the width; None for an image too small."""
+    rows = round(width * image.height / image.width)
+    if image.width < width or rows < height:
+        return None
+    cropped = _center(image, image.width, rows).resize((width, height), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (width, width))
+    canvas.paste(cropped, (0, (width - height) // 2))
+    return canvas
+
+
+def _center_crop_dhariwal(image: Image.Image, size: int) -> Image.Image:
+    """Halve by box filter while at least twice too large, then bicubic to the short side, then crop (ADM's way)."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """An uncompressed PNG of uint8 pixels [H, W] (grey) or [H, W, 3] (RGB).
+
+    Written out here, as Pillow's bytes change with its version and the zlib it is built with.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, pixels.nbytes // height + 1), np.uint8)  # each row is led by its filter type, 0 for none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    colour_type = 0 if pixels.ndim == 2 else 2
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", _stored_zlib(rows.tobytes())), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def _stored_zlib(data: bytes) -> bytes:
+    """A zlib stream (RFC 1950) of stored blocks."""
+    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)]
+    stored = (
+        struct.pack("<BHH", block_number == len(blocks), len(block), len(block) ^ 0xFFFF) + block
+        for block_number, block in enumerate(blocks, start=1)
+    )
+    return b"\x78\x01" + b"".join(stored) + struct.pack(">I", zlib.adler32(data))
