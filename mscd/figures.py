@@ -1,0 +1,188 @@
+"""The pictures of a run: its score curves, and a grid of images of the same seeds. Equal input gives equal bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from mscd.errors import UserError
+from mscd.report import TEACHER, best_rows, curve, decimals_for, emas, fid_table, teacher_euler
+from mscd.samples import read_samples
+
+# Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+INK, GREY = "#222222", "#777777"
+TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
+    """A PNG: a student's score against its training, a curve an EMA (mean, and a band from minimum to maximum over the
+    seed blocks), beside the teacher's best row and its Euler row of the same NFE."""
+    mine, table = scores[scores["model"] == student], fid_table(scores)
+    if not len(mine):
+        raise UserError(f"no scores of student {student}; there are scores of {', '.join(scores['model'].unique())}")
+    nfe = int(mine["nfe"].iloc[0])
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(8.4, 4.4))
+        axes = figure.subplots()
+        for ema, colour, marker in zip(emas(scores, student), itertools.cycle(COLOURS), itertools.cycle(MARKERS)):
+            _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
+        for row, line in _teacher_lines(table, nfe):
+            name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['mean']:.{decimals_for(row['mean'])}f}"
+            axes.axhline(row["mean"], color=INK, linestyle=line, linewidth=1.2, label=name)
+        axes.set_xlim(0, 1.04 * mine["snapshot_kimg"].max())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain_log(axes, "y")
+        axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(scores))
+        figure.legend(loc="outside right upper")
+        _save(figure, path)
+
+
+def _teacher_lines(table: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
+    """The teacher's best row and its Euler row of `nfe` evaluations, each with its line style; only those there are."""
+    best = [(table.loc[index], "-") for model, index in best_rows(table).items() if model == TEACHER]
+    return best + [(row, "--") for _, row in teacher_euler(table, nfe).iterrows()]
+
+
+def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
+    """A PNG: score against network evaluations, the teacher's curve for each of its samplers (mean, and a band from
+    minimum to maximum over the seed blocks) and the best row of each student."""
+    teacher, table = scores[scores["model"] == TEACHER], fid_table(scores)
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(8.4, 4.4))
+        axes = figure.subplots()
+        for sampler, (colour, line) in zip(teacher["sampler"].unique(), itertools.cycle(TEACHER_LINES)):
+            rows = teacher[teacher["sampler"] == sampler]
+            _draw_curve(axes, rows, "nfe", f"teacher, {sampler}", color=colour, linestyle=line)
+        students = [(name, table.loc[index]) for name, index in best_rows(table).items() if name != TEACHER]
+        for (name, best), colour in zip(students, itertools.cycle(COLOURS)):
+            rows = scores[(scores["network"] == best["network"]) & (scores["ema"] == best["ema"])]
+            label = f"{name}, {best['snapshot_kimg']} kimg, {best['ema']}"
+            _draw_curve(axes, rows, "nfe", label, color=colour, linestyle="none", marker="*", markersize=13)
+        _plain_log(axes, "x", ticks=scores["nfe"].unique())
+        _plain_log(axes, "y")
+        axes.set(title="Score against cost", xlabel="network evaluations an image (NFE)", ylabel=_score_label(scores))
+        figure.legend(loc="outside right upper")
+        _save(figure, path)
+
+
+def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: str, **line) -> None:
+    means = curve(scores, along)
+    x = means.index.to_numpy(float)
+    axes.fill_between(x, means["min"], means["max"], color=color, alpha=0.15, linewidth=0)
+    axes.vlines(x, means["min"], means["max"], color=color, alpha=0.5, linewidth=1.2)
+    axes.plot(x, means["mean"], label=label, color=color, **{"marker": "o", **line})
+
+
+def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
+    """A logarithmic axis with plain numbers at `ticks` (those that fit), or at round values."""
+    axes.set(**{f"{which}scale": "log"})
+    axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
+    if ticks is not None:
+        axis.set_major_locator(FixedLocator(_spread(sorted(ticks), (high / low) ** 0.05)))
+    elif high / low > 8:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        axis.set_major_locator(FixedLocator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _spread(ticks: list[float], ratio: float) -> list[float]:
+    """Those of ascending ticks that stand at least a factor of `ratio` above the one kept before."""
+    kept = ticks[:1]
+    for tick in ticks[1:]:
+        if tick >= ratio * kept[-1]:
+            kept.append(tick)
+    return kept
+
+
+def _score_label(scores: pd.DataFrame) -> str:
+    return f"{scores['metric'].iloc[0]}, lower is better"
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+
+
+def image_grid(
+    rows: Sequence[tuple[str, str | Path | np.ndarray]], path: str | Path, *, columns: int = 16, scale: int = 8
+) -> None:
+    """A PNG: a labelled row for each (label, samples), its first `columns` images enlarged `scale` times, pixels sharp.
+
+    samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. Raises UserError where the rows
+    have too few images, other sizes or other seeds.
+    """
+    images = [_grid_images(label, samples, columns) for label, samples in rows]
+    _check_same_seeds([(label, samples) for label, samples in rows if not isinstance(samples, np.ndarray)])
+    if len({row.shape[1:3] for row in images}) != 1:
+        labelled = zip((label for label, _ in rows), images, strict=True)
+        sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
+        raise UserError(f"images of different sizes do not share a grid ({sizes})")
+    tile, gap = images[0].shape[1] * scale, max(2, scale // 2)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), size=max(13, tile // 4))
+    margin = 2 * font.size
+    indent = margin + math.ceil(max(_text_width(label, font) for label, _ in rows)) + font.size
+    size = (indent + columns * (tile + gap) - gap + margin, 2 * margin + len(rows) * (tile + gap) - gap)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for i, ((label, _), row) in enumerate(zip(rows, images, strict=True)):
+        top = margin + i * (tile + gap)
+        draw.multiline_text((indent - font.size, top + tile / 2), label, INK, font, anchor="rm", align="right")
+        for j, image in enumerate(row):
+            pixels = image.repeat(scale, axis=0).repeat(scale, axis=1)
+            picture.paste(Image.fromarray(pixels), (indent + j * (tile + gap), top))
+    picture.save(path, format="PNG", optimize=True)
+
+
+def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:
+    return max(font.getlength(line) for line in label.split("\n"))
+
+
+def _grid_images(label: str, samples: str | Path | np.ndarray, columns: int) -> np.ndarray:
+    """The first `columns` images, uint8 [columns, H, W, 3]."""
+    images = samples if isinstance(samples, np.ndarray) else read_samples(samples)[0]
+    if len(images) < columns:
+        raise UserError(f"{label}: {len(images)} images, too few for a row of {columns}")
+    return np.broadcast_to(images[:columns], (*images[:columns].shape[:3], 3))
+
+
+def _check_same_seeds(rows: Sequence[tuple[str, str | Path]]) -> None:
+    first_seeds = {label: read_samples(path)[1]["seeds"][0] for label, path in rows}
+    if len(set(first_seeds.values())) > 1:
+        seeds = ", ".join(f"{label}: from {seed}" for label, seed in first_seeds.items())
+        raise UserError(f"rows of one grid need the same seeds ({seeds}); generate them again")
