@@ -1,4 +1,4 @@
-"""The layers of both EDM U-Net families: linear, convolution with resampling, group norm, noise embeddings, residual block.
+"""Layers of both EDM U-Net families: linear, resampling convolution, group norm, noise embeddings, residual block.
 
 Parameters stay float32 and are cast to the dtype of what comes in, so one network runs in any precision.
 """
@@ -50,8 +50,8 @@ class Linear(torch.nn.Module):
 class Conv2d(torch.nn.Module):
     """Convolution [N, in, H, W] -> [N, out, H', W'] of kernel 0 (none), 1 or 3, after an optional resampling by 2.
 
-    `resample` is None, "up" or "down"; `resample_filter` the 1-D filter it uses. `filter_last` (with "down" only) convolves
-    first and filters afterwards.
+    `resample` is None, "up" or "down"; `resample_filter` the 1-D filter it uses. `filter_last` (with "down" only)
+    convolves first and filters afterwards.
     """
 
     def __init__(
@@ -113,13 +113,27 @@ class GroupNorm(torch.nn.Module):
         if self.groups == 0 or channels % self.groups:
             raise UserError(
                 f"a layer of {channels} channels cannot be normalised in {self.groups} groups: "
-                "choose model_channels and channel_mult so that widths (and sums of two) are multiples of 4, above 128 of 32"
+                "choose model_channels and channel_mult so that widths, and sums of neighbours, are multiples of 32"
             )
         self.weight = torch.nn.Parameter(torch.ones(channels))
         self.bias = torch.nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
+    """Zero elements of x (dense) at random and scale the others by 1 / (1 - probability).
+
+    Draws from the default generator of x's device. On a CPU, where drawing a mask costs more than using it, one
+    64-bit draw serves four elements and the probability is rounded to a multiple of 2^-16.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, probability)
+    dropped = round(probability * 2**16)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].as_strided(x.shape, x.stride()) >= dropped - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / max(2**16 - dropped, 1))
 
 
 class PositionalEmbedding(torch.nn.Module):
@@ -215,18 +229,24 @@ class UNetBlock(torch.nn.Module):
             h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         else:
             h = F.silu(self.norm1(h + p))
-        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = self.conv1(dropout(h, self.dropout) if self.training and self.dropout else h)
         x = self._rescale((x if self.skip is None else self.skip(x)) + h)
         if self.heads:
-            x = self._rescale(x + self.proj(self._attend(self.qkv(self.norm2(x)))))
+            x = self._rescale(x + self._attend(self.norm2(x)))
         return x
 
     def _rescale(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.skip_scale == 1 else x * self.skip_scale
 
-    def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        """Self-attention over pixels: qkv [N, heads * channels * 3, H, W], q/k/v varying fastest -> [N, heads * channels, H, W]."""
-        n, c, height, width = qkv.shape
-        q, k, v = qkv.reshape(n, self.heads, c // (3 * self.heads), 3, height * width).permute(3, 0, 1, 4, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return y.transpose(2, 3).reshape(n, c // 3, height, width)
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        """Self-attention among the pixels of x [N, C, H, W], projections included -> [N, C, H, W]."""
+        n, c, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        # Stored rows are [head, channel, (q,k,v)]; reordering the small weight instead leaves activations as views.
+        w = self.qkv.weight.to(x.dtype).reshape(self.heads, c // self.heads, 3, c).permute(2, 0, 1, 3).reshape(3 * c, c)
+        b = self.qkv.bias.to(x.dtype).reshape(c, 3).t().reshape(3 * c)
+        qkv = F.linear(tokens, w, b).reshape(n, height * width, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        y = F.linear(y, self.proj.weight.flatten(1).to(x.dtype), self.proj.bias.to(x.dtype))
+        return y.transpose(1, 2).reshape(n, c, height, width)

@@ -6,7 +6,8 @@ import math
 import torch
 
 from mscd.errors import UserError
-from mscd.networks.unet import DhariwalUNet, SongUNet
+from mscd.networks.dhariwal import DhariwalUNet
+from mscd.networks.song import SongUNet
 
 UNETS = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
