@@ -1,0 +1,214 @@
+"""Features that images are compared by: a small classifier trained on the data set, where Inception does not fit it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mscd.checkpoint import load_tensors, save_tensors
+from mscd.data import ImageDataset, batches
+from mscd.errors import UserError
+from mscd.files import written_whole
+from mscd.frechet import FeatureStatistics, save_reference
+
+if TYPE_CHECKING:
+    from mscd.config import ClassifierSettings
+    from mscd.events import EventLog
+
+log = logging.getLogger(__name__)
+FORMAT = "mscd-classifier-1"
+FEATURES = 64
+BATCH = 500  # images handed to a network at a time when nothing is trained
+
+
+class Classifier(nn.Module):
+    """Convolutions down to 4×4, a layer of 64 features, and a linear layer from them to the classes.
+
+    Nothing in it depends on the other images of a batch. UserError for a resolution other than 8, 16, 32 or 64 and
+    for fewer than two classes.
+    """
+
+    def __init__(self, resolution: int, channels: int, label_dim: int):
+        super().__init__()
+        if resolution not in (8, 16, 32, 64):
+            raise UserError(f"a classifier takes images 8, 16, 32 or 64 pixels wide, not {resolution}: pack them so")
+        if label_dim < 2:
+            raise UserError("a classifier needs labels of at least two classes: put each class in a folder of its own")
+        self.resolution, self.channels, self.label_dim = resolution, channels, label_dim
+        halvings = int(math.log2(resolution)) - 2
+        layers = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
+        for number in range(halvings):
+            layers += [nn.Conv2d(32 if number == 0 else 64, 64, 3, stride=2, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, FEATURES), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(FEATURES, label_dim)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 64] of images [N, C, H, W] in [-1, 1]."""
+        return self.body(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
+        return self.head(self.features(images))
+
+
+def train_classifier(
+    dataset: ImageDataset, settings: ClassifierSettings, *, events: EventLog | None = None
+) -> tuple[Classifier, float]:
+    """(classifier in eval mode, its accuracy on the share `settings.held_out` that it was not trained on).
+
+    A function of the data and the settings alone. Adam with a cosine ramp to 0; images are shifted by up to an
+    eighth of their width. UserError without labels, with too few images, or when the accuracy is below
+    `settings.min_accuracy`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        classifier = Classifier(dataset.resolution, dataset.channels, dataset.label_dim)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(dataset), generator=generator)
+    aside = round(settings.held_out * len(order))
+    held_out, kept = order[:aside], order[aside:]
+    if not len(held_out) or not len(kept):
+        raise UserError(f"{dataset.path}: {len(dataset)} images are too few to hold out {settings.held_out} of them")
+
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
+    steps = settings.epochs * math.ceil(len(kept) / settings.batch_size)
+    ramp = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(settings.epochs):
+        total = 0.0
+        shuffled = kept[torch.randperm(len(kept), generator=generator)]
+        for images, labels in batches(dataset, shuffled.split(settings.batch_size)):
+            shifted = _shifted(_scaled(images), dataset.resolution // 8, generator)
+            loss = functional.cross_entropy(classifier(shifted), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            ramp.step()
+            total += loss.item() * len(images)
+        if events is not None:
+            events.metrics({"loss": total / len(kept)}, step=(epoch + 1) * len(kept) // 1000)
+
+    accuracy = _accuracy(classifier.eval(), dataset, held_out)
+    log.info("classifier: accuracy %.4f on %d held-out images", accuracy, len(held_out))
+    if events is not None:
+        events.metrics({"held_out_accuracy": accuracy}, step=settings.epochs * len(kept) // 1000)
+    if accuracy < settings.min_accuracy:
+        raise UserError(
+            f"{dataset.path}: the classifier reaches an accuracy of {accuracy:.4f} on held-out images, below "
+            f"min_accuracy {settings.min_accuracy}: train it for more epochs, or check the labels"
+        )
+    return classifier.requires_grad_(False), accuracy
+
+
+def _scaled(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 127.5 - 1
+
+
+def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
+    """Each of images [N, C, H, W] moved by its own -reach..reach pixels both ways, edges repeated."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (reach,) * 4, mode="replicate")
+    down, right = torch.randint(2 * reach + 1, (2, count, 1), generator=generator)
+    rows, columns = down + torch.arange(height), right + torch.arange(width)
+    number = torch.arange(count)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def _accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
+    right = 0
+    for images, labels in batches(dataset, indices.split(BATCH)):
+        right += (classifier(_scaled(images)).argmax(1) == labels.argmax(1)).sum().item()
+    return right / len(indices)
+
+
+class Detector:
+    """Turns images into features: `detector(images)`. Scores of different digests cannot be compared.
+
+    name, digest (of its file), dim (features), resolution and channels (of the images it takes).
+    """
+
+    def __init__(self, classifier: Classifier, digest: str, device: str | torch.device = "cpu"):
+        self.name, self.digest, self.dim = "classifier", digest, FEATURES
+        self.resolution, self.channels = classifier.resolution, classifier.channels
+        self._classifier = classifier.eval().requires_grad_(False).to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """float32 features [N, dim] of images uint8 [N, C, H, W]. UserError for images of another kind."""
+        wanted = (self.channels, self.resolution, self.resolution)
+        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
+            got = f"{images.dtype} {list(images.shape[1:])}"
+            raise UserError(
+                f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for them"
+            )
+        return self._classifier.features(_scaled(images.to(self._device)))
+
+
+def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: dict) -> str:
+    """Write the classifier with the facts `made_from` (JSON-able), whole or not at all; returns the file's digest."""
+    shape = {name: getattr(classifier, name) for name in ("resolution", "channels", "label_dim")}
+    return save_tensors(path, classifier.state_dict(), {"format": FORMAT, "classifier": shape, "made_from": made_from})
+
+
+def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu") -> Detector:
+    """The detector of a `save_detector` file. UserError naming the file when it is missing, damaged or another kind."""
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path}: not a classifier (its format is {metadata.get('format')!r}, wanted {FORMAT!r})")
+    classifier = Classifier(**metadata["classifier"])
+    expected = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise UserError(f"{path}: weights of another kind of classifier; train it again")
+    classifier.load_state_dict(tensors)
+    return Detector(classifier, metadata["digest"], device)
+
+
+def dataset_statistics(dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH) -> FeatureStatistics:
+    """Statistics of the detector's features over all images of the data set, in their order."""
+    statistics = FeatureStatistics(detector.dim)
+    for images, _ in batches(dataset, torch.arange(len(dataset)).split(batch_size)):
+        statistics.update(detector(images))
+    return statistics
+
+
+def train_detector(
+    data: str | os.PathLike,
+    settings: ClassifierSettings,
+    dest: str | os.PathLike,
+    summary: str | os.PathLike,
+    *,
+    events: EventLog,
+) -> None:
+    """Train the classifier on the data set file, write it to `dest` and its accuracy and digest to `summary` (JSON)."""
+    dataset = ImageDataset(data)
+    events.start()
+    events.params(settings.model_dump())
+    classifier, accuracy = train_classifier(dataset, settings, events=events)
+    digest = save_detector(dest, classifier, {"data": dataset.digest, "held_out_accuracy": accuracy})
+    facts = {"name": "classifier", "digest": digest, "dim": FEATURES, "held_out_accuracy": accuracy}
+    with written_whole(summary) as file:
+        file.write((json.dumps({**facts, "data": dataset.digest}, indent=1) + "\n").encode())
+
+
+def reference_statistics(
+    data: str | os.PathLike, detector: str | os.PathLike, dest: str | os.PathLike, *, device: str | torch.device = "cpu"
+) -> None:
+    """Write the reference statistics of the data set file under the detector file: mean, covariance and provenance."""
+    dataset, network = ImageDataset(data), load_detector(detector, device)
+    provenance = {
+        "detector": {"name": network.name, "digest": network.digest},
+        "data": dataset.digest,
+        "images": len(dataset),
+        "resolution": dataset.resolution,
+        "channels": dataset.channels,
+    }
+    save_reference(dest, dataset_statistics(dataset, network), provenance)
