@@ -168,7 +168,9 @@ class TrainingSettings(Settings):
     ema_rampup: Positive | None = Field(
         0.05, description="The half-life is at most this share of the images seen; null: no such limit."
     )
-    phema_stds: list[PhemaStd] = Field([], description="Relative widths of the power-function EMAs kept beside it.")
+    phema_stds: list[PhemaStd] = Field(
+        [], description="Relative widths of the power-function EMAs kept beside it; the same for all students."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability.")
     dropout_resolutions: list[Width] | None = Field(
         None, description="Widths of the feature maps that dropout acts on; null: all."
@@ -321,10 +323,18 @@ class Config(Settings):
     def _across(self) -> "Config":
         if "teacher" in self.students:
             raise ValueError("students: a student cannot be called teacher")
+        first, *others = self.students
+        for name in others:
+            if self.students[name].phema_stds != self.students[first].phema_stds:
+                raise ValueError(f"students.{name}.phema_stds: the students of a run keep the same ones as {first}")
         resolution = self.data.known_resolution
         if resolution is not None:
             self._check_widths(resolution)
         return self
+
+    def student_emas(self) -> list[str]:
+        """Names of the averaged networks of every student's snapshots."""
+        return next(iter(self.students.values())).emas()
 
     def _check_widths(self, resolution: int) -> None:
         network = self.teacher.network
@@ -371,3 +381,20 @@ def _read_yaml(path: Path) -> Any:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no settings")
     return raw
+
+
+def check_source(config: Config, *, name: str) -> None:
+    """UserError where `config` (which errors call `name`) takes its images from a path that is not there."""
+    source = config.data.source
+    if source != "digits" and not Path(source).exists():
+        raise UserError(f"{name}: data.source: there is no {source} (a folder or zip of images, or digits)")
+
+
+def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
+    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
+    if batch_size % (processes * max(batch_per_process, 1)):
+        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
+        raise UserError(
+            f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
+            "change it, or processes and batch_per_process in the profile"
+        )

@@ -1,0 +1,16 @@
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        table_files,
+        figure_files,
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/reference.smk"
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/distill.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/report.smk"

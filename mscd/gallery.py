@@ -1,0 +1,59 @@
+"""The picture that shows what the numbers mean: images of the same seeds from teacher and students."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from mscd.config import SamplerSettings
+from mscd.figures import image_grid
+from mscd.generate import generate, nfe
+from mscd.report import TEACHER, best_rows, fid_table
+
+
+def compare_images(
+    scores: pd.DataFrame,
+    folder: str | os.PathLike,
+    samplers: list[SamplerSettings],
+    path: str | os.PathLike,
+    images: int,
+) -> None:
+    """A PNG with a row of the first `images` seeds for the teacher at each student's number of evaluations, the best
+    scored snapshot of each student, and the teacher as it scores best.
+
+    scores: of `read_scores`; folder: the run's, where teacher/ and students/ lie; samplers: those the teacher was
+    scored with. Raises UserError for a network that is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = []
+        for number, (label, network, how) in enumerate(_rows(fid_table(scores), Path(folder), samplers)):
+            samples = Path(scratch, f"{number}.npz")
+            generate(network, samples, seeds=range(images), **how.model_dump())
+            rows.append((label, samples))
+        image_grid(rows, path, columns=images)
+
+
+def _rows(
+    table: pd.DataFrame, folder: Path, samplers: list[SamplerSettings]
+) -> Iterator[tuple[str, Path, SamplerSettings]]:
+    """(label, network file, how it is sampled) of each row, from the top."""
+    teacher = folder / "teacher/network.safetensors"
+    students = table[table["model"] != TEACHER]
+    best = [students.loc[index] for index in students.groupby("model", sort=False)["mean"].idxmin()]
+    for steps in dict.fromkeys(int(row["steps"]) for row in best):
+        yield f"teacher\n{steps} evaluations", teacher, SamplerSettings(sampler="euler", steps=steps)
+    for row in best:
+        network = folder / f"students/{row['model']}/{row['snapshot_kimg']}/{row['ema']}.safetensors"
+        how = SamplerSettings(sampler="euler", steps=int(row["steps"]))
+        yield f"{row['model']}\n{row['nfe']} evaluations", network, how
+    how = _settings_of(table.loc[best_rows(table)[TEACHER]], samplers)
+    yield f"teacher\n{nfe(how.sampler, how.steps)} evaluations", teacher, how
+
+
+def _settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
+    """The settings that a row of the table was sampled with: labels of samplers differ."""
+    return next(how for how in samplers if row["sampler"].split()[0] == how.sampler and row["steps"] == how.steps)

@@ -1,0 +1,47 @@
+"""What every job of a workflow does with its output and its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from mscd.errors import UserError
+
+
+@contextlib.contextmanager
+def logged(log: str | os.PathLike) -> Iterator[None]:
+    """Send all that the block and its child processes print to the file `log`, and end the process when it fails.
+
+    A UserError is one line, in the log and on the terminal. Any other exception leaves its traceback in the log and
+    its last line on the terminal. The exit status is 1, or 130 after Ctrl-C.
+    """
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    except UserError as error:
+        _end(terminal, str(error), 1)
+    except KeyboardInterrupt:
+        _end(terminal, "interrupted", 130)
+    except Exception as error:
+        traceback.print_exc()
+        _end(terminal, f"{type(error).__name__}: {error} (all of it in {log})", 1)
+    finally:
+        os.close(terminal)
+
+
+def _end(terminal: int, line: str, status: int) -> None:
+    line = " ".join(line.split()) + "\n"
+    sys.stderr.write(line)
+    sys.stderr.flush()
+    os.write(terminal, line.encode())
+    sys.exit(status)

@@ -1,0 +1,154 @@
+"""The checked settings, and where everything lies. Rules hold no functions; they are all here."""
+
+import re
+import sys
+from pathlib import Path
+
+from mscd.config import check_share, check_source, digest, load_config
+from mscd.errors import UserError
+
+# Another file given by --configfile stands alone; Snakemake would merge the two.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+def stop(error):
+    """End before anything runs, with the one line that says why."""
+    print(error, file=sys.stderr)
+    sys.exit(1)
+
+
+def settings_name():
+    """What errors call the settings: the file they come from, as the user would type it."""
+    path = Path(workflow.configfiles[-1]).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+try:
+    run = load_config(config, name=settings_name())
+    check_source(run, name=settings_name())
+except UserError as error:
+    stop(error)
+
+results = Path("results", run.name)
+logs = results / "logs"
+data_zip = results / "data/train.zip"
+detector_file = results / f"reference/{run.reference.detector}.safetensors"
+reference_file = results / f"reference/{run.reference.detector}.npz"
+teacher_file = results / "teacher/network.safetensors"
+table_files = [results / "fid_table.csv", results / "fid_table.md"]
+figure_files = [
+    results / "figures/score-vs-nfe.png",
+    results / "figures/images.png",
+    *(results / f"figures/score-vs-kimg-{student}.png" for student in run.students),
+]
+
+
+wildcard_constraints:
+    student="|".join(map(re.escape, run.students)),
+    kimg=r"\d+",
+    model=rf"teacher|(?:{'|'.join(map(re.escape, run.students))})-\d+",
+    ema=r"ema|phema-\d\.\d{3}",
+    sampler="euler|heun",
+    steps=r"\d+",
+    first=r"\d+",
+    last=r"\d+",
+
+
+# ---- identities: what a rule's result depends on, as digests for `params`, so that a changed setting, and nothing
+# else, repeats what it reaches, even where an earlier run was killed half way
+
+data_identity = digest(run.data)
+detector_identity = digest([run.data, run.reference])
+teacher_training_identity = digest([run.data, run.teacher])
+teacher_identity = digest([teacher_training_identity, run.teacher.duration_kimg])
+
+
+def student_identity(wildcards):
+    return digest([teacher_identity, run.students[wildcards.student]])
+
+
+def network_identity(model):
+    """Identity of a network that is sampled: the teacher, or a snapshot of a student."""
+    if model == "teacher":
+        return teacher_identity
+    return digest([teacher_identity, run.students[student_and_kimg(model)[0]]])
+
+
+def samples_identity(wildcards):
+    return digest([network_identity(wildcards.model), churn(wildcards)])
+
+
+def score_identity(wildcards):
+    return digest([detector_identity, samples_identity(wildcards)])
+
+
+def scores_identity(wildcards):
+    """Identity of all that the table holds; the paths tell snapshots, samplers and seeds apart."""
+    networks = [network_identity(model) for model in ["teacher", *(f"{student}-0" for student in run.students)]]
+    return digest([detector_identity, networks, run.scoring.teacher_samplers])
+
+
+# ---- which file is whose
+
+
+def teacher_leg_before(wildcards):
+    return leg_before(run.teacher, results / "teacher", wildcards.kimg)
+
+
+def student_leg_before(wildcards):
+    return leg_before(run.students[wildcards.student], results / "students" / wildcards.student, wildcards.kimg)
+
+
+def leg_before(settings, run_folder, kimg):
+    """The network that the leg before left; nothing before the first."""
+    start = int(kimg) - settings.snapshot_kimg
+    return [run_folder / str(start) / "ema.safetensors"] if start > 0 else []
+
+
+def network_file(wildcards):
+    """The network of model "teacher" or "<student>-<kimg>"."""
+    if wildcards.model == "teacher":
+        return teacher_file
+    return results.joinpath("students", *student_and_kimg(wildcards.model), f"{wildcards.ema}.safetensors")
+
+
+def student_and_kimg(model):
+    return model.rsplit("-", 1)
+
+
+def churn(wildcards):
+    """The churn settings a network is sampled with; a student has none."""
+    label = f"{wildcards.sampler}-{wildcards.steps}"
+    if wildcards.model == "teacher":
+        return next((sampler for sampler in run.scoring.teacher_samplers if sampler.label == label), label)
+    return label
+
+
+def score_files():
+    """A file for each network, average, sampler and seed block."""
+    made = [("teacher", "ema", sampler.label) for sampler in run.scoring.teacher_samplers]
+    for name, student in run.students.items():
+        made += [
+            (f"{name}-{kimg}", ema, f"euler-{student.segments}")
+            for kimg in student.snapshots()
+            for ema in student.emas()
+        ]
+    blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
+    return [
+        results / f"scores/{model}/{ema}/{sampler}/seeds-{seeds[0]}-{seeds[-1]}.json"
+        for model, ema, sampler in made
+        for seeds in blocks
+    ]
+
+
+def check_processes(rule_name, settings_of):
+    """Refuse a batch that the processes of a rule, as a profile may set them, cannot share evenly."""
+    resources = workflow.get_rule(rule_name).resources
+    processes, piece = (int(resources[name].value) for name in ("processes", "batch_per_process"))
+    try:
+        for where, settings in settings_of.items():
+            check_share(f"{settings_name()}: {where}", settings.batch_size, processes, piece)
+    except UserError as error:
+        stop(error)

@@ -1,0 +1,11 @@
+rule pack_data:
+    output:
+        zip=data_zip,
+        summary=results / "data/summary.json",
+    log:
+        text=logs / "pack_data/data.log",
+        events=logs / "pack_data/data.events.jsonl",
+    params:
+        identity=data_identity,
+    script:
+        "../scripts/pack_data.py"

@@ -1,0 +1,28 @@
+localrules:
+    distill,
+
+
+rule distill:
+    input:
+        data=data_zip,
+        teacher=teacher_file,
+        detector=ancient(detector_file),
+        reference=ancient(reference_file),
+        before=student_leg_before,
+    output:
+        expand(results / "students/{{student}}/{{kimg}}/{ema}.safetensors", ema=run.student_emas()),
+    log:
+        text=logs / "distill/{student}.{kimg}.log",
+        events=logs / "distill/{student}.{kimg}.events.jsonl",
+    priority: 10
+    threads: 1
+    resources:
+        processes=1,
+        batch_per_process=0,
+    params:
+        identity=student_identity,
+    script:
+        "../scripts/train_leg.py"
+
+
+check_processes("distill", {f"students.{name}": student for name, student in run.students.items()})

@@ -1,0 +1,46 @@
+# The rules here and in distill.smk start their processes themselves, so they run where Snakemake runs.
+# Detector and reference only watch the training (validate_kimg): changed ones retrain nothing.
+localrules:
+    train_teacher,
+    teacher_network,
+
+
+rule train_teacher:
+    input:
+        data=data_zip,
+        detector=ancient(detector_file),
+        reference=ancient(reference_file),
+        before=teacher_leg_before,
+    output:
+        expand(results / "teacher/{{kimg}}/{ema}.safetensors", ema=run.teacher.emas()),
+    log:
+        text=logs / "train_teacher/{kimg}.log",
+        events=logs / "train_teacher/{kimg}.events.jsonl",
+    priority: 10
+    threads: 2
+    resources:
+        processes=1,
+        batch_per_process=0,
+    params:
+        identity=teacher_training_identity,
+    script:
+        "../scripts/train_leg.py"
+
+
+check_processes("train_teacher", {"teacher": run.teacher})
+
+
+rule teacher_network:
+    input:
+        results / f"teacher/{run.teacher.duration_kimg}/ema.safetensors",
+    output:
+        network=teacher_file,
+        source=results / "teacher/source.json",
+    log:
+        text=logs / "teacher_network/teacher.log",
+        events=logs / "teacher_network/teacher.events.jsonl",
+    priority: 10
+    params:
+        identity=teacher_identity,
+    script:
+        "../scripts/teacher_network.py"

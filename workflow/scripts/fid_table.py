@@ -1,0 +1,13 @@
+"""Put all scores in one table."""
+
+from mscd.events import EventLog
+from mscd.job import logged
+from mscd.report import headline, read_scores, write_table
+
+with logged(snakemake.log.text):
+    table = write_table(read_scores(snakemake.input.scores), snakemake.output.csv, snakemake.output.md)
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.metrics(headline(table), 0)
+    for path in snakemake.output:
+        events.artifact(path)

@@ -1,0 +1,19 @@
+"""Sample a network for a block of seeds."""
+
+from mscd.config import SamplerSettings, load_config
+from mscd.events import EventLog
+from mscd.generate import generate
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards
+    how = SamplerSettings(sampler=wildcards.sampler, steps=wildcards.steps)
+    if wildcards.model == "teacher":
+        how = next((asked for asked in scoring.teacher_samplers if asked.label == how.label), how)
+    seeds = range(int(wildcards.first), int(wildcards.last) + 1)
+    made = generate(
+        snakemake.input.network, snakemake.output[0], seeds=seeds, batch_size=scoring.batch_size, **how.model_dump()
+    )
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.params({"nfe": made["nfe"], "network": made["network"]["digest"]})

@@ -1,0 +1,18 @@
+"""Draw images of the same seeds from the teacher and the best snapshot of each student."""
+
+from pathlib import Path
+
+from mscd.config import load_config
+from mscd.events import EventLog
+from mscd.gallery import compare_images
+from mscd.job import logged
+from mscd.report import read_scores
+
+with logged(snakemake.log.text):
+    samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent
+    compare_images(
+        read_scores(snakemake.input.scores), folder, samplers, snakemake.output[0], images=snakemake.params.images
+    )
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.artifact(snakemake.output[0])

@@ -1,0 +1,16 @@
+"""Draw the score of one student against its training, and tell it to the run database as a curve."""
+
+from mscd.events import EventLog
+from mscd.figures import score_vs_kimg
+from mscd.job import logged
+from mscd.report import emas, read_scores, score_curve
+
+with logged(snakemake.log.text):
+    scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student
+    score_vs_kimg(scores, snakemake.output[0], student)
+    events = EventLog(snakemake.log.events)
+    events.start()
+    for ema in emas(scores, student):
+        for kimg, score in score_curve(scores, student, ema):
+            events.metrics({f"score/{ema}": score}, kimg)
+    events.artifact(snakemake.output[0])

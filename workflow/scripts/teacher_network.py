@@ -1,0 +1,18 @@
+"""Make the last snapshot of the teacher the teacher of the students."""
+
+import json
+from pathlib import Path
+
+from mscd.checkpoint import read_metadata
+from mscd.events import EventLog
+from mscd.files import written_whole
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    source = {"made_from": snakemake.input[0], **read_metadata(snakemake.input[0])}
+    with written_whole(snakemake.output.network) as file:
+        file.write(Path(snakemake.input[0]).read_bytes())
+    Path(snakemake.output.source).write_text(json.dumps(source, indent=1) + "\n")
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.tags({"network": source["digest"]})

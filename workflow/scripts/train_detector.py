@@ -1,0 +1,16 @@
+"""Train the classifier whose features images are compared by."""
+
+from mscd.config import load_config
+from mscd.events import EventLog
+from mscd.features import train_detector
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    settings = load_config(snakemake.config).reference.classifier
+    train_detector(
+        snakemake.input.data,
+        settings,
+        snakemake.output.detector,
+        snakemake.output.summary,
+        events=EventLog(snakemake.log.events),
+    )
