@@ -95,7 +95,7 @@ def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, st
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
     """The network of a `save_network` file, in eval mode. Nothing in the file is executed.
 
-    Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit the network.
+    Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != NETWORK_FORMAT:

@@ -149,10 +149,10 @@ def consistency_loss(
 ) -> ConsistencyLoss:
     """Loss of the student on one batch: equations of the multistep consistency target, per image.
 
-    images [N, C, H, W] in [-1, 1], labels [N, K] or None, noise unit normal like images, edges: `EdgeTable.rows`, one an
-    image. The student is called twice, without gradient at (x_s, sigma_s) and then with it at (x_t, sigma_t): a caller who
-    uses dropout reseeds it before each call so that both see one mask. The sum of `loss` over the global batch divided by
-    its size is what the optimiser minimises.
+    images [N, C, H, W] in [-1, 1], labels [N, K] or None, noise unit normal like images, edges: `EdgeTable.rows`, one
+    an image. The student is called twice, without gradient at (x_s, sigma_s) and then with it at (x_t, sigma_t): a
+    caller who uses dropout reseeds it before each call so that both see one mask. The optimiser minimises the sum of
+    `loss` over the global batch divided by its size.
     """
     sigma_t, sigma_s, sigma_boundary = edges.sigma_t, edges.sigma_s, edges.sigma_boundary
     terminal, boundary = _per_image(edges.is_terminal), _per_image(edges.is_boundary)

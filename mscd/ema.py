@@ -39,7 +39,7 @@ def exponent_to_std(exponent: float) -> float:
 
 
 def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
-    """Decay of one step of the power-function EMA: (1 - batch/n)^(gamma + 1), n images seen after the step (equation 10)."""
+    """Decay of one step of the power-function EMA (equation 10): (1 - batch/n)^(gamma + 1), n images after the step."""
     return (1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1)
 
 

@@ -30,9 +30,9 @@ def run_leg(
 ) -> None:
     """Train `leg` in `processes` processes on this machine, and wait; the lead process's log is copied to stderr.
 
-    batch_per_process: images at once a process (None: its whole share); threads: CPU threads a process; log_dir: folder for
-    the processes' own logs, a fresh one inside it each time. Raises UserError with the cause in one line when training fails or
-    is stopped; SIGTERM and Ctrl-C are passed on, and training saves a state before it ends.
+    batch_per_process: images at once a process (None: its whole share); threads: CPU threads a process; log_dir: folder
+    for the processes' own logs, a fresh one inside it each time. Raises UserError with the cause in one line when
+    training fails or is stopped; SIGTERM and Ctrl-C are passed on, and training saves a state before it ends.
     """
     folder = _fresh_folder(Path(log_dir))
     executor = submitit.LocalExecutor(folder)
@@ -78,7 +78,8 @@ def _why_it_failed(job: submitit.Job) -> str | None:
         try:
             told = job.task(task).result()
         except submitit.core.utils.UncompletedJobError:
-            told = f"process {task} was killed before it could say why; its last words: {_last_line(job.task(task).paths.stderr)}"
+            last = _last_line(job.task(task).paths.stderr)
+            told = f"process {task} was killed before it could say why; its last words: {last}"
         except submitit.core.utils.FailedJobError as error:
             told = f"process {task} failed: {str(error).strip().splitlines()[-1]}"
         if told:

@@ -1,4 +1,4 @@
-"""What the training loop minimises: the teacher's denoising loss or the student's consistency loss of one micro-batch."""
+"""What the training loop minimises: a teacher's denoising loss, a student's consistency loss, of one micro-batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
 class MicroBatch:
     """The images that one process takes through the network at once.
 
-    images [n, C, H, W] float32 in [-1, 1], labels [n, K] or None; they are rows `rows` of the global batch of `batch_size`
-    images that begins with image number `nimg` of the run.
+    images [n, C, H, W] float32 in [-1, 1], labels [n, K] or None; they are rows `rows` of the global batch of
+    `batch_size` images that begins with image number `nimg` of the run.
     """
 
     images: torch.Tensor

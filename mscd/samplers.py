@@ -111,7 +111,7 @@ class SeededDraws:
         return torch.cat(draws)
 
     def noise_and_labels(self, shape: Sequence[int], label_dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A seed's first two draws: its latent [N, *shape], then its class as one-hot float32 [N, label_dim] (None for 0)."""
+        """A seed's first two draws: latents [N, *shape], then classes, one-hot float32 [N, label_dim] (None for 0)."""
         noise = self.randn(shape)
         if not label_dim:
             return noise, None
@@ -121,5 +121,5 @@ class SeededDraws:
 def seeded_noise_and_labels(
     seeds: Sequence[int], shape: Sequence[int], label_dim: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Latents [N, *shape] (float32, unit normal) and one-hot labels [N, label_dim] (None for label_dim 0) of the seeds."""
+    """Latents [N, *shape] (float32, unit normal) and one-hot labels [N, label_dim] (None for 0) of the seeds."""
     return SeededDraws(seeds, device).noise_and_labels(shape, label_dim)

@@ -129,8 +129,8 @@ def edge_table(
 
     sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" draws a segment first, then an edge of it).
     terminal_anchor: the terminal edge gets exactly 1/T (not for "uniform"). sigma_max_anchor: with this probability
-    the first edge is drawn instead. node_anchor: with this probability one of the student's own nodes, at which it will be
-    evaluated, is the upper end: `segments` edges from exactly there to the next teacher node are appended for it.
+    the first edge is drawn instead. node_anchor: with this probability the upper end is one of the student's own nodes,
+    at which it will be evaluated: `segments` edges from exactly there to the next teacher node are appended for it.
     """
     grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     student = student_sigmas(segments, **grid)

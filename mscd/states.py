@@ -91,7 +91,7 @@ class StateFolder:
         return path
 
     def finish_leg(self, kimg: int) -> None:
-        """After the leg that ends at `kimg`: empty the rolling folder; of handed states up to here keep the last two."""
+        """After the leg that ends at `kimg`: empty the rolling folder; of handed states up to it keep the last two."""
         for path in self.rolling.glob("*"):
             path.unlink()
         earlier = sorted(

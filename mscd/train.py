@@ -43,9 +43,9 @@ STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 class Leg:
     """One leg of a run: from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
 
-    kind: "teacher" or "student"; model: its name in file metadata; settings: TeacherSettings or StudentSettings; data: the
-    packed images; teacher: the teacher's network file (students only); run_dir: where <kimg>/ folders of snapshots lie; events:
-    the job's event log; detector and reference: files to score with inside the loop, needed with `validate_kimg`.
+    kind: "teacher" or "student"; model: its name in file metadata; data: the packed images; run_dir: where <kimg>/
+    folders of snapshots lie; events: the job's event log; teacher: the teacher's network file (students only);
+    detector and reference: files to score with inside the loop, needed with `validate_kimg`.
     """
 
     kind: str
@@ -85,99 +85,133 @@ class StopRequest:
 
 
 def train_leg(leg: Leg, group: Group, *, batch_per_process: int | None = None, launcher: int | None = None) -> None:
-    """Train one leg and write its snapshot: run_dir/<end_kimg>/ema.safetensors, phema-*.safetensors, state.safetensors.
+    """Train one leg and write its snapshot: ema, phema-* and state .safetensors in run_dir/<end_kimg>.
 
-    batch_per_process: images a process takes through the network at once (None: its whole share); the rest is accumulated.
-    launcher: process id without which training stops. Raises Interrupted after SIGTERM or a lost launcher, with a state
-    saved; UserError for files that are missing, damaged or don't fit together and for a loss that stays non-finite.
+    batch_per_process: images a process takes through the network at once (None: its whole share); the rest is
+    accumulated. launcher: process id without which training stops. Raises Interrupted after SIGTERM or a lost launcher,
+    with a state saved; UserError for files that are missing, damaged or don't fit together and for gradients that stay
+    non-finite.
     """
+    run = _begin(leg, group, batch_per_process, StopRequest(launcher))
+    with _progress(run) as progress:
+        while run.state.nimg < leg.end_nimg:
+            before = run.state.nimg
+            _step(run)
+            progress.update(run.state.nimg - before)
+            ended = run.state.nimg >= leg.end_nimg
+            stopping = group.is_lead and bool(run.stop) and not ended
+            if _crossed(before, run.state.nimg, leg.settings.tick_kimg) or ended or stopping:
+                _tick(run, before, ended, stopping)
+    if group.is_lead:
+        _write_snapshot(run)
+    group.barrier()
+
+
+@dataclasses.dataclass
+class _Run:
+    """What a leg in training consists of; last_good is the newest state file known to be sound."""
+
+    leg: Leg
+    group: Group
+    dataset: ImageDataset
+    state: TrainingState
+    wrapped: torch.nn.Module
+    objective: Objective
+    slices: list[slice]
+    stream: Iterator
+    folder: StateFolder
+    events: EventLog
+    ticks: TickDiagnostics
+    validation: Validation | None
+    stop: StopRequest
+    last_good: Path | None
+    tick_began: float
+    tick_nimg: int
+
+
+def _begin(leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequest) -> _Run:
+    """Everything a leg needs, its state being the furthest there is."""
     settings = leg.settings
     dataset = ImageDataset(leg.data)
-    state, objective, fingerprint = _begin(leg, dataset, group)
+    state, objective, fingerprint = _initial_state(leg, dataset, group)
     folder = StateFolder(Path(leg.run_dir), fingerprint)
     resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
     if group.is_lead:
         _announce(leg, state, resumed, dataset, fingerprint)
-    validation = Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None
-    wrapped = _wrap(state.net, group)
-    stop, ticks = StopRequest(launcher), TickDiagnostics(group)
-    events = EventLog(leg.events)
     slices = _micro_batches(settings.batch_size, group, batch_per_process)
-    stream = batches(dataset, _index_stream(settings.seed, state.nimg, settings.batch_size, slices, len(dataset)))
-    last_good, tick_began, tick_nimg = resumed, time.monotonic(), state.nimg
-    with _progress(leg, state, group) as progress:
-        while state.nimg < leg.end_nimg:
-            before = state.nimg
-            _step(leg, state, wrapped, objective, stream, slices, group, ticks)
-            progress.update(state.nimg - before)
-            ended = state.nimg >= leg.end_nimg
-            stopping = group.is_lead and bool(stop)
-            if _crossed(before, state.nimg, settings.tick_kimg) or ended or stopping:
-                metrics, streak = ticks.fetch()
-                metrics |= _rates(leg, state, state.nimg - tick_nimg, time.monotonic() - tick_began, group)
-                ticks.reset()
-                if streak >= settings.max_nonfinite_steps:
-                    good = (
-                        f"the last good state is {last_good}" if last_good else "there is no good state to go back to"
-                    )
-                    raise UserError(
-                        f"{leg.model}: gradients were not finite for {streak} steps in a row; {good}: lower learning_rate"
-                    )
-                score = None
-                if validation and (_crossed(before, state.nimg, settings.validate_kimg) or ended):
-                    score = metrics["validation/score"] = validation.score(state.averages["ema"])
-                if group.is_lead:
-                    kimg = leg.end_kimg if ended else state.nimg // 1000
-                    if not stopping:
-                        events.metrics(metrics, kimg)
-                    log.info("%s %d kimg  %s", leg.model, kimg, plain(metrics))
-                    due = _crossed(before, state.nimg, settings.state_kimg) or score is not None or stopping
-                    if due and not ended and not int(ticks.streak):
-                        last_good = folder.save_rolling(state, score)
-                tick_began, tick_nimg = time.monotonic(), state.nimg
-            if stopping and not ended:
-                raise Interrupted(f"{leg.model}: stopped at {state.nimg} images; the next run goes on from {last_good}")
-    if group.is_lead:
-        _write_snapshot(leg, state, folder, dataset)
-    group.barrier()
+    indices = _index_stream(settings.seed, state.nimg, settings.batch_size, slices, len(dataset))
+    return _Run(
+        leg=leg,
+        group=group,
+        dataset=dataset,
+        state=state,
+        wrapped=_wrap(state.net, group),
+        objective=objective,
+        slices=slices,
+        stream=batches(dataset, indices),
+        folder=folder,
+        events=EventLog(leg.events),
+        ticks=TickDiagnostics(group),
+        validation=Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None,
+        stop=stop,
+        last_good=resumed,
+        tick_began=time.monotonic(),
+        tick_nimg=state.nimg,
+    )
 
 
-def _step(
-    leg: Leg,
-    state: TrainingState,
-    wrapped: torch.nn.Module,
-    objective: Objective,
-    stream: Iterator,
-    slices: list[slice],
-    group: Group,
-    ticks: TickDiagnostics,
-) -> None:
+def _step(run: _Run) -> None:
     """One optimiser step: gradients of this process's micro-batches, the guard, Adam, the averages, the counters."""
-    settings = leg.settings
-    batch_size = settings.batch_size
+    settings, state, group = run.leg.settings, run.state, run.group
     state.optimizer.zero_grad(set_to_none=True)
-    for rows in slices:
-        images, labels = next(stream)
+    for rows in run.slices:
+        images, labels = next(run.stream)
         images = _network_images(images.to(group.device, non_blocking=True), settings, rows, state.nimg)
         labels = labels.to(group.device, non_blocking=True) if state.net.label_dim else None
-        batch = MicroBatch(images, labels, rows, state.nimg, batch_size)
-        # DDP averages over processes; the loss of a step is the mean over the global batch.
-        last = rows is slices[-1]
-        with contextlib.nullcontext() if last or group.size == 1 else wrapped.no_sync():
-            losses = objective(state.net, wrapped, batch)
-            (losses.loss.sum() * (group.size / batch_size)).backward()
-        ticks.add_losses(losses)
+        batch = MicroBatch(images, labels, rows, state.nimg, settings.batch_size)
+        last = rows is run.slices[-1]
+        with contextlib.nullcontext() if last or group.size == 1 else run.wrapped.no_sync():
+            losses = run.objective(state.net, run.wrapped, batch)
+            # DDP averages over processes; the loss of a step is the mean over the global batch.
+            (losses.loss.sum() * (group.size / settings.batch_size)).backward()
+        run.ticks.add_losses(losses)
     gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
-    ticks.add_gradient(torch.nn.utils.get_total_norm(gradients))
+    run.ticks.add_gradient(torch.nn.utils.get_total_norm(gradients))
     for gradient in gradients:
         torch.nan_to_num(gradient, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT, out=gradient)
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = learning_rate(settings, state.nimg)
     state.optimizer.step()
-    nimg_before, state.nimg, state.steps = state.nimg, state.nimg + batch_size, state.steps + 1
+    betas = averaging_betas(settings, state.nimg)
+    state.nimg, state.steps = state.nimg + settings.batch_size, state.steps + 1
     weights = list(state.net.parameters())
-    for name, beta in averaging_betas(settings, nimg_before).items():
+    for name, beta in betas.items():
         ema.update(list(state.averages[name].parameters()), weights, beta)
+
+
+def _tick(run: _Run, before: int, ended: bool, stopping: bool) -> None:
+    """Record the tick that ends here; score and save a state where one is due; stop where that was asked for."""
+    leg, state, settings = run.leg, run.state, run.leg.settings
+    metrics, streak = run.ticks.fetch()
+    metrics |= _rates(run)
+    run.ticks.reset()
+    if streak >= settings.max_nonfinite_steps:
+        good = f"the last good state is {run.last_good}" if run.last_good else "there is no earlier state"
+        raise UserError(f"gradients were not finite for {streak} steps in a row: lower learning_rate; {good}")
+    score = None
+    if run.validation and (_crossed(before, state.nimg, settings.validate_kimg) or ended):
+        score = metrics["validation/score"] = run.validation.score(state.averages["ema"])
+    if run.group.is_lead:
+        kimg = leg.end_kimg if ended else state.nimg // 1000
+        if not stopping:  # a cut tick is recorded whole by the process that goes on
+            run.events.metrics(metrics, kimg)
+        log.info("%s %d kimg  %s", leg.model, kimg, plain(metrics))
+        due = _crossed(before, state.nimg, settings.state_kimg) or score is not None or stopping
+        if due and not ended and int(run.ticks.streak) == 0:
+            run.last_good = run.folder.save_rolling(state, score)
+    if stopping:
+        raise Interrupted(f"stopped at {state.nimg} images; started again it goes on from {run.last_good}")
+    run.tick_began, run.tick_nimg = time.monotonic(), state.nimg
 
 
 def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
@@ -195,7 +229,7 @@ def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: in
     return betas
 
 
-def _begin(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:
+def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:
     """(state at image 0, objective, fingerprint of the run)."""
     settings = leg.settings
     identity = {"kind": leg.kind, "settings": settings.identity(), "data": dataset.digest}
@@ -230,7 +264,8 @@ def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
     found = (dataset.resolution, dataset.channels, dataset.label_dim)
     if wanted != found:
         raise UserError(
-            f"{leg.data}: images of resolution, channels, classes {found} don't fit the teacher {leg.teacher}, which has {wanted}"
+            f"{leg.data}: images of (resolution, channels, classes) {found} don't fit the teacher {leg.teacher}, "
+            f"which was trained on {wanted}: pack the data it was trained on"
         )
 
 
@@ -239,7 +274,7 @@ def _wrap(net: EDMPrecond, group: Group) -> torch.nn.Module:
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
-    # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed run would sum in another order.
+    # Else DDP regroups its buckets after the first step, and a resumed run would sum gradients in another order.
     return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
 
 
@@ -280,32 +315,31 @@ def _crossed(before: int, after: int, kimg: int) -> bool:
     return before // (kimg * 1000) != after // (kimg * 1000)
 
 
-def _rates(leg: Leg, state: TrainingState, images: int, seconds: float, group: Group) -> dict[str, float]:
+def _rates(run: _Run) -> dict[str, float]:
     """Metrics that come from counters and clocks."""
-    last_step = state.nimg - leg.settings.batch_size
+    settings, last_step = run.leg.settings, run.state.nimg - run.leg.settings.batch_size
     metrics = {
-        "learning_rate": learning_rate(leg.settings, last_step),
-        "images_per_second": images / seconds,
-        "memory_gb": peak_memory_gb(group.device),
+        "learning_rate": learning_rate(settings, last_step),
+        "images_per_second": (run.state.nimg - run.tick_nimg) / (time.monotonic() - run.tick_began),
+        "memory_gb": peak_memory_gb(run.group.device),
     }
-    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(leg.settings, last_step).items()}
-    if leg.kind == "student":
-        metrics["teacher_steps"] = teacher_steps(leg.settings, last_step)
+    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, last_step).items()}
+    if run.leg.kind == "student":
+        metrics["teacher_steps"] = teacher_steps(settings, last_step)
     return metrics
 
 
 @contextlib.contextmanager
-def _progress(leg: Leg, state: TrainingState, group: Group) -> Iterator[tqdm]:
+def _progress(run: _Run) -> Iterator[tqdm]:
     """A bar with images a second and the time left, on stderr of the lead process."""
-    interval = 0.5 if sys.stderr.isatty() else 10.0
     with tqdm(
-        total=leg.end_nimg,
-        initial=state.nimg,
+        total=run.leg.end_nimg,
+        initial=run.state.nimg,
         unit="img",
         unit_scale=True,
-        desc=leg.model,
-        mininterval=interval,
-        disable=not group.is_lead,
+        desc=run.leg.model,
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no more
+        disable=not run.group.is_lead,
     ) as bar:
         yield bar
 
@@ -333,20 +367,16 @@ def _announce(leg: Leg, state: TrainingState, resumed: Path | None, dataset: Ima
     events.tags({"fingerprint": fingerprint, "data": dataset.digest, "torch": torch.__version__})
 
 
-def _write_snapshot(leg: Leg, state: TrainingState, folder: StateFolder, dataset: ImageDataset) -> None:
+def _write_snapshot(run: _Run) -> None:
     """Hand the state over, write every averaged network, then drop what is no longer needed."""
-    folder.save(state, folder.handed(leg.end_kimg))
+    leg, dataset = run.leg, run.dataset
+    run.folder.save(run.state, run.folder.handed(leg.end_kimg))
     student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
-    data = {
-        "digest": dataset.digest,
-        "resolution": dataset.resolution,
-        "channels": dataset.channels,
-        "label_dim": dataset.label_dim,
-    }
-    for name, net in state.averages.items():
+    data = {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")}
+    for name, net in run.state.averages.items():
         metadata = {"model": leg.model, "snapshot_kimg": leg.end_kimg, "ema": name, "data": data, "student": student}
         checkpoint.save_network(Path(leg.run_dir) / str(leg.end_kimg) / f"{name}.safetensors", net, metadata)
-    folder.finish_leg(leg.end_kimg)
+    run.folder.finish_leg(leg.end_kimg)
 
 
 def _alive(process: int) -> bool:

@@ -1,0 +1,77 @@
+"""Averages of weights: parity with the golden numbers."""
+
+import numpy as np
+import pytest
+import torch
+from golden_data import load
+
+from mscd import ema
+
+golden, _ = load("ema")
+BATCH = int(golden["batch_size"])
+
+
+def rel(a, b):
+    return float(np.max(np.abs(np.asarray(a) - b) / np.maximum(1e-30, np.abs(b)), initial=0))
+
+
+def trajectory(betas, theta):
+    average, out = [torch.as_tensor(theta[0]).clone()], []
+    for beta, weights in zip(betas, theta[1:], strict=True):
+        ema.update(average, [torch.as_tensor(weights)], float(beta))
+        out.append(average[0].clone())
+    return torch.stack(out).numpy()
+
+
+@pytest.mark.parametrize("case", sorted({k.split("/")[1] for k in golden if k.startswith("ema/")}))
+def test_classic_ema_equals_golden(case):
+    halflife, ratio, start = golden[f"ema/{case}/params"].tolist()
+    steps = len(golden["theta"]) - 1
+    before = [int(start * 1000) + k * BATCH for k in range(steps)]
+    betas = [ema.ema_beta(halflife, None if ratio == -1 else ratio, n, BATCH) for n in before]
+    assert np.allclose(betas, golden[f"ema/{case}/beta"], rtol=1e-9, atol=0)
+    assert np.allclose(trajectory(betas, golden["theta"]), golden[f"ema/{case}/traj"], rtol=1e-9, atol=1e-12)
+
+
+def test_power_ema_equals_golden():
+    for i, std in enumerate(golden["phema/stds"].tolist()):
+        betas = [ema.power_ema_beta(std, int(n), BATCH) for n in golden["phema/nimg"]]
+        assert np.allclose(betas, golden["phema/beta"][:, i], rtol=1e-9, atol=1e-12)
+        assert np.allclose(trajectory(betas, golden["theta"]), golden["phema/traj"][:, i], rtol=1e-9, atol=1e-12)
+
+
+def test_correlation_of_profiles_equals_golden():
+    a_exp, b_exp = (np.array([ema.std_to_exponent(s) for s in golden[f"corr/{n}_std"]]) for n in "ab")
+    ours = ema.profile_correlation(golden["corr/a_ofs"], a_exp, golden["corr/b_ofs"], b_exp)
+    assert rel(ours, golden["corr/out"]) <= 1e-10
+
+
+def test_exponents_and_stds_equal_golden():
+    assert rel([ema.std_to_exponent(s) for s in golden["conv/std"]], golden["conv/exp"]) <= 1e-9
+    assert rel([ema.exponent_to_std(e) for e in golden["conv/exp_in"]], golden["conv/std_of_exp"]) <= 1e-9
+
+
+@pytest.mark.parametrize("case", "012")
+def test_posthoc_coefficients_equal_golden(case):
+    g = {k.split("/")[2]: v for k, v in golden.items() if k.startswith(f"posthoc/{case}/")}
+    out_std = g["out_std"].tolist()
+    ours = ema.posthoc_coefficients(g["in_ofs"], g["in_std"], [float(g["out_ofs"])] * len(out_std), out_std)
+    assert np.abs(ours - g["coefs"]).max() <= 1e-7 * np.abs(g["coefs"]).max()
+    assert np.allclose(ours.T @ g["snapshots"], g["reconstructed"], rtol=1e-7, atol=1e-7)
+
+
+def test_power_ema_resumed_in_the_middle_equals_golden():
+    start, theta = int(golden["phema/resumed_start_nimg"]), golden["theta"]
+    for i, std in enumerate(golden["phema/stds"][:2].tolist()):
+        betas = [ema.power_ema_beta(std, start + (k + 1) * BATCH, BATCH) for k in range(len(theta) - 1)]
+        assert np.allclose(trajectory(betas, theta)[-1], golden["phema/resumed_final"][i], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.2, 0.25])
+def test_exponent_and_std_are_inverse(std):
+    assert ema.exponent_to_std(ema.std_to_exponent(std)) == pytest.approx(std, rel=1e-9)
+
+
+def test_reconstructing_a_stored_average_gives_itself():
+    coefficients = ema.posthoc_coefficients([1000, 2000, 2000], [0.05, 0.05, 0.1], [2000], [0.1])
+    assert np.allclose(coefficients[:, 0], [0, 0, 1], atol=1e-6)
