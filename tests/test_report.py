@@ -1,0 +1,190 @@
+"""The table of scores and the numbers that sum it up."""
+
+import csv
+import itertools
+import json
+
+import pandas as pd
+import pytest
+
+from mscd import report
+from mscd.errors import UserError
+
+BLOCKS = ([0, 99], [100, 199], [200, 299])
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Writes a score file; returns its path."""
+    number = itertools.count()
+
+    def write(value, seeds, model="teacher", kimg=400, ema="ema", sampler="heun", steps=18, **changes):
+        score = {
+            "value": value,
+            "metric": "FD(classifier)",
+            "model": model,
+            "snapshot_kimg": kimg,
+            "ema": ema,
+            "network_digest": f"{model}-{kimg}-{ema}",
+            "sampler": sampler,
+            "steps": steps,
+            "nfe": steps if sampler == "euler" else 2 * steps - 1,
+            "churn": None,
+            "seeds": seeds,
+            "images": 100,
+            "detector": {"name": "classifier", "digest": "d" * 64},
+            "reference_digest": "r" * 64,
+            "made_by": {},
+        }
+        path = tmp_path / f"{next(number)}.json"
+        path.write_text(json.dumps(score | changes))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run(put):
+    """Score files of a teacher (Heun best, Euler at 8), and students s4, s16 in two snapshots and two EMAs."""
+    paths = []
+    for shift, block in enumerate(BLOCKS):
+        paths += [put(5.0 + shift, block), put(28.0 + shift, block, sampler="euler", steps=8)]
+        for model, steps in (("s16", 16), ("s8", 8)):
+            for kimg, ema in itertools.product((50, 100), ("phema-0.050", "ema")):
+                value = 9.0 - kimg / 50 + (ema != "ema") + (model == "s8") / 2 + shift
+                paths.append(put(value, block, model, kimg, ema, "euler", steps))
+    return paths
+
+
+def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run):
+    table = report.fid_table(report.read_scores(run))
+    assert list(table.columns) == (
+        "model snapshot_kimg ema sampler steps nfe images metric min mean std network reference".split()
+    )
+    assert len(table) == 2 + 8
+    heun = table[(table["model"] == "teacher") & (table["sampler"] == "heun")].iloc[0]
+    assert (heun["min"], heun["mean"], heun["std"]) == (5.0, 6.0, 1.0)
+    assert (heun["nfe"], heun["images"], heun["metric"]) == (35, 100, "FD(classifier)")
+
+
+def test_teacher_comes_first_then_students_by_number_snapshot_and_ema(run):
+    table = report.fid_table(report.read_scores(run))
+    rows = list(zip(table["model"], table["snapshot_kimg"], table["ema"], table["sampler"], strict=True))
+    assert rows[:2] == [("teacher", 400, "ema", "euler"), ("teacher", 400, "ema", "heun")]
+    assert rows[2:5] == [("s8", 50, "ema", "euler"), ("s8", 50, "phema-0.050", "euler"), ("s8", 100, "ema", "euler")]
+    assert [row[0] for row in rows[6:]] == ["s16"] * 4
+
+
+def test_table_does_not_depend_on_the_order_of_the_files(run, tmp_path):
+    for name, paths in (("a", run), ("b", run[::-1])):
+        report.write_table(report.read_scores(paths), tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
+    for kind in ("csv", "md"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_csv_holds_every_digit(put, tmp_path):
+    value = 0.1 + 0.2
+    report.write_table(report.read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    (row,) = csv.DictReader((tmp_path / "t.csv").open())
+    assert float(row["mean"]) == value
+
+
+def test_one_seed_block_has_no_deviation(put, tmp_path):
+    report.write_table(report.read_scores([put(5.0, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    assert pd.read_csv(tmp_path / "t.csv")["std"].isna().all()
+    assert "nan" not in (tmp_path / "t.md").read_text()
+
+
+def test_churn_is_part_of_the_sampler_so_rows_with_and_without_stay_apart(put):
+    churn = {"S_churn": 40.0, "S_min": 0.05, "S_max": None, "S_noise": 1.003}
+    table = report.fid_table(report.read_scores([put(5.0, [0, 99]), put(4.0, [0, 99], churn=churn)]))
+    assert list(table["sampler"]) == ["heun", "heun S_churn=40 S_min=0.05 S_max=inf S_noise=1.003"]
+
+
+def test_a_network_without_a_snapshot_number_has_an_empty_one(put, tmp_path):
+    report.write_table(report.read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md")
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("teacher,,ema,heun")
+
+
+def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
+    report.write_table(report.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 10 and len({len(row) for row in rows}) == 1
+    assert [len(cell) for cell in rows[1].split("|")] == [len(cell) for cell in rows[0].split("|")]
+    marked = {row.split("|")[-2].strip(): row for row in rows[2:]}
+    assert "| heun " in marked["best teacher"] and " 6.00 " in marked["best teacher"]
+    assert "| s16 " in marked["best student"] and "|  100 | ema " in marked["best student"]
+    assert "| s8 " in marked["best s8"]
+    assert lines[0].startswith("FD(classifier), lower is better: 100 images a block, 3 blocks (seeds 0-99, 100-199")
+
+
+def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
+    report.write_table(report.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    sentences = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("- ")]
+    assert sentences == [
+        "- s8 at 8 NFE: 8.50, 1.42 times the teacher's best (6.00 at 35 NFE); the teacher at 8 NFE: 29.00",
+        "- s16 at 16 NFE: 8.00, 1.33 times the teacher's best (6.00 at 35 NFE)",
+    ]
+
+
+def test_headline_compares_each_student_with_the_teacher(run):
+    numbers = report.headline(report.fid_table(report.read_scores(run)))
+    assert numbers == {
+        "best/teacher": 6.0,
+        "best/s8": 8.5,
+        "best/s16": 8.0,
+        "over_teacher/s8": 8.5 / 6,
+        "over_teacher/s16": 8 / 6,
+    }
+
+
+def test_score_curve_gives_the_mean_by_kimg(run):
+    scores = report.read_scores(run)
+    assert report.emas(scores, "s16") == ["ema", "phema-0.050"]
+    assert report.score_curve(scores, "s16", "ema") == [(50, 9.0), (100, 8.0)]
+    assert report.score_curve(scores, "s16", "phema-0.050") == [(50, 10.0), (100, 9.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"reference_digest": "other"}, "different reference"),
+        ({"detector": {"name": "classifier", "digest": "other"}}, "different detector"),
+        ({"metric": "FID"}, "different metric"),
+        ({"images": 50}, "different images"),
+    ],
+)
+def test_scores_that_cannot_be_compared_do_not_share_a_table(put, change, named):
+    first, second = put(5.0, [0, 99]), put(6.0, [100, 199], **change)
+    with pytest.raises(UserError, match=named) as refusal:
+        report.read_scores([first, second])
+    assert str(first) in str(refusal.value) and str(second) in str(refusal.value)
+
+
+def test_rows_over_other_seed_blocks_do_not_share_a_table(put):
+    paths = [put(5.0, [0, 99]), put(5.0, [100, 199]), put(9.0, [0, 99], "s8", 50, "ema", "euler", 8)]
+    with pytest.raises(UserError, match="same seed blocks.*seeds 0-99, 100-199.*seeds 0-99"):
+        report.read_scores(paths)
+
+
+def test_one_score_given_twice_is_refused(put):
+    with pytest.raises(UserError, match="the same score twice"):
+        report.read_scores([put(5.0, [0, 99]), put(5.5, [0, 99])])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"value": 1.0}', "null"])
+def test_a_file_that_is_no_score_is_named(tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match="bad.json: not a score file"):
+        report.read_scores([tmp_path / "bad.json"])
+
+
+def test_a_missing_score_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.json: cannot read the score: No such file"):
+        report.read_scores([tmp_path / "gone.json"])
+
+
+def test_no_scores_make_no_table():
+    with pytest.raises(UserError, match="no scores"):
+        report.read_scores([])
