@@ -1,0 +1,37 @@
+"""What identifies the input files of a job."""
+
+import hashlib
+import os
+
+LARGEST = 8 * 2**20  # bytes; of larger files only the size is noted
+CLOCK_SKEW = 60.0  # seconds by which clocks of a shared disk may differ
+
+
+class Digests:
+    """Digests of files, each computed once as long as the file does not change."""
+
+    def __init__(self):
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def of(self, paths: list[str], started: float) -> dict[str, str]:
+        """{path: "sha256:..." | "size:<bytes>" | "folder" | "gone" | "changed since"} for a job that began at `started`."""
+        return {path: self._digest(path, started) for path in paths}
+
+    def _digest(self, path: str, started: float) -> str:
+        if os.path.isdir(path):
+            return "folder"
+        try:
+            status = os.stat(path)
+            if status.st_mtime > started + CLOCK_SKEW:
+                return "changed since"
+            key = (path, status.st_size, status.st_mtime_ns)
+            if key not in self._known:
+                self._known[key] = _sha256(path) if status.st_size <= LARGEST else f"size:{status.st_size}"
+        except FileNotFoundError:  # a temporary file, removed since
+            return "gone"
+        return self._known[key]
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
