@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from mscd.networks.layers import BlockStyle, Conv2d, GroupNorm, Init, Linear, PositionalEmbedding, UNetBlock
-from mscd.networks.unet import block_maker, check_noise_channels, drop_labels, resolution_levels
+from mscd.networks.unet import (
+    block_maker,
+    check_dropout_resolutions,
+    check_noise_channels,
+    check_rates,
+    drop_labels,
+    resolution_levels,
+)
 
 
 class DhariwalUNet(torch.nn.Module):
@@ -38,6 +45,8 @@ class DhariwalUNet(torch.nn.Module):
         super().__init__()
         levels = resolution_levels(img_resolution, model_channels, channel_mult)
         check_noise_channels(model_channels)
+        check_rates(dropout, label_dropout)
+        check_dropout_resolutions(dout_resolutions, levels)
         self.label_dropout = label_dropout
         init = Init("kaiming_uniform", math.sqrt(1 / 3), math.sqrt(1 / 3))
         zero = Init("kaiming_uniform", 0.0)

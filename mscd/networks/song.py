@@ -19,7 +19,15 @@ from mscd.networks.layers import (
     PositionalEmbedding,
     UNetBlock,
 )
-from mscd.networks.unet import block_maker, check_choice, check_noise_channels, drop_labels, resolution_levels
+from mscd.networks.unet import (
+    block_maker,
+    check_choice,
+    check_dropout_resolutions,
+    check_noise_channels,
+    check_rates,
+    drop_labels,
+    resolution_levels,
+)
 
 
 class SongUNet(torch.nn.Module):
@@ -56,6 +64,8 @@ class SongUNet(torch.nn.Module):
         levels = resolution_levels(img_resolution, model_channels, channel_mult)
         noise_channels, emb_channels = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         check_noise_channels(noise_channels)
+        check_rates(dropout, label_dropout)
+        check_dropout_resolutions(dout_resolutions, levels)
         self.label_dropout = label_dropout
         init, f = Init("xavier_uniform"), tuple(resample_filter)
         init_zero, init_qkv = Init("xavier_uniform", 1e-5), Init("xavier_uniform", math.sqrt(0.2))

@@ -13,6 +13,8 @@ def resolution_levels(img_resolution: int, model_channels: int, channel_mult: Se
     if not channel_mult:
         raise UserError("channel_mult is empty: give one factor for each resolution level, e.g. [1, 2, 2]")
     multiple = 2 ** (len(channel_mult) - 1)
+    if min(channel_mult) < 1 or model_channels < 1:
+        raise UserError(f"model_channels {model_channels} and channel_mult {list(channel_mult)} must all be positive")
     if img_resolution < 1 or img_resolution % multiple:
         raise UserError(
             f"img_resolution {img_resolution} cannot be halved {len(channel_mult) - 1} times: "
@@ -44,6 +46,21 @@ def check_noise_channels(channels: int) -> None:
         raise UserError(
             f"the noise embedding needs an even number of channels, at least 4: change model_channels (got {channels})"
         )
+
+
+def check_rates(dropout: float, label_dropout: float) -> None:
+    """Raise UserError unless both are probabilities below 1."""
+    for name, rate in (("dropout", dropout), ("label_dropout", label_dropout)):
+        if not 0 <= rate < 1:
+            raise UserError(f"{name} is a probability from 0 up to but not including 1 (got {rate})")
+
+
+def check_dropout_resolutions(dout_resolutions: Sequence[int] | None, levels: list[tuple[int, int]]) -> None:
+    """Raise UserError if dropout is asked for at a feature-map width the network doesn't have."""
+    widths = [r for r, _ in levels]
+    for r in dout_resolutions or ():
+        if r not in widths:
+            raise UserError(f"dout_resolutions has {r}, but the network's feature maps are {widths} wide")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
