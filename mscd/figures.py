@@ -147,8 +147,7 @@ def image_grid(
     samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. Raises UserError where the rows
     have too few images, other sizes or other seeds.
     """
-    images = [_grid_images(label, samples, columns) for label, samples in rows]
-    _check_same_seeds([(label, samples) for label, samples in rows if not isinstance(samples, np.ndarray)])
+    images = _grid_images(rows, columns)
     if len({row.shape[1:3] for row in images}) != 1:
         labelled = zip((label for label, _ in rows), images, strict=True)
         sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
@@ -173,16 +172,19 @@ def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:
     return max(font.getlength(line) for line in label.split("\n"))
 
 
-def _grid_images(label: str, samples: str | Path | np.ndarray, columns: int) -> np.ndarray:
-    """The first `columns` images, uint8 [columns, H, W, 3]."""
-    images = samples if isinstance(samples, np.ndarray) else read_samples(samples)[0]
-    if len(images) < columns:
-        raise UserError(f"{label}: {len(images)} images, too few for a row of {columns}")
-    return np.broadcast_to(images[:columns], (*images[:columns].shape[:3], 3))
-
-
-def _check_same_seeds(rows: Sequence[tuple[str, str | Path]]) -> None:
-    first_seeds = {label: read_samples(path)[1]["seeds"][0] for label, path in rows}
+def _grid_images(rows: Sequence[tuple[str, str | Path | np.ndarray]], columns: int) -> list[np.ndarray]:
+    """The first `columns` images of each row, uint8 [columns, H, W, 3]."""
+    grid, first_seeds = [], {}
+    for label, samples in rows:
+        if isinstance(samples, np.ndarray):
+            images = samples
+        else:
+            images, provenance = read_samples(samples)
+            first_seeds[label] = provenance["seeds"][0]
+        if len(images) < columns:
+            raise UserError(f"{label}: {len(images)} images, too few for a row of {columns}")
+        grid.append(np.broadcast_to(images[:columns], (columns, *images.shape[1:3], 3)))
     if len(set(first_seeds.values())) > 1:
         seeds = ", ".join(f"{label}: from {seed}" for label, seed in first_seeds.items())
         raise UserError(f"rows of one grid need the same seeds ({seeds}); generate them again")
+    return grid

@@ -45,7 +45,7 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such sample file; generate it first")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, provenance = arrays["arr_0"], json.loads(str(arrays["provenance"]))
     except KeyError as error:
         raise UserError(f"{path}: not a sample file of mscd ({error.args[0]}); generate it again") from error

@@ -80,7 +80,7 @@ def _check_samples(
             f"{resolution}x{resolution} with {reference.provenance['channels']}: use a reference of the same images"
         )
     if count < 2:
-        raise UserError(f"{path}: {count} image(s), a score needs at least 2; generate more")
+        raise UserError(f"{path}: a score needs at least 2 images, got {count}; generate more")
 
 
 def _write(path: str | os.PathLike, result: dict) -> None:

@@ -85,7 +85,7 @@ def test_table_does_not_depend_on_the_order_of_the_files(run, tmp_path):
 def test_csv_holds_every_digit(put, tmp_path):
     value = 0.1 + 0.2
     report.write_table(report.read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
-    (row,) = csv.DictReader((tmp_path / "t.csv").open())
+    (row,) = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
     assert float(row["mean"]) == value
 
 

@@ -1,0 +1,238 @@
+"""Images that are functions of their seeds, and the file that says how they were made."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mscd import samplers
+from mscd.checkpoint import read_metadata, save_network
+from mscd.errors import UserError
+from mscd.generate import generate, nfe
+from mscd.networks import EDMPrecond
+from mscd.samples import read_samples, write_samples
+
+STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A class-conditional 8×8 network that does something: weights of a fresh one are mostly zero."""
+    generator = torch.Generator().manual_seed(0)
+    net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=16, channel_mult=[1], num_blocks=1)
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, net):
+    """Holds teacher.safetensors and student.safetensors."""
+    folder = tmp_path_factory.mktemp("networks")
+    about = {"snapshot_kimg": 7, "ema": "ema", "data": {"digest": "abc"}}
+    save_network(folder / "teacher.safetensors", net, {"model": "teacher", "student": None, **about})
+    save_network(folder / "student.safetensors", net, {"model": "s4", "student": STUDENT, **about})
+    return folder
+
+
+@pytest.fixture
+def teacher(folder):
+    return folder / "teacher.safetensors"
+
+
+@pytest.fixture
+def student(folder):
+    return folder / "student.safetensors"
+
+
+def images_of(network, dest, **how):
+    generate(network, dest, **how)
+    return read_samples(dest)[0]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Noise levels at which the network was evaluated, in order."""
+    levels = []
+    forward = EDMPrecond.forward
+
+    def counted(net, x, sigma, *labels):
+        levels.append(float(sigma))
+        return forward(net, x, sigma, *labels)
+
+    monkeypatch.setattr(EDMPrecond, "forward", counted)
+    return levels
+
+
+def test_samples_are_uint8_nhwc_and_differ_by_seed(teacher, tmp_path):
+    images = images_of(teacher, tmp_path / "a.npz", seeds=range(5, 11), sampler="heun", steps=3)
+    assert images.dtype == np.uint8 and images.shape == (6, 8, 8, 1)
+    assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
+
+
+@pytest.mark.parametrize("churn", [{}, {"S_churn": 1.0, "S_noise": 1.003}])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_images_of_seeds_do_not_depend_on_the_batch(teacher, tmp_path, batch_size, churn):
+    how = {"sampler": "heun", "steps": 3, **churn}
+    whole = images_of(teacher, tmp_path / "a.npz", seeds=range(20), batch_size=7, **how)
+    part = images_of(teacher, tmp_path / "b.npz", seeds=range(4, 13), batch_size=batch_size, **how)
+    assert np.array_equal(part, whole[4:13])
+
+
+def test_a_seed_draws_latent_then_class_then_churn(teacher, net, tmp_path):
+    churn = {"S_churn": 1.5, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
+    made = images_of(teacher, tmp_path / "a.npz", seeds=range(3, 5), sampler="heun", steps=4, **churn)
+    for seed, image in zip((3, 4), made, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        latent = torch.randn([1, 1, 8, 8], generator=generator)
+        label = torch.eye(10)[torch.randint(10, [1], generator=generator)]
+        x = samplers.heun(
+            net,
+            latent,
+            label,
+            steps=4,
+            randn_like=lambda x, g=generator: torch.randn(x.shape, dtype=x.dtype, generator=g),
+            **churn,
+        )
+        assert np.array_equal(image, samplers.to_uint8(x)[0].permute(1, 2, 0).numpy())
+
+
+def test_the_same_command_makes_the_same_bytes(teacher, tmp_path):
+    for name in "ab":
+        generate(teacher, tmp_path / name, seeds=range(4), sampler="euler", steps=2)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_student_of_S_segments_takes_exactly_S_evaluations_on_its_own_grid(student, tmp_path, calls):
+    generate(student, tmp_path / "a.npz", seeds=range(3), sampler="euler", steps=4)
+    ramp = np.linspace(40.0 ** (1 / 5.0), 0.01 ** (1 / 5.0), 4)
+    assert len(calls) == 4
+    assert calls == pytest.approx(ramp**5, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 1), ("euler", 8), ("heun", 1), ("heun", 6)])
+def test_nfe_is_the_number_of_evaluations_of_a_batch(teacher, tmp_path, calls, sampler, steps):
+    made = generate(teacher, tmp_path / "a.npz", seeds=range(3), sampler=sampler, steps=steps)
+    assert len(calls) == nfe(sampler, steps) == made["nfe"]
+
+
+def test_provenance_says_how_the_samples_were_made(teacher, tmp_path):
+    churn = {"S_churn": 1.0, "S_min": 0.05, "S_max": math.inf, "S_noise": 1.003}
+    made = generate(teacher, tmp_path / "a.npz", seeds=range(10, 14), sampler="heun", steps=3, **churn)
+    assert read_samples(tmp_path / "a.npz")[1] == made
+    assert made["network"] == read_metadata(teacher) and len(made["network"]["digest"]) == 64
+    assert {name: made[name] for name in ("sampler", "steps", "nfe", "seeds", "device")} == {
+        "sampler": "heun",
+        "steps": 3,
+        "nfe": 5,
+        "seeds": [10, 13],
+        "device": "cpu",
+    }
+    assert made["churn"] == {**churn, "S_max": None}
+    assert made["made_by"].keys() == {"mscd", "numpy", "scipy", "torch", "python"}
+    assert made["made_by"]["torch"] == torch.__version__
+
+
+def test_without_churn_provenance_holds_none(teacher, tmp_path):
+    made = generate(teacher, tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=1, S_noise=1.003)
+    assert made["churn"] is None
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("euler", 8), ("heun", 4), ("heun", 2)])
+def test_a_student_is_refused_any_other_sampling(student, tmp_path, sampler, steps):
+    with pytest.raises(
+        UserError, match=rf"student.safetensors.*exactly 4 euler steps \(asked for {sampler}, {steps}\)"
+    ):
+        generate(student, tmp_path / "a.npz", seeds=range(2), sampler=sampler, steps=steps)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sampler": "ddim"}, "unknown sampler 'ddim'"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"seeds": range(0)}, "seeds must be"),
+        ({"seeds": range(0, 10, 2)}, "consecutive"),
+        ({"sampler": "euler", "S_churn": 1.0}, "churn belongs to the heun sampler"),
+    ],
+)
+def test_settings_that_make_no_sample_are_refused(teacher, tmp_path, change, said):
+    with pytest.raises(UserError, match=said):
+        generate(teacher, tmp_path / "a.npz", **{"seeds": range(2), "sampler": "heun", "steps": 2, **change})
+
+
+def test_a_missing_network_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.safetensors: no such file"):
+        generate(tmp_path / "gone.safetensors", tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=2)
+
+
+def test_an_interrupted_call_leaves_the_old_samples(teacher, tmp_path, monkeypatch):
+    dest = tmp_path / "a.npz"
+    before = images_of(teacher, dest, seeds=range(2), sampler="euler", steps=1)
+
+    def broken(file, **arrays):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", broken)
+    with pytest.raises(KeyboardInterrupt):
+        generate(teacher, dest, seeds=range(3), sampler="euler", steps=1)
+    assert np.array_equal(read_samples(dest)[0], before)
+    assert list(tmp_path.iterdir()) == [dest]
+
+
+def test_samples_that_cannot_be_written_are_named(teacher, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a.npz: could not be written"):
+        generate(teacher, tmp_path / "file/a.npz", seeds=range(2), sampler="euler", steps=1)
+
+
+def test_progress_goes_to_stderr_alone(teacher, tmp_path, capfd):
+    generate(teacher, tmp_path / "a.npz", seeds=range(2), sampler="euler", steps=1)
+    out, err = capfd.readouterr()
+    assert out == "" and "2/2" in err
+
+
+def test_samples_cut_short_anywhere_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.npz"
+    write_samples(path, np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1), {"seeds": [0, 1]})
+    content = path.read_bytes()
+    for size in range(0, len(content), 37):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match="a.npz: damaged or cut short"):
+            read_samples(path)
+
+
+def test_a_flipped_bit_in_the_images_is_found_out(tmp_path):
+    path = tmp_path / "a.npz"
+    images = np.full([2, 8, 8, 1], 77, np.uint8)
+    write_samples(path, images, {"seeds": [0, 1]})
+    content = bytearray(path.read_bytes())
+    content[content.index(images.tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a.npz: damaged"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros([2, 8, 8, 1], np.float32),
+        np.zeros([2, 8, 8], np.uint8),
+        np.zeros([2, 3, 8, 8], np.uint8),
+        np.zeros([2, 8, 8, 4], np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images):
+    np.savez(tmp_path / "a.npz", arr_0=images, provenance=np.array(json.dumps({})))
+    with pytest.raises(UserError, match="a.npz: images must be uint8"):
+        read_samples(tmp_path / "a.npz")
+
+
+def test_samples_of_unknown_making_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros([2, 8, 8, 1], np.uint8))
+    with pytest.raises(UserError, match="a.npz: not a sample file of mscd .*provenance"):
+        read_samples(tmp_path / "a.npz")

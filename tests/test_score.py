@@ -1,0 +1,149 @@
+"""Scores: what they hold, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mscd.errors import UserError
+from mscd.features import Classifier, Detector, load_detector, save_detector
+from mscd.frechet import FeatureStatistics, frechet_distance, load_reference, save_reference
+from mscd.samples import write_samples
+from mscd.score import score
+
+NETWORK = {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "n" * 64}
+MADE = {"network": NETWORK, "sampler": "euler", "steps": 4, "nfe": 4, "churn": None, "seeds": [40, 639]}
+
+
+def pictures(seed, count=600, resolution=8, channels=1):
+    return np.random.default_rng(seed).integers(0, 256, [count, resolution, resolution, channels], dtype=np.uint8)
+
+
+def write_detector(path, seed, resolution=8, channels=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_detector(path, Classifier(resolution, channels, 10), {"data": "abc"})
+    return path
+
+
+def write_reference(path, detector: Detector, images, *, name_detector=True):
+    statistics = FeatureStatistics(detector.dim)
+    statistics.update(detector(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    made_with = {"detector": {"name": detector.name, "digest": detector.digest}} if name_detector else {}
+    save_reference(path, statistics, {"resolution": images.shape[1], "channels": images.shape[3], **made_with})
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    """(samples, reference, detector, dest) that belong together; dest is yet to be written."""
+    detector = write_detector(tmp_path / "classifier.safetensors", seed=0)
+    reference = write_reference(tmp_path / "reference.npz", load_detector(detector), pictures(1))
+    write_samples(tmp_path / "samples.npz", pictures(2), MADE)
+    return tmp_path / "samples.npz", reference, detector, tmp_path / "score.json"
+
+
+def test_the_score_is_the_distance_between_the_features_of_both_sets(files):
+    samples, reference, detector, dest = files
+    features = [
+        load_detector(detector)(torch.from_numpy(pictures(seed)).permute(0, 3, 1, 2)).double().numpy()
+        for seed in (2, 1)
+    ]
+    moments = [moment for rows in features for moment in (rows.mean(0), np.cov(rows, rowvar=False))]
+    assert score(samples, reference, detector, dest)["value"] == pytest.approx(frechet_distance(*moments), rel=1e-6)
+
+
+def test_the_images_of_the_reference_score_zero(files):
+    samples, reference, detector, dest = files
+    write_samples(samples, pictures(1), MADE)
+    assert score(samples, reference, detector, dest)["value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_score_names_everything_it_depends_on(files):
+    samples, reference, detector, dest = files
+    result = score(*files)
+    assert json.loads(dest.read_text()) == result
+    assert {name: value for name, value in result.items() if name not in ("value", "made_by")} == {
+        "metric": "FD(classifier)",
+        "model": "s4",
+        "snapshot_kimg": 7,
+        "ema": "phema-0.050",
+        "network_digest": "n" * 64,
+        "sampler": "euler",
+        "steps": 4,
+        "nfe": 4,
+        "churn": None,
+        "seeds": [40, 639],
+        "images": 600,
+        "detector": {"name": "classifier", "digest": load_detector(detector).digest},
+        "reference_digest": load_reference(reference).digest,
+    }
+    assert result["made_by"].keys() == {"mscd", "numpy", "scipy", "torch", "python"}
+
+
+def test_the_file_holds_every_digit_and_the_same_score_gives_the_same_bytes(files):
+    *inputs, dest = files
+    value = score(*inputs, dest)["value"]
+    assert repr(value) in dest.read_text()
+    score(*inputs, dest.with_name("again.json"))
+    assert dest.read_bytes() == dest.with_name("again.json").read_bytes()
+
+
+def test_a_reference_of_another_detector_is_refused_naming_both(files, tmp_path):
+    samples, reference, _, dest = files
+    other = write_detector(tmp_path / "other.safetensors", seed=1)
+    digests = rf"{load_reference(reference).provenance['detector']['digest'][:12]}.*{load_detector(other).digest[:12]}"
+    with pytest.raises(UserError, match=rf"reference.npz.*{digests}"):
+        score(samples, reference, other, dest)
+    assert not dest.exists()
+
+
+def test_a_reference_of_an_unknown_detector_is_refused(files):
+    samples, reference, detector, dest = files
+    write_reference(reference, load_detector(detector), pictures(1), name_detector=False)
+    with pytest.raises(UserError, match="reference.npz: does not say which detector"):
+        score(samples, reference, detector, dest)
+
+
+def test_samples_of_another_resolution_or_channel_count_are_refused_naming_both(files):
+    samples, reference, detector, dest = files
+    for images, kind in (
+        (pictures(2, resolution=16), "16x16 images of 1"),
+        (pictures(2, channels=3), "8x8 images of 3"),
+    ):
+        write_samples(samples, images, MADE)
+        with pytest.raises(
+            UserError, match=f"samples.npz holds {kind} channels?, but .*reference.npz is of 8x8 with 1"
+        ):
+            score(samples, reference, detector, dest)
+    assert not dest.exists()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_images_have_no_score(files, count):
+    samples, *rest = files
+    write_samples(samples, pictures(2, count), MADE)
+    with pytest.raises(UserError, match=f"samples.npz: a score needs at least 2 images, got {count}"):
+        score(samples, *rest)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("fault", ["missing", "empty", "cut short"])
+def test_a_missing_or_damaged_file_is_named(files, which, fault):
+    path = files[which]
+    content = path.read_bytes()
+    path.unlink()
+    if fault != "missing":
+        path.write_bytes(b"" if fault == "empty" else content[: len(content) // 2])
+    with pytest.raises(UserError, match=str(path)) as refusal:
+        score(*files)
+    assert "\n" not in str(refusal.value)
+    assert not files[3].exists()
+
+
+def test_a_score_that_cannot_be_written_is_named(files, tmp_path):
+    *inputs, _ = files
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="score.json: could not be written"):
+        score(*inputs, tmp_path / "file/score.json")
