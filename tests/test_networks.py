@@ -294,6 +294,10 @@ def test_dropout_zeroes_or_scales_in_any_shape(shape, p, dtype, memory_format):
     assert torch.equal(y[y != 0], (x * torch.tensor(scale, dtype=dtype))[y != 0])
 
 
+def test_dropout_of_nearly_everything_keeps_nearly_nothing():
+    assert float((layers.dropout(torch.ones(1000), 0.999999) == 0).float().mean()) > 0.99
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_right_share_everywhere_and_the_mean(p):
     torch.manual_seed(1)

@@ -130,10 +130,10 @@ def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, probability)
-    dropped = round(probability * 2**16)
+    dropped = min(round(probability * 2**16), 2**16 - 1)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = bits[: x.numel()].as_strided(x.shape, x.stride()) >= dropped - 2**15
-    return x * kept.to(x.dtype).mul_(2**16 / max(2**16 - dropped, 1))
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
 class PositionalEmbedding(torch.nn.Module):
