@@ -45,13 +45,13 @@ def _rows(
     students = table[table["model"] != TEACHER]
     best = [students.loc[index] for index in students.groupby("model", sort=False)["mean"].idxmin()]
     for steps in dict.fromkeys(int(row["steps"]) for row in best):
-        yield f"teacher\n{steps} evaluations", teacher, SamplerSettings(sampler="euler", steps=steps)
+        yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
     for row in best:
         network = folder / f"students/{row['model']}/{row['snapshot_kimg']}/{row['ema']}.safetensors"
         how = SamplerSettings(sampler="euler", steps=int(row["steps"]))
-        yield f"{row['model']}\n{row['nfe']} evaluations", network, how
+        yield f"{row['model']}\n{row['nfe']} NFE", network, how
     how = _settings_of(table.loc[best_rows(table)[TEACHER]], samplers)
-    yield f"teacher\n{nfe(how.sampler, how.steps)} evaluations", teacher, how
+    yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 
 
 def _settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:

@@ -45,6 +45,9 @@ figure_files = [
 ]
 
 
+report: "../report/workflow.rst"
+
+
 wildcard_constraints:
     student="|".join(map(re.escape, run.students)),
     kimg=r"\d+",
@@ -143,12 +146,18 @@ def score_files():
     ]
 
 
-def check_processes(rule_name, settings_of):
-    """Refuse a batch that the processes of a rule, as a profile may set them, cannot share evenly."""
+def check_machine(rule_name, settings_of):
+    """Refuse a batch that the processes of a rule, as a profile may set them, cannot share evenly, and say where too
+    few cores change the last digits of what is trained."""
     resources = workflow.get_rule(rule_name).resources
-    processes, piece = (int(resources[name].value) for name in ("processes", "batch_per_process"))
+    processes, piece, threads = (int(resources[name].value) for name in ("processes", "batch_per_process", "_cores"))
     try:
         for where, settings in settings_of.items():
             check_share(f"{settings_name()}: {where}", settings.batch_size, processes, piece)
     except UserError as error:
         stop(error)
+    if workflow.is_main_process and workflow.cores and workflow.cores < threads:
+        logger.warning(
+            f"{rule_name} has {workflow.cores} of its {threads} threads here: results differ in the last digits "
+            f"from those with all (--set-threads {rule_name}=... fixes the number)"
+        )

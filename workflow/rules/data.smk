@@ -5,6 +5,8 @@ rule pack_data:
     log:
         text=logs / "pack_data/data.log",
         events=logs / "pack_data/data.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=data_identity,
     script:

@@ -15,6 +15,8 @@ rule distill:
         text=logs / "distill/{student}.{kimg}.log",
         events=logs / "distill/{student}.{kimg}.events.jsonl",
     priority: 10
+    conda:
+        "../envs/mscd.yaml"
     threads: 1
     resources:
         processes=1,
@@ -25,4 +27,4 @@ rule distill:
         "../scripts/train_leg.py"
 
 
-check_processes("distill", {f"students.{name}": student for name, student in run.students.items()})
+check_machine("distill", {f"students.{name}": student for name, student in run.students.items()})

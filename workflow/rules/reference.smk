@@ -7,6 +7,8 @@ rule train_detector:
     log:
         text=logs / "train_detector/classifier.log",
         events=logs / "train_detector/classifier.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=detector_identity,
     script:
@@ -22,6 +24,8 @@ rule reference_statistics:
     log:
         text=logs / "reference_statistics/classifier.log",
         events=logs / "reference_statistics/classifier.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=detector_identity,
     script:

@@ -7,6 +7,8 @@ rule fid_table:
     log:
         text=logs / "fid_table/table.log",
         events=logs / "fid_table/table.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=scores_identity,
     script:
@@ -26,6 +28,8 @@ rule score_vs_kimg:
     log:
         text=logs / "score_vs_kimg/{student}.log",
         events=logs / "score_vs_kimg/{student}.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=scores_identity,
     script:
@@ -45,6 +49,8 @@ rule score_vs_nfe:
     log:
         text=logs / "score_vs_nfe/figure.log",
         events=logs / "score_vs_nfe/figure.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=scores_identity,
     script:
@@ -65,6 +71,8 @@ rule image_grid:
     log:
         text=logs / "image_grid/images.log",
         events=logs / "image_grid/images.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=scores_identity,
         images=run.scoring.grid_images,

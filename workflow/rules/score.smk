@@ -11,6 +11,8 @@ rule generate:
     log:
         text=logs / f"generate/{sampling_log}.log",
         events=logs / f"generate/{sampling_log}.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=samples_identity,
     script:
@@ -27,6 +29,8 @@ rule score:
     log:
         text=logs / f"score/{sampling_log}.log",
         events=logs / f"score/{sampling_log}.events.jsonl",
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=score_identity,
     script:

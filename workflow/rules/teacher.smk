@@ -17,6 +17,8 @@ rule train_teacher:
         text=logs / "train_teacher/{kimg}.log",
         events=logs / "train_teacher/{kimg}.events.jsonl",
     priority: 10
+    conda:
+        "../envs/mscd.yaml"
     threads: 2
     resources:
         processes=1,
@@ -27,7 +29,7 @@ rule train_teacher:
         "../scripts/train_leg.py"
 
 
-check_processes("train_teacher", {"teacher": run.teacher})
+check_machine("train_teacher", {"teacher": run.teacher})
 
 
 rule teacher_network:
@@ -40,6 +42,8 @@ rule teacher_network:
         text=logs / "teacher_network/teacher.log",
         events=logs / "teacher_network/teacher.events.jsonl",
     priority: 10
+    conda:
+        "../envs/mscd.yaml"
     params:
         identity=teacher_identity,
     script:
