@@ -46,7 +46,8 @@ class Classifier(nn.Module):
         layers = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
         for number in range(halvings):
             layers += [nn.Conv2d(32 if number == 0 else 64, 64, 3, stride=2, padding=1), nn.ReLU()]
-        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, FEATURES), nn.ReLU()]
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten()]
+        layers += [nn.Linear(64 * 16, FEATURES), nn.LeakyReLU(0.2)]  # leaky: a third of plain ReLUs end up always 0
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, label_dim)
 
