@@ -102,16 +102,12 @@ def edges():
     )
 
 
-KINDS = {"pseudo_huber": "ph", "l2": "l2", "huber": "huber", "l2_root": "l2_root"}
-
-
 @pytest.mark.parametrize("name", sorted({k.split("/")[1] for k in golden if k.startswith("cfg/")}))
 def test_loss_and_gradient_equal_golden(name, networks, edges):
     teacher, student = networks
     student.zero_grad()
-    prefix = name.split("_")[0]
-    distance = next(kind for kind, short in KINDS.items() if short == prefix)
-    weight = golden_weight_mode(name)
+    options = info[f"cfg/{name}/options"]
+    distance, weight = options["loss_type"], options["weight_mode"]
     images, labels, noise = (T(golden[k]) for k in ("images", "labels", "eps"))
     hop = "nohop" if "nohop" in name else "hop"
     result = distill.consistency_loss(
@@ -143,11 +139,6 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
     for key in (k for k in golden if k.startswith(f"cfg/{name}/grad/")):
         gradient = parameters[key.split("/grad/")[1]].grad.numpy()
         assert np.linalg.norm(gradient - golden[key]) <= 1e-3 * np.linalg.norm(golden[key])
-
-
-def golden_weight_mode(name):
-    options = info.get(f"cfg/{name}", info.get("cfg", {}).get(name, info.get("configs", {}).get(name, {})))
-    return next(v for k, v in options.items() if "weight" in k)
 
 
 sigmas = st.floats(0.002, 80)

@@ -34,7 +34,7 @@ def sample(net, kind, case):
     churn = {k: options[k] for k in ("S_churn", "S_min", "S_max", "S_noise") if k in options}
     if churn:
         draws = iter(T(golden[f"{kind}/churn/noise"]))
-        churn["randn_like"] = lambda x: next(draws)
+        churn["randn_like"] = lambda x: next(draws).to(x.dtype)
     return samplers.heun(net, noise, labels, steps=options["num_steps"], **churn)
 
 

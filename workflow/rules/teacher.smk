@@ -21,7 +21,7 @@ rule train_teacher:
         "../envs/mscd.yaml"
     threads: 2
     resources:
-        processes=1,
+        processes=2,
         batch_per_process=0,
     params:
         identity=teacher_training_identity,

@@ -1,0 +1,334 @@
+"""The training engine: legs, resuming, and what happens when something goes wrong."""
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mscd import checkpoint, data, draws, launch
+from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.distributed import Group
+from mscd.errors import UserError
+from mscd.events import read_events
+from mscd.objectives import MicroBatch, student_objective
+from mscd.train import Interrupted, Leg, _index_stream, _micro_batches, train_leg
+
+NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
+COMMON = {
+    "duration_kimg": 3,
+    "snapshot_kimg": 1,
+    "batch_size": 100,
+    "learning_rate": 1e-3,
+    "lr_rampup_kimg": 1,
+    "ema_halflife_kimg": 1,
+    "dropout": 0.1,
+    "state_kimg": 1,
+    "xflip": True,
+}
+TEACHER = TeacherSettings(network=NETWORK, phema_stds=[0.1], **COMMON)
+STUDENT = StudentSettings(
+    segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, node_anchor=0.2, phema_stds=[0.1], **COMMON
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with packed digits and a teacher of one leg."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("train")
+    data.pack("digits", folder / "train.zip", max_images=150)
+    train_leg(teacher_leg(folder, folder / "teacher", 0, 3), Group())
+    return folder
+
+
+def teacher_leg(base, run_dir, start, end, settings=TEACHER):
+    return Leg("teacher", "teacher", settings, str(base / "train.zip"), str(run_dir), start, end, f"{run_dir}/e.jsonl")
+
+
+def student_leg(base, run_dir, start, end, settings=STUDENT):
+    leg = Leg("student", "s4", settings, str(base / "train.zip"), str(run_dir), start, end, f"{run_dir}/e.jsonl")
+    return dataclasses.replace(leg, teacher=str(base / "teacher/3/ema.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base):
+    """A student's run in one leg, with the bytes of its last snapshot."""
+    train_leg(student_leg(base, base / "undisturbed", 0, 3), Group())
+    return snapshot(base / "undisturbed")
+
+
+def snapshot(run_dir, kimg=3):
+    return {
+        name: (Path(run_dir) / f"{kimg}/{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100", "state")
+    }
+
+
+def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
+    for kimg in range(3):
+        train_leg(student_leg(base, tmp_path, kimg, kimg + 1), Group())
+    assert snapshot(tmp_path) == undisturbed
+    for kimg in range(3):
+        train_leg(teacher_leg(base, tmp_path / "teacher", kimg, kimg + 1), Group())
+    assert snapshot(tmp_path / "teacher") == snapshot(base / "teacher")
+
+
+def test_handed_states_rotate_and_a_leg_without_its_predecessors_state_retrains_what_is_lost(
+    base, undisturbed, tmp_path, caplog
+):
+    for kimg in range(3):
+        train_leg(student_leg(base, tmp_path, kimg, kimg + 1), Group())
+    kept = sorted(p.parent.name for p in tmp_path.glob("*/state.safetensors"))
+    assert kept == ["2", "3"] and not list((tmp_path / "rolling").glob("*"))
+    (tmp_path / "2/state.safetensors").unlink()
+    train_leg(student_leg(base, tmp_path, 2, 3), Group())
+    assert snapshot(tmp_path) == undisturbed and "trained again" in caplog.text
+
+
+def start(leg, processes, log_dir):
+    """Train the leg through submitit in a process group of its own."""
+    pickled = pickle.dumps(leg).hex()
+    code = (
+        "import pickle, sys; from mscd.launch import run_leg; from mscd.errors import UserError\n"
+        f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
+        f"try: run_leg(leg, processes={processes}, threads=1, log_dir={str(log_dir)!r})\n"
+        "except UserError as error: sys.exit(f'told: {error}')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+LONG = {"duration_kimg": 6, "snapshot_kimg": 6}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbed_one(base, tmp_path, processes):
+    settings = STUDENT.model_copy(update=LONG)
+    launch.run_leg(
+        student_leg(base, tmp_path / "whole", 0, 6, settings), processes=processes, threads=1, log_dir=tmp_path / "a"
+    )
+    for _ in range(2):
+        victim = start(student_leg(base, tmp_path / "cut", 0, 6, settings), processes, tmp_path / "b")
+        before = set((tmp_path / "cut/rolling").glob("state-*"))
+        wait_for(lambda before=before: set((tmp_path / "cut/rolling").glob("state-*")) - before)
+        time.sleep(int.from_bytes(os.urandom(2), "big") / 65536 * 0.5)
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+    launch.run_leg(
+        student_leg(base, tmp_path / "cut", 0, 6, settings), processes=processes, threads=1, log_dir=tmp_path / "b"
+    )
+    assert snapshot(tmp_path / "cut", 6) == snapshot(tmp_path / "whole", 6)
+    resumed_from = [e["step"] for e in map(json.loads, open(tmp_path / "cut/e.jsonl")) if e["event"] == "start"]
+    assert resumed_from[0] == 0 and resumed_from[-1] > 0
+    steps = [e["step"] for e in read_events(tmp_path / "cut/e.jsonl") if e["event"] == "metrics"]
+    assert steps == list(range(1, 7))
+
+
+def test_sigterm_leaves_a_state_from_which_the_next_call_goes_on(base, tmp_path):
+    settings = STUDENT.model_copy(update={**LONG, "state_kimg": 100})
+    leg = student_leg(base, tmp_path, 0, 6, settings)
+    victim = start(leg, 1, tmp_path / "logs")
+    wait_for(lambda: (tmp_path / "e.jsonl").exists() and '"metrics"' in (tmp_path / "e.jsonl").read_text())
+    victim.send_signal(signal.SIGINT)
+    told = victim.communicate(timeout=30)[1]
+    assert victim.returncode == 1 and "goes on from" in told
+    (state,) = (tmp_path / "rolling").glob("state-*.safetensors")
+    assert str(state) in told
+    train_leg(leg, Group())
+    train_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), Group())
+    assert snapshot(tmp_path, 6) == snapshot(tmp_path / "whole", 6)
+
+
+def test_training_stops_when_its_launcher_is_gone(base, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with pytest.raises(Interrupted, match="goes on from"):
+        train_leg(student_leg(base, tmp_path, 0, 3), Group(), launcher=gone.pid)
+    assert list((tmp_path / "rolling").glob("state-*.safetensors"))
+
+
+def rolling_states(base, run_dir):
+    """A run cut in its last third: states at 1 and 2 kimg lie in rolling/."""
+    train_leg(student_leg(base, run_dir, 0, 3), Group())
+    states = {}
+    for kimg in (1, 2):
+        path = run_dir / f"rolling/state-{kimg * 1000:012d}.safetensors"
+        train_leg(student_leg(base, run_dir / f"to{kimg}", 0, kimg), Group())
+        shutil.copy(run_dir / f"to{kimg}/{kimg}/state.safetensors", path)
+        states[kimg] = path
+    shutil.rmtree(run_dir / "3")
+    return states
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+def test_a_damaged_state_is_named_and_the_one_before_it_used(base, undisturbed, tmp_path, caplog, damage):
+    states = rolling_states(base, tmp_path)
+    damage(states[2])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train_leg(student_leg(base, tmp_path, 0, 3), Group())
+    assert f"{states[2]}: " in caplog.text and "damaged" in caplog.text and f"going on from {states[1]}" in caplog.text
+    assert snapshot(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+def test_a_damaged_snapshot_is_refused_by_name(base, tmp_path, damage):
+    path = tmp_path / "ema.safetensors"
+    shutil.copy(base / "teacher/3/ema.safetensors", path)
+    damage(path)
+    with pytest.raises(UserError, match="ema.safetensors: (damaged|not a safetensors)"):
+        checkpoint.load_network(path)
+
+
+def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, undisturbed, tmp_path, caplog):
+    states = rolling_states(base, tmp_path)
+    other = STUDENT.model_copy(update={"learning_rate": 2e-3})
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train_leg(student_leg(base, tmp_path, 0, 3, other), Group())
+    assert f"{states[2]} belongs to another configuration" in caplog.text and "starting afresh" in caplog.text
+    assert snapshot(tmp_path)["ema"] != undisturbed["ema"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
+        pytest.skip("this machine allows no mount")
+    try:
+        settings = STUDENT.model_copy(update=LONG)
+        size = (base / "undisturbed/3/state.safetensors").stat().st_size if (base / "undisturbed").exists() else 400_000
+        (disk / "ballast").write_bytes(b"x" * max(0, 4 * 2**20 - int(2.5 * size)))
+        with pytest.raises(UserError, match="could not be written.*free some space"):
+            train_leg(student_leg(base, disk / "run", 0, 6, settings), Group())
+        (state, *_) = sorted((disk / "run/rolling").glob("*"), reverse=True)
+        checkpoint.load_tensors(state)
+        (disk / "ballast").unlink()
+        train_leg(student_leg(base, disk / "run", 0, 6, settings), Group())
+        assert (disk / "run/6/ema.safetensors").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_state(base, tmp_path):
+    train_leg(student_leg(base, tmp_path, 0, 1), Group())
+    wild = STUDENT.model_copy(update={"max_nonfinite_steps": 3})
+    shutil.copytree(tmp_path / "1", tmp_path / "keep")
+    tensors, metadata = checkpoint.load_tensors(tmp_path / "1/state.safetensors")
+    tensors["net.model.map_layer0.weight"].fill_(float("nan"))
+    metadata.pop("digest")
+    checkpoint.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
+    with pytest.raises(UserError, match=r"not finite for \d+ steps in a row.*last good state is .*1/state.safetensors"):
+        train_leg(student_leg(base, tmp_path, 1, 2, wild), Group())
+    assert not list((tmp_path / "rolling").glob("*"))
+
+
+def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
+    settings = STUDENT.model_copy(update={"dropout": 0.0})  # dropout alone depends on how the batch is cut
+    launch.run_leg(
+        student_leg(base, tmp_path / "two", 0, 1, settings), processes=2, threads=1, log_dir=tmp_path / "logs"
+    )
+    train_leg(student_leg(base, tmp_path / "one", 0, 1, settings), Group())
+    train_leg(student_leg(base, tmp_path / "pieces", 0, 1, settings), Group(), batch_per_process=25)
+    nets = [
+        checkpoint.load_network(tmp_path / f"{name}/1/ema.safetensors").state_dict()
+        for name in ("one", "two", "pieces")
+    ]
+    for name, weights in nets[0].items():
+        assert torch.allclose(nets[1][name], weights, atol=1e-4) and torch.allclose(nets[2][name], weights, atol=1e-4)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match="batch_size 100 is not divisible by 3 processes"):
+        _micro_batches(100, Group(size=3), None)
+    with pytest.raises(UserError, match="not divisible by 2 processes of 30"):
+        _micro_batches(100, Group(size=2), 30)
+
+
+def test_processes_together_see_every_row_once_and_every_image_once_a_pass():
+    rows = [r for rank in range(4) for r in _micro_batches(16, Group(rank=rank, size=4), 2)]
+    assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
+    stream = _index_stream(7, 0, 10, [slice(0, 10)], 25)
+    seen = torch.cat([next(stream) for _ in range(5)])
+    assert sorted(seen[:25].tolist()) == list(range(25)) and sorted(seen[25:].tolist()) == list(range(25))
+    later = _index_stream(7, 30, 10, [slice(0, 10)], 25)
+    assert torch.equal(next(later), seen[30:40])
+
+
+def test_the_two_student_passes_share_one_dropout_mask():
+    masks = []
+
+    class Recorder(torch.nn.Module):
+        sigma_data = 0.5
+
+        def forward(self, x, sigma, labels):
+            masks.append(torch.nn.functional.dropout(torch.ones(64), 0.5))
+            return x * 0
+
+    batch = MicroBatch(torch.zeros(4, 1, 8, 8), None, slice(0, 4), 400, 4)
+    teacher = torch.nn.Module()
+    teacher.sigma_data, teacher.forward = 0.5, lambda x, sigma, labels: x * 0
+    student_objective(STUDENT, teacher)(Recorder(), Recorder(), batch)
+    first, second = masks
+    assert torch.equal(first, second)
+    student_objective(STUDENT, teacher)(Recorder(), Recorder(), dataclasses.replace(batch, nimg=404))
+    assert not torch.equal(masks[2], first)
+
+
+def test_ticks_record_what_is_to_be_watched(base, undisturbed):
+    events = list(read_events(base / "undisturbed/e.jsonl"))
+    metrics = [e for e in events if e["event"] == "metrics"]
+    assert [e["step"] for e in metrics] == [1, 2, 3]
+    names = metrics[-1]["metrics"]
+    wanted = [
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "teacher_steps",
+        "share/terminal",
+        "share/boundary",
+        "share/general",
+    ]
+    wanted += ["loss/general", "loss/sigma_0.1-1", "beta/ema", "images_per_second", "memory_gb", "nonfinite_steps"]
+    assert set(wanted) <= set(names)
+    assert sum(names[f"share/{kind}"] for kind in ("terminal", "boundary", "general")) == pytest.approx(1)
+    assert metrics[0]["metrics"]["teacher_steps"] < names["teacher_steps"] == 32
+
+
+def test_draws_depend_on_seed_purpose_and_position_alone():
+    assert draws.seed_of(1, "noise", 5) == draws.seed_of(1, "noise", 5)
+    others = {draws.seed_of(*key) for key in [(1, "noise", 5), (2, "noise", 5), (1, "edge", 5), (1, "noise", 6)]}
+    assert len(others) == 4
+
+
+def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
+    data.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
+    leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), data=str(tmp_path / "big.zip"))
+    with pytest.raises(UserError, match="don't fit the teacher"):
+        train_leg(leg, Group())
