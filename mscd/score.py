@@ -31,7 +31,7 @@ def score(
     """
     images, made = read_samples(samples)
     target, network = load_reference(reference), load_detector(detector, device)
-    _check_reference(reference, target, detector, network)
+    check_reference(reference, target, detector, network)
     _check_samples(samples, images.shape, reference, target)
     statistics = FeatureStatistics(network.dim)
     for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH):
@@ -54,9 +54,10 @@ def score(
     return result
 
 
-def _check_reference(
+def check_reference(
     path: str | os.PathLike, reference: Reference, detector_path: str | os.PathLike, detector: Detector
 ) -> None:
+    """Raise UserError naming both files unless `reference` (of `path`) holds features of `detector` (of its path)."""
     made_with = reference.provenance.get("detector")
     if made_with is None:
         raise UserError(

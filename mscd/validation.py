@@ -12,6 +12,7 @@ from mscd.distributed import Group
 from mscd.features import load_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
 from mscd.networks import EDMPrecond
+from mscd.score import check_reference
 
 BATCH = 256
 TEACHER_STEPS = 18
@@ -25,6 +26,7 @@ class Validation:
         self.settings, self.group = settings, group
         self.detector = load_detector(detector)
         self.reference = load_reference(reference)
+        check_reference(reference, self.reference, detector, self.detector)
 
     def score(self, net: EDMPrecond) -> float:
         """The distance, the same on every process."""
