@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from mscd.errors import UserError
-from mscd.files import DamagedFile, FolderFiles, ZipFiles, open_files, written_whole
+from mscd.files import DamagedFile, FolderFiles, ZipFiles, open_files, sha256_of, written_whole
 from mscd.images import TRANSFORMS, decode, encode_png, is_image, transformed
 
 
@@ -81,7 +81,7 @@ def pack(
             raise UserError(f"{source}: every image is too small for {transform} to {size[0]}x{size[1]}")
         text = json.dumps({"labels": labels if images.labels else None})
         _write_member(archive, "dataset.json", text.encode())
-    return _summary(shape, labels, total, ZipFiles(dest).digest())
+    return _summary(shape, labels, total, sha256_of(dest))
 
 
 def _target_size(resolution: int | tuple[int, int] | None, transform: str | None) -> tuple[int, int] | None:
@@ -251,7 +251,10 @@ class ImageDataset:
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of the zip's bytes; of a folder, over the names and contents of its files."""
-        return self._files.digest()
+        try:
+            return self._files.digest()
+        except DamagedFile as error:
+            raise UserError(f"{self.path}: a file cannot be read ({error})") from error
 
     def __len__(self) -> int:
         return len(self._chosen)

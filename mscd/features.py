@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,9 +67,9 @@ def train_classifier(
 ) -> tuple[Classifier, float]:
     """(classifier in eval mode, its accuracy on the share `settings.held_out` that it was not trained on).
 
-    A function of the data and the settings alone. Adam with a cosine ramp to 0; images are shifted by up to an
-    eighth of their width. UserError without labels, with too few images, or when the accuracy is below
-    `settings.min_accuracy`.
+    A function of the data and the settings alone: it trains on one thread, as sums over several would depend on how
+    many there are. Adam with a cosine ramp to 0; images are shifted by up to an eighth of their width. UserError
+    without labels, with too few images, or when the accuracy is below `settings.min_accuracy`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -78,24 +80,8 @@ def train_classifier(
     held_out, kept = order[:aside], order[aside:]
     if not len(held_out) or not len(kept):
         raise UserError(f"{dataset.path}: {len(dataset)} images are too few to hold out {settings.held_out} of them")
-
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
-    steps = settings.epochs * math.ceil(len(kept) / settings.batch_size)
-    ramp = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in range(settings.epochs):
-        total = 0.0
-        shuffled = kept[torch.randperm(len(kept), generator=generator)]
-        for images, labels in batches(dataset, shuffled.split(settings.batch_size)):
-            shifted = _shifted(_scaled(images), dataset.resolution // 8, generator)
-            loss = functional.cross_entropy(classifier(shifted), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            ramp.step()
-            total += loss.item() * len(images)
-        if events is not None:
-            events.metrics({"loss": total / len(kept)}, step=(epoch + 1) * len(kept) // 1000)
-
+    with _one_thread():
+        _fit(classifier, dataset, kept, settings, generator, events)
     accuracy = _accuracy(classifier.eval(), dataset, held_out)
     log.info("classifier: accuracy %.4f on %d held-out images", accuracy, len(held_out))
     if events is not None:
@@ -106,6 +92,43 @@ def train_classifier(
             f"min_accuracy {settings.min_accuracy}: train it for more epochs, or check the labels"
         )
     return classifier.requires_grad_(False), accuracy
+
+
+def _fit(
+    classifier: Classifier,
+    dataset: ImageDataset,
+    indices: torch.Tensor,
+    settings: ClassifierSettings,
+    generator: torch.Generator,
+    events: EventLog | None,
+) -> None:
+    """Train on the images of `indices`; logs the mean loss of each epoch."""
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
+    steps = settings.epochs * math.ceil(len(indices) / settings.batch_size)
+    ramp = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(settings.epochs):
+        total = 0.0
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        for images, labels in batches(dataset, shuffled.split(settings.batch_size)):
+            shifted = _shifted(_scaled(images), dataset.resolution // 8, generator)
+            loss = functional.cross_entropy(classifier(shifted), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            ramp.step()
+            total += loss.item() * len(images)
+        if events is not None:
+            events.metrics({"loss": total / len(indices)}, step=(epoch + 1) * len(indices) // 1000)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _scaled(images: torch.Tensor) -> torch.Tensor:

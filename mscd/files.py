@@ -92,7 +92,7 @@ class ZipFiles:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if not m.is_dir() and _is_visible(m.filename)]
-        except (OSError, zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
             raise UserError(f"{path}: not a readable zip ({error}); damaged or cut short?") from error
         members.sort(key=lambda member: member.filename)
         self.names = [member.filename for member in members]
@@ -138,8 +138,13 @@ class ZipFiles:
 
     def digest(self) -> str:
         """sha256 (hex) of the zip's bytes."""
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.path)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_files(path: str | os.PathLike) -> FolderFiles | ZipFiles:

@@ -7,7 +7,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mscd.files import DamagedFile
 
@@ -37,8 +37,8 @@ def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
         zlib.error,
         Image.DecompressionBombError,
     ) as error:
-        reason = str(error).replace(repr(error.args[0]) if error.args else "", "").strip()
-        raise DamagedFile("not a readable image" if "BytesIO" in str(error) else reason or str(error)) from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is the address of our buffer
+        raise DamagedFile("its content is no image" if unknown else str(error)) from error
     if image.mode in ("L", "RGB"):
         return image
     has_alpha = image.mode in ("LA", "PA", "RGBA") or (image.mode == "P" and "transparency" in image.info)
