@@ -364,14 +364,15 @@ def load_config(source: str | Path | Mapping[str, Any], *, name: str = "config")
         raw = source
     else:
         name = str(source)
-        raw = _read_yaml(Path(source))
+        raw = read_yaml(Path(source))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{name}: {describe(error, Config)}") from None
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. UserError, one line, where there is none."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

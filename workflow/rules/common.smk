@@ -4,19 +4,24 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config import check_share, check_source, digest, load_config
+from mscd.config import check_share, check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
-
-# Another file given by --configfile stands alone; Snakemake would merge the two.
-if not workflow.overwrite_configfiles:
-
-    configfile: "config/config.yaml"
 
 
 def stop(error):
     """End before anything runs, with the one line that says why."""
     print(error, file=sys.stderr)
     sys.exit(1)
+
+
+# Another file given by --configfile stands alone; Snakemake would merge the two.
+if not workflow.overwrite_configfiles:
+    try:
+        read_yaml(Path("config/config.yaml"))  # what Snakemake says of a broken one does not name it
+    except UserError as error:
+        stop(error)
+
+    configfile: "config/config.yaml"
 
 
 def settings_name():

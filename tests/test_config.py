@@ -1,0 +1,208 @@
+"""Settings: what is refused, in which words; what a run's identity holds; that their documentation is current."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mscd.config import Config, check_share, check_source, digest, load_config
+from mscd.config_docs import docs
+from mscd.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+STUDENT = {
+    "duration_kimg": 4,
+    "snapshot_kimg": 2,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "ema_halflife_kimg": 1,
+    "anneal_kimg": 2,
+}
+SETTINGS = {
+    "name": "run",
+    "data": {"source": "digits"},
+    "teacher": {
+        "duration_kimg": 2,
+        "snapshot_kimg": 2,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "ema_halflife_kimg": 1,
+        "network": {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1},
+    },
+    "students": {"s8": STUDENT, "s4": {**STUDENT, "segments": 4}},
+    "scoring": {"images": 100, "teacher_samplers": [{"sampler": "euler", "steps": 8}]},
+}
+
+
+def changed(where: str, value) -> dict:
+    """SETTINGS with the key at the dotted path `where` set."""
+    settings = copy.deepcopy(SETTINGS)
+    *path, key = where.split(".")
+    inner = settings
+    for part in path:
+        inner = inner[int(part) if part.isdigit() else part]
+    inner[key] = value
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "line"),
+    [
+        ("nme", "x", "config: nme: unknown key, did you mean name?"),
+        ("students.s8.segmets", 8, "config: students.s8.segmets: unknown key, did you mean segments?"),
+        ("teacher.network.segments", 8, "config: teacher.network.segments: unknown key (known here: model_type, "),
+        (
+            "scoring.teacher_samplers.0.step",
+            8,
+            "config: scoring.teacher_samplers.0.step: unknown key, did you mean steps",
+        ),
+        ("students.s8.segments", 0, "config: students.s8.segments: must be at least 1 (got 0)"),
+        ("students.s8.learning_rate", "fast", "config: students.s8.learning_rate: must be a valid number"),
+        ("students.s8.batch_size", 1.5, "config: students.s8.batch_size: must be a valid integer"),
+        ("students.s8.weight", "edn", "config: students.s8.weight: must be one of 'sqrt_karras', 'edm'"),
+        ("students.s8.phema_stds", [0.3], "config: students.s8.phema_stds.0: must be less than or equal to 0.28"),
+        ("students", {}, "config: students: must not be empty"),
+        ("students", None, "config: students: must be a valid dictionary (got None)"),
+        ("students.a/b", STUDENT, "config: students.a/b: must be letters, digits, '.', '_' or '-'"),
+        ("students.teacher", STUDENT, "config: students: a student cannot be called teacher"),
+        ("name", "../up", "config: name: must be letters, digits"),
+        ("teacher.learning_rate", float("nan"), "config: teacher.learning_rate: must be a finite number (got nan)"),
+        ("scoring.seed_blocks", [], "config: scoring.seed_blocks: must not be empty"),
+    ],
+)
+def test_wrong_value_is_told_in_one_line(where, value, line):
+    with pytest.raises(UserError) as error:
+        load_config(changed(where, value))
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "line"),
+    [
+        ("students.s8.snapshot_kimg", 3, "students.s8: snapshot_kimg 3 does not divide duration_kimg 4"),
+        ("students.s8.teacher_steps_start", 7, "students.s8: teacher_steps_start 7 is less than segments 8"),
+        ("students.s8.teacher_steps_end", 63, "students.s8: teacher_steps_end 63 is less than teacher_steps_start 64"),
+        ("students.s8.phema_stds", [0.1, 0.1001], "students.s8: phema_stds are told apart by three decimals"),
+        ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: the students of a run keep the same ones as s8"),
+        ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
+        ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
+        ("teacher.network.channel_mult", [1] * 5, "teacher.network.channel_mult: 5 levels need a resolution that 16"),
+        ("data.resolution", 16, "data: digits are 8 pixels wide: resolution 16 needs a transform"),
+        ("data.transform", "center-crop", "data: transform center-crop needs a resolution"),
+        ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks holds a block twice"),
+        ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers holds heun-8 "),
+        ("scoring.teacher_samplers.0.S_churn", 1, "scoring.teacher_samplers.0: S_churn is an option of the heun"),
+        ("students.s8.sigma_max_anchor", 0.6, None),
+    ],
+)
+def test_impossible_combination_is_told_in_one_line(where, value, line):
+    if line is None:
+        line, settings = "students.s8: sigma_max_anchor and node_anchor", changed(where, value)
+        settings["students"]["s8"]["node_anchor"] = 0.6
+    else:
+        settings = changed(where, value)
+    with pytest.raises(UserError) as error:
+        load_config(settings)
+    assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
+
+
+def test_song_options_are_refused_for_dhariwal():
+    settings = changed("teacher.network.encoder_type", "residual")
+    settings["teacher"]["network"]["model_type"] = "DhariwalUNet"
+    with pytest.raises(UserError, match="encoder_type is an option of SongUNet"):
+        load_config(settings)
+
+
+def test_error_names_the_file_and_counts_further_problems(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**changed("students.s8.segments", 0), "name": 3}))
+    with pytest.raises(UserError, match=rf"^{path}: name: must be a valid string \(got 3\) \(and 1 more\)$"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\tx: 1", ""])
+def test_file_without_settings_is_refused(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="mine.yaml: (not YAML|holds no settings)"):
+        load_config(path)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="none.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_missing_data_is_refused(tmp_path):
+    config = load_config(changed("data.source", str(tmp_path / "none")))
+    with pytest.raises(UserError, match="mine: data.source: there is no"):
+        check_source(config, name="mine")
+    check_source(load_config(changed("data.source", str(tmp_path))), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "piece", "fits"),
+    [(64, 1, 0, True), (64, 4, 0, True), (64, 3, 0, False), (64, 2, 16, True), (64, 2, 24, False), (64, 2, 64, False)],
+)
+def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
+    if fits:
+        check_share("x", batch, processes, piece)
+    else:
+        with pytest.raises(UserError, match=f"x.batch_size: {processes} processes.* cannot share {batch} images"):
+            check_share("x", batch, processes, piece)
+
+
+OPERATIONAL = (
+    "duration_kimg snapshot_kimg tick_kimg state_kimg validate_kimg validate_images max_nonfinite_steps".split()
+)
+
+
+def test_identity_holds_everything_but_how_long_and_how_watched():
+    student = load_config(SETTINGS).students["s8"]
+    assert set(student.identity()) == set(type(student).model_fields) - set(OPERATIONAL)
+
+
+@pytest.mark.parametrize("key", OPERATIONAL)
+def test_operational_settings_leave_the_identity_alone(key):
+    before = load_config(SETTINGS).students["s8"]
+    after = load_config(changed(f"students.s8.{key}", 4)).students["s8"]
+    assert before.identity() == after.identity() and digest(before) == digest(after)
+
+
+def test_identity_does_not_depend_on_spelling():
+    spelt = {**STUDENT, "learning_rate": "1e-4", "ema_halflife_kimg": 1.0, "lr_rampup_kimg": 0, "xflip": False}
+    settings = load_config(changed("students.s8", spelt))
+    assert digest(settings.students["s8"]) == digest(load_config(SETTINGS).students["s8"])
+
+
+def test_nested_settings_are_part_of_the_identity():
+    before, after = load_config(SETTINGS), load_config(changed("teacher.network.num_blocks", 2))
+    assert digest(before.teacher) != digest(after.teacher)
+
+
+def test_snapshots_and_averages_have_the_names_of_their_files():
+    settings = load_config(changed("teacher.phema_stds", [0.05, 0.1]))
+    assert settings.students["s8"].snapshots() == [2, 4]
+    assert settings.teacher.emas() == ["ema", "phema-0.050", "phema-0.100"]
+
+
+def test_seed_blocks_follow_each_other():
+    scoring = load_config(SETTINGS).scoring
+    assert [scoring.seeds(block) for block in (0, 2)] == [range(0, 100), range(200, 300)]
+
+
+def test_unet_options_are_those_of_the_model_type():
+    network = load_config(SETTINGS).teacher.network
+    assert "encoder_type" in network.unet_options()
+    dhariwal = load_config(changed("teacher.network.model_type", "DhariwalUNet")).teacher.network
+    assert "encoder_type" not in dhariwal.unet_options() and dhariwal.unet_options()["num_blocks"] == 1
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configuration_is_valid(path):
+    assert isinstance(load_config(path), Config)
+
+
+def test_documentation_is_current():
+    assert (REPOSITORY / "config/README.md").read_text() == docs(), "python -m mscd.config_docs > config/README.md"

@@ -1,0 +1,74 @@
+"""A folder with the workflow in it, and what a user does there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+RESULTS = {("fid_table", ""), ("score_vs_kimg", "a"), ("score_vs_kimg", "b"), ("score_vs_nfe", ""), ("image_grid", "")}
+
+
+class Project:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.results = folder / "results/tiny"
+        self.config_file = folder / "config/config.yaml"
+
+    def copy(self, folder: Path) -> "Project":
+        """The same with all its files and Snakemake's records of them."""
+        shutil.copytree(self.folder, folder)
+        return Project(folder)
+
+    def configure(self, change) -> None:
+        """Let `change` edit the settings, as a dict."""
+        settings = yaml.safe_load(self.config_file.read_text())
+        change(settings)
+        self.config_file.write_text(yaml.safe_dump(settings))
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake in a process group of its own, as from a terminal."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "COLUMNS": "200"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def planned(self, *arguments: str) -> set[tuple[str, str]]:
+        """What a dry run says would run: (rule, its wildcards' values joined by spaces)."""
+        ran = self.snakemake("-n", *arguments)
+        assert ran.returncode == 0, ran.stderr
+        text = ran.stdout + ran.stderr
+        jobs = set()
+        for block in re.split(r"^\[.*\]$", text, flags=re.MULTILINE):
+            if rule := re.search(r"^(?:local)?rule (\w+):$", block, flags=re.MULTILINE):
+                wildcards = re.search(r"^    wildcards: (.*)$", block, flags=re.MULTILINE)
+                values = re.findall(r"=([^,]+)(?:,|$)", wildcards[1]) if wildcards else []
+                jobs.add((rule[1], " ".join(values)))
+        assert jobs or "Nothing to be done" in text, text
+        return jobs - {("all", "")}
+
+
+def user_lines(stderr: str) -> list[str]:
+    """What is not Snakemake's own: the lines a refused call shows to say why."""
+    return [line for line in stderr.splitlines() if line and not line.startswith("Using workflow specific profile")]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,120 @@
+"""Whole runs: their results, and what faults and interruptions leave."""
+
+import csv
+import json
+import os
+import signal
+
+from project import user_lines, wait_for
+
+
+def test_every_result_is_there(finished):
+    with open(finished.results / "fid_table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model"], row["snapshot_kimg"], row["ema"], row["nfe"]) for row in rows] == [
+        ("teacher", "1", "ema", "2"),
+        ("teacher", "1", "ema", "3"),
+        *(("a", kimg, ema, "2") for kimg in "12" for ema in ("ema", "phema-0.100")),
+        *(("b", "1", ema, "1") for ema in ("ema", "phema-0.100")),
+    ]
+    figures = {path.name for path in (finished.results / "figures").iterdir()}
+    assert figures == {"score-vs-kimg-a.png", "score-vs-kimg-b.png", "score-vs-nfe.png", "images.png"}
+    source = json.loads((finished.results / "teacher/source.json").read_text())
+    assert source["made_from"] == "results/tiny/teacher/1/ema.safetensors"
+
+
+def test_every_job_leaves_a_log_and_events(finished):
+    logs = {path.with_suffix("") for path in finished.results.glob("logs/*/*.log")}
+    events = {path.with_suffix("").with_suffix("") for path in finished.results.glob("logs/*/*.events.jsonl")}
+    assert logs == events and len(logs) == 29
+
+
+def test_report_holds_table_and_pictures(project):
+    ran = project.snakemake("--report", "report.html")
+    assert ran.returncode == 0, ran.stderr
+    report = (project.folder / "report.html").read_text()
+    for name in ("fid_table.csv", "score-vs-kimg-a.png", "score-vs-nfe.png", "images.png"):
+        assert name in report
+
+
+def test_keep_going_finishes_the_other_student(project):
+    def change(settings):
+        settings["students"]["a"].update(duration_kimg=3)
+        settings["students"]["b"].update(learning_rate=1e30, max_nonfinite_steps=1)
+
+    project.configure(change)
+    ran = project.snakemake("all", "--keep-going")
+    assert ran.returncode == 1
+    assert "gradients were not finite" in ran.stderr and "Traceback" not in ran.stderr
+    assert (project.results / "students/a/3/ema.safetensors").exists()
+    assert (project.results / "scores/a-3/ema/euler-2/seeds-0-63.json").exists()
+    assert not (project.results / "students/b/1/ema.safetensors").exists()
+
+
+def test_damaged_network_is_named_in_one_line_on_the_terminal_and_in_the_log(project):
+    network = project.results / "students/b/1/ema.safetensors"
+    network.write_bytes(network.read_bytes()[:-100])
+    project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
+    ran = project.snakemake("results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json")
+    log = project.results / "logs/generate/b-1.ema.euler-1.seeds-64-127.log"
+    told = log.read_text().splitlines()[-1]
+    assert ran.returncode == 1 and "students/b/1/ema.safetensors" in told
+    assert ran.stderr.count(told) == 1 and "Traceback" not in ran.stderr
+
+
+def test_empty_data_folder_is_told_in_one_line_and_starts_nothing_else(unfinished_project):
+    (unfinished_project.folder / "photos").mkdir()
+    unfinished_project.configure(lambda settings: settings["data"].update(source="photos", max_images=None))
+    ran = unfinished_project.snakemake("all")
+    told = (unfinished_project.results / "logs/pack_data/data.log").read_text().splitlines()
+    assert ran.returncode == 1 and len(told) == 1 and "photos" in told[0] and told[0] in ran.stderr.splitlines()
+    assert not (unfinished_project.results / "data/train.zip").exists()
+
+
+def test_interrupted_call_goes_on_from_its_state(project):
+    long_leg(project)
+    process = project.start("results/tiny/students/a/4/ema.safetensors")
+    wait_for(lambda: list(project.results.glob("students/a/rolling/state-*.safetensors")))
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "Traceback" not in err, err
+    assert not (project.results / "students/a/4/ema.safetensors").exists()
+    ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        "going on from results/tiny/students/a/rolling/state-" in (project.results / "logs/distill/a.4.log").read_text()
+    )
+
+
+def test_killed_call_goes_on_from_its_state(project):
+    long_leg(project)
+    process = project.start("results/tiny/students/a/4/ema.safetensors")
+    wait_for(lambda: list(project.results.glob("students/a/rolling/state-*.safetensors")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert project.snakemake("--unlock").returncode == 0
+    ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    assert (
+        "going on from results/tiny/students/a/rolling/state-" in (project.results / "logs/distill/a.4.log").read_text()
+    )
+
+
+def test_second_call_on_one_folder_is_refused(project):
+    long_leg(project)
+    process = project.start("results/tiny/students/a/4/ema.safetensors")
+    wait_for(lambda: list((project.folder / ".snakemake/locks").glob("*")))
+    second = project.snakemake("all")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert second.returncode == 1
+    assert (
+        user_lines(second.stderr)[-1].startswith("Error: Directory cannot be locked")
+        or "cannot be locked" in second.stderr
+    )
+
+
+def long_leg(project):
+    """Make one leg of student a out of four kimg, with a state after each."""
+    change = {"duration_kimg": 4, "snapshot_kimg": 4, "tick_kimg": 1, "state_kimg": 1, "seed": 5}
+    project.configure(lambda settings: settings["students"]["a"].update(change))
