@@ -34,10 +34,7 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], m
     digest = content_digest(tensors, metadata)
     header = {METADATA_KEY: json.dumps({**metadata, "digest": digest}, sort_keys=True)}
     with written_whole(path) as file:
-        try:
-            safetensors.torch.save_file(tensors, file.name, metadata=header)
-        except safetensors.SafetensorError as error:
-            raise OSError(error) from error  # as a full disk is told by every other writer
+        file.write(safetensors.torch.save(tensors, metadata=header))
     return digest
 
 

@@ -30,7 +30,7 @@ def denoising_loss(
     """Weighted squared error of the denoiser at log-normal noise levels.
 
     images, noise [N, C, H, W] float32, the noise unit normal; sigma_normal z [N] unit normal: ln sigma = P_mean +
-    P_std z; weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, which evens out the effective weight of noise levels.
+    P_std z; weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, which evens out the weight of noise levels.
     """
     sigma = (P_mean + P_std * sigma_normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2

@@ -1,7 +1,7 @@
 """Every random number as a function of (seed, purpose, position), so that counters are all there is to save.
 
-Positions are counted in images of the run and whole global batches are drawn, of which each process takes its rows: what
-an image sees does not depend on the number of processes, but for dropout, which is drawn a micro-batch at a time.
+Positions are counted in images of the run and whole global batches are drawn, of which each process takes its rows, so
+what an image sees does not depend on the number of processes; dropout alone is drawn a micro-batch at a time.
 """
 
 from __future__ import annotations
