@@ -40,7 +40,8 @@ def generate(
     """Sample the network for each seed and write the images (uint8 [N, H, W, C]) and their provenance to `dest`.
 
     The image of a seed does not depend on the other seeds, and on batch_size only as far as the machine's kernels round
-    differently by it (single pixels by one level, below fp32). A student is sampled on the grid it was trained on, with one evaluation a segment.
+    differently by it (single pixels by one level, below fp32). A student is sampled on the grid it was trained on, with
+    one evaluation a segment.
     Progress goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network,
     for an unreadable network and for a file that could not be written.
     """
