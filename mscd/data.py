@@ -145,7 +145,7 @@ def _read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[bool,
         entries = json.loads(files.read(files.names.index("dataset.json")))["labels"]
         if entries is None:
             return True, None
-        labels = {str(name): label for name, label in entries}
+        labels = {name: label for name, label in entries}
     except (DamagedFile, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not {{"labels": [[name, class], ...]}} or {{"labels": null}} ({error})') from error
     for name, label in entries:
@@ -154,7 +154,7 @@ def _read_labels(files: FolderFiles | ZipFiles, names: list[str]) -> tuple[bool,
     if len(labels) < len(entries):
         name = Counter(name for name, _ in entries).most_common(1)[0][0]
         raise UserError(f"{where} names {name} more than once")
-    without_label, without_image = sorted(set(names) - labels.keys()), sorted(labels.keys() - set(names))
+    without_label, without_image = sorted(set(names) - labels.keys()), sorted(labels.keys() - set(names), key=str)
     if without_label or without_image:
         first = (without_label or without_image)[0]
         raise UserError(
