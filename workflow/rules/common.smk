@@ -161,8 +161,10 @@ def check_machine(rule_name, settings_of):
             check_share(f"{settings_name()}: {where}", settings.batch_size, processes, piece)
     except UserError as error:
         stop(error)
-    if workflow.is_main_process and workflow.cores and workflow.cores < threads:
+    cores = workflow.resource_settings.cores or threads
+    here = max(1, min(threads, cores) // processes)
+    if workflow.is_main_process and here < threads // processes:
         logger.warning(
-            f"{rule_name} has {workflow.cores} of its {threads} threads here: results differ in the last digits "
-            f"from those with all (--set-threads {rule_name}=... fixes the number)"
+            f"{rule_name}: {here} of {threads // processes} threads a process on {cores} cores; results differ "
+            f"in the last digits from those with all (--set-threads {rule_name}=... fixes the number)"
         )
