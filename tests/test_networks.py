@@ -173,8 +173,8 @@ def test_use_fp16_of_published_checkpoints_means_precision_fp16():
 def test_sigma_may_be_a_number_a_scalar_or_one_per_image():
     net, g = golden_net("b")
     per_image = net(g["x"], torch.full((len(g["x"]),), 1.5), g["class_labels"])
-    assert torch.allclose(net(g["x"], 1.5, g["class_labels"]), per_image, atol=1e-6)
-    assert torch.allclose(net(g["x"], torch.tensor(1.5, dtype=torch.float64), g["class_labels"]), per_image, atol=1e-6)
+    assert torch.allclose(net(g["x"], 1.5, g["class_labels"]), per_image, atol=1e-5)
+    assert torch.allclose(net(g["x"], torch.tensor(1.5, dtype=torch.float64), g["class_labels"]), per_image, atol=1e-5)
 
 
 def test_float64_input_gives_the_float32_result():

@@ -119,6 +119,9 @@ class GroupNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and x.dtype != torch.float32 and not x.is_contiguous():
+            # The CPU kernel for 16-bit channels_last is several times slower than going through float32.
+            return F.group_norm(x.float(), self.groups, self.weight, self.bias, self.eps).to(x.dtype)
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
@@ -246,7 +249,9 @@ class UNetBlock(torch.nn.Module):
         w = self.qkv.weight.to(x.dtype).reshape(self.heads, c // self.heads, 3, c).permute(2, 0, 1, 3).reshape(3 * c, c)
         b = self.qkv.bias.to(x.dtype).reshape(c, 3).t().reshape(3 * c)
         qkv = F.linear(tokens, w, b).reshape(n, height * width, 3, self.heads, c // self.heads)
+        if x.device.type == "cpu" and height * width < 128:
+            qkv = qkv.float()  # the 16-bit CPU kernel's gradient is slow for so few pixels
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        y = F.scaled_dot_product_attention(q, k, v).to(x.dtype).transpose(1, 2).reshape(n, height * width, c)
         y = F.linear(y, self.proj.weight.flatten(1).to(x.dtype), self.proj.bias.to(x.dtype))
         return y.transpose(1, 2).reshape(n, c, height, width)

@@ -86,7 +86,10 @@ class EDMPrecond(torch.nn.Module):
         c_out = sigma * self.sigma_data * variance.rsqrt()
         c_in = variance.rsqrt()
         c_noise = sigma.log().flatten() / 4
-        F_x = self.model((c_in * x).to(PRECISIONS[self.precision]), c_noise, class_labels, augment_labels)
+        x_in = (c_in * x).to(PRECISIONS[self.precision])
+        if x.device.type == "cpu":
+            x_in = x_in.to(memory_format=torch.channels_last)  # in which the CPU convolves fastest
+        F_x = self.model(x_in, c_noise, class_labels, augment_labels)
         return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))
 
 
