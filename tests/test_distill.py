@@ -41,6 +41,9 @@ def test_float32_images_are_computed_in_float64_and_rounded_once(points):
     other = [row for row in range(len(ours)) if row != 1]  # row 1 magnifies the rounding of its inputs
     scale = np.abs(ops["inv_ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert (np.abs(ours.numpy() - ops["inv_ddim/out_f32"]) / scale)[other].max() <= 1e-6
+    step = distill.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
+    scale = np.abs(ops["ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
+    assert step.dtype == torch.float32 and (np.abs(step.numpy() - ops["ddim/out_f32"]) / scale).max() <= 1e-6
 
 
 def analytic(x, sigma, labels=None):
@@ -52,6 +55,8 @@ def test_heun_hop_equals_golden(points):
     sigma_s = T(ops["heun/sigma_s"])
     # The network's sigma is float32 here and float64 in the golden denoiser.
     assert bounded(distill.heun_hop(analytic, points["x_t"], points["sigma_t"], sigma_s), ops["heun/out"], 1e-5)
+    single = distill.heun_hop(analytic, points["x_t"].float(), points["sigma_t"], sigma_s)
+    assert single.dtype == torch.float32 and bounded(single, ops["heun/out_f32"], 1e-5)
 
 
 @pytest.mark.parametrize("key", [k for k in ops if k.startswith("weight/") and "/sd" in k])
@@ -130,7 +135,9 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
     assert np.abs(result.prediction.detach().numpy() - golden["student_pred"]).max() <= 5e-5
     assert np.allclose(result.weight.numpy(), golden[f"cfg/{name}/weight"], rtol=1e-5, atol=0)
     assert np.allclose(result.loss.detach().numpy(), golden[f"cfg/{name}/loss_sum"], rtol=2e-4, atol=0)
-    (result.loss.sum() / len(images)).backward()
+    scalar = result.loss.sum() / len(images)
+    assert float(scalar.detach()) == pytest.approx(float(golden[f"cfg/{name}/scalar"]), rel=2e-4)
+    scalar.backward()
     parameters = dict(student.named_parameters())
     ours = np.array([float(parameters[p].grad.norm()) for p in info["param_names"]])
     assert np.linalg.norm(ours - golden[f"cfg/{name}/grad_norms"]) <= 1e-3 * np.linalg.norm(

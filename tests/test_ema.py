@@ -31,6 +31,8 @@ def test_classic_ema_equals_golden(case):
     betas = [ema.ema_beta(halflife, None if ratio == -1 else ratio, n, BATCH) for n in before]
     assert np.allclose(betas, golden[f"ema/{case}/beta"], rtol=1e-9, atol=0)
     assert np.allclose(trajectory(betas, golden["theta"]), golden[f"ema/{case}/traj"], rtol=1e-9, atol=1e-12)
+    single = trajectory(betas, golden["theta"].astype(np.float32))[-1]
+    assert single.dtype == np.float32 and np.abs(single - golden[f"ema/{case}/final_f32"]).max() <= 1e-5
 
 
 def test_power_ema_equals_golden():

@@ -183,6 +183,14 @@ def test_float64_input_gives_the_float32_result():
     assert torch.equal(double, net(g["x"], g["sigma"], g["class_labels"]))
 
 
+def test_every_parameter_has_a_gradient_without_labels_and_augmentation():
+    net, g = golden_net("ddpmpp")
+    plain = net(g["x"], g["sigma"])
+    plain.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert torch.allclose(plain, net(g["x"], g["sigma"], None, torch.zeros(len(g["x"]), 9)), atol=1e-6)
+
+
 def test_labels_are_ignored_by_an_unconditional_network():
     net, g = golden_net("skip")
     assert torch.equal(net(g["x"], g["sigma"], torch.ones(len(g["x"]), 3)), net(g["x"], g["sigma"]))

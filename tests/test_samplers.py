@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from golden_data import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mscd import samplers
 from mscd.networks import EDMPrecond
@@ -100,3 +102,38 @@ def test_the_range_of_a_network_bounds_the_grid():
 
     samplers.euler(Narrow(), torch.randn(1, 1, 4, 4), steps=3)
     assert seen[0] == pytest.approx(10) and seen[-1] == pytest.approx(0.1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([samplers.euler, samplers.heun]), st.integers(1, 12), st.floats(1, 9), st.floats(1e-3, 0.1))
+def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(sampler, steps, rho, sigma_min):
+    """Its trajectories are straight lines, so neither the solver's order nor the grid may matter."""
+    point = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
+    noise = torch.randn(3, 1, 4, 4)
+    ours = sampler(lambda x, sigma, labels: point.expand_as(x), noise, steps=steps, rho=rho, sigma_min=sigma_min)
+    assert torch.allclose(ours, point.expand_as(ours), atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler, order", [(samplers.euler, 1), (samplers.heun, 2)])
+def test_error_falls_with_the_order_of_the_solver(sampler, order):
+    """Data of spread s: the ODE takes x at sigma to x s / sqrt(s^2 + sigma^2)."""
+    noise, spread = torch.full((1, 1, 1, 1), 1.0), 0.5
+    exact = 80 * spread / (spread**2 + 80**2) ** 0.5
+
+    def error(steps):
+        out = sampler(lambda x, sigma, labels: x * spread**2 / (spread**2 + sigma**2), noise, steps=steps)
+        return abs(float(out) - exact)
+
+    assert error(64) / error(128) == pytest.approx(2**order, rel=0.15)
+
+
+def test_churn_outside_its_range_adds_no_noise():
+    plain = samplers.heun(analytic, T(golden["analytic/latents"]), steps=8)
+    assert torch.equal(samplers.heun(analytic, T(golden["analytic/latents"]), steps=8, S_churn=40, S_min=100), plain)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=20))
+def test_pixels_of_bytes_survive_and_others_are_clipped(values):
+    pixels = samplers.to_uint8(torch.tensor(values, dtype=torch.float64))
+    expected = [int(min(max(v * 127.5 + 128, 0), 255)) for v in values]
+    assert pixels.tolist() == expected and pixels.dtype == torch.uint8

@@ -57,6 +57,7 @@ class EDMPrecond(torch.nn.Module):
         if math.isfinite(sigma_max):  # JSON has no infinity
             self.init_kwargs["sigma_max"] = sigma_max
         self.init_kwargs |= {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in unet_options.items()}
+        self.augment_dim = unet_options.get("augment_dim", 0)
         self.model = UNETS[model_type](img_resolution, img_channels, label_dim, **unet_options)
 
     def forward(
@@ -68,7 +69,8 @@ class EDMPrecond(torch.nn.Module):
     ) -> torch.Tensor:
         """Denoise x [N, C, R, R] at noise level sigma (scalar or [N], in image amplitude) -> float32 [N, C, R, R].
 
-        `class_labels` [N, label_dim] float; None means no label (zeros). `augment_labels` [N, augment_dim] or None.
+        `class_labels` [N, label_dim] float; None means no label (zeros). `augment_labels` [N, augment_dim] float; None
+        means no augmentation (zeros).
         """
         x = x.to(torch.float32)
         if not isinstance(sigma, torch.Tensor):
@@ -80,6 +82,8 @@ class EDMPrecond(torch.nn.Module):
             class_labels = x.new_zeros(1, self.label_dim)
         else:
             class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
+        if augment_labels is None and self.augment_dim:  # keeps every parameter in the gradient, as DDP demands
+            augment_labels = x.new_zeros(1, self.augment_dim)
 
         variance = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
