@@ -1,7 +1,7 @@
 """Time of a distillation step over the sum of its parts: `python benchmarks/distill_step.py`.
 
-The parts, each timed alone in the same run: 2 teacher forwards, 1 student forward, 1 student forward-backward, Adam and the
-averages. Rounds of the whole and of each part take turns, so that a machine whose speed drifts slows all alike.
+The parts, each timed alone in the same run: 2 teacher forwards, 1 student forward, 1 student forward-backward, Adam and
+the averages. Rounds of the whole and of each part take turns, so that a machine whose speed drifts slows all alike.
 """
 
 import argparse
