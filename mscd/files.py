@@ -91,6 +91,7 @@ class ZipFiles:
         self.path = Path(path)
         try:
             with zipfile.ZipFile(path) as archive:
+                _check_count(archive)
                 members = [m for m in archive.infolist() if not m.is_dir() and _is_visible(m.filename)]
         except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
             raise UserError(f"{path}: not a readable zip ({error}); damaged or cut short?") from error
@@ -131,7 +132,10 @@ class ZipFiles:
         return content
 
     def _read_at(self, offset: int, size: int) -> bytes:
-        content = os.pread(self._descriptor, size, offset)
+        try:
+            content = os.pread(self._descriptor, size, offset)
+        except OSError as error:  # a damaged offset, or a disk that fails
+            raise DamagedFile(str(error)) from error
         if len(content) < size:
             raise DamagedFile("the zip ends too early")
         return content
@@ -139,6 +143,14 @@ class ZipFiles:
     def digest(self) -> str:
         """sha256 (hex) of the zip's bytes."""
         return sha256_of(self.path)
+
+
+def _check_count(archive: zipfile.ZipFile) -> None:
+    """BadZipFile unless as many files are listed as the zip's last record says, which zipfile does not compare."""
+    archive.fp.seek(-22 - len(archive.comment), os.SEEK_END)
+    (stated,) = struct.unpack("<10xH10x", archive.fp.read(22))
+    if stated != min(len(archive.infolist()), 0xFFFF):  # all ones stands for more
+        raise zipfile.BadZipFile(f"it lists {len(archive.infolist())} files and claims {stated}")
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -350,6 +350,15 @@ def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
 # --- reading ---
 
 
+def test_zip_of_more_files_than_its_last_record_can_count_is_read(tmp_path):
+    one = encode_png(np.zeros((2, 2), np.uint8))
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        archive.comment = b"a comment comes after the last record"
+        for number in range(65537):
+            archive.writestr(zipfile.ZipInfo(f"{number}.png"), one)
+    assert len(ImageDataset(tmp_path / "many.zip")) == 65537
+
+
 def test_folder_reads_as_the_zip_it_was_unpacked_from(digits, tmp_path):
     path, _ = digits
     with zipfile.ZipFile(path) as archive:
@@ -483,28 +492,24 @@ def test_closed_data_sets_leave_no_open_file(digits):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@settings(deadline=None, max_examples=300)
-@given(data=st.data())
-def test_flipped_bit_in_an_archive_is_refused_or_changes_no_pixel_and_no_class(small_archive, data):
-    content, images, labels, path = small_archive
-    position = data.draw(st.integers(0, len(content) - 1))
-    damaged = bytearray(content)
-    damaged[position] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(damaged)
-    try:
-        dataset = ImageDataset(path)
-        got = dataset.images_in_memory()
-    except UserError as error:
-        assert "\n" not in str(error) and str(path) in str(error)
-        return
-    # The archive's list of names is the one part that nothing checks: it can lose dataset.json, but not mix classes up.
-    assert torch.equal(got, images) and dataset.labels.tolist() in (labels, [-1] * len(labels))
-
-
-@pytest.fixture(scope="module")
-def small_archive(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    write_images(folder / "in", random_images("a/1.png", "b/2.png", "b/3.png"))
-    pack(folder / "in", folder / "out.zip")
-    dataset = ImageDataset(folder / "out.zip")
-    return (folder / "out.zip").read_bytes(), dataset.images_in_memory(), dataset.labels.tolist(), folder / "bad.zip"
+def test_flipped_bit_in_an_archive_is_refused_or_changes_no_pixel_and_no_class(tmp_path):
+    write_images(tmp_path / "in", random_images("a/1.png", "b/2.png", "b/3.png"))
+    pack(tmp_path / "in", tmp_path / "out.zip")
+    whole = ImageDataset(tmp_path / "out.zip")
+    content, path = (tmp_path / "out.zip").read_bytes(), tmp_path / "bad.zip"
+    refused = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            dataset = ImageDataset(path)
+            images = dataset.images_in_memory()
+        except UserError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            refused += 1
+            continue
+        # Names are the one part that has no checksum: dataset.json can be lost to another name, but no class mixed up.
+        assert torch.equal(images, whole.images_in_memory()), position
+        assert dataset.labels.tolist() in (whole.labels.tolist(), [-1, -1, -1]), position
+    assert refused > len(content) / 2
