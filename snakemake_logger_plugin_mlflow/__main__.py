@@ -22,7 +22,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     replay = commands.add_parser("replay", help="send journals of workflows that have ended; nothing is sent twice")
     replay.add_argument("journal", nargs="*", type=Path, help="default: all in .snakemake/mlflow")
-    commands.add_parser("send", help="follow a running workflow (started by the plugin)").add_argument("journal", type=Path)
+    send = commands.add_parser("send", help="follow a running workflow (started by the plugin)")
+    send.add_argument("journal", type=Path)
     arguments = parser.parse_args()
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

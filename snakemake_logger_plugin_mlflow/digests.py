@@ -14,7 +14,10 @@ class Digests:
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of(self, paths: list[str], started: float) -> dict[str, str]:
-        """{path: "sha256:..." | "size:<bytes>" | "folder" | "gone" | "changed since"} for a job that began at `started`."""
+        """{path: digest} for a job that began at `started`.
+
+        A digest is "sha256:<hex>", "size:<bytes>", "folder", "gone" or, where the file is newer, "changed since".
+        """
         return {path: self._digest(path, started) for path in paths}
 
     def _digest(self, path: str, started: float) -> str:

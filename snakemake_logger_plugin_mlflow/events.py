@@ -7,7 +7,9 @@ Any `log:` file of a rule whose name ends in `.events.jsonl` is one. Lines:
     {"event": "metrics", "time": t, "step": n, "metrics": {...}} {"event": "artifact", "time": t, "path": "..."}
 """
 
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,62 +59,82 @@ class Content:
 
 
 class EventsFile:
-    """The events of one job in a file that may hold those of earlier jobs and may still grow.
+    """The events of one job, in a file that may hold those of an earlier attempt and may still grow.
 
-    before: mark of what the file held when the job started; it counts only if the job starts from a step > 0.
+    before: mark of the file when the job was announced. Snakemake deletes it then, so `earlier` names a copy of what
+    earlier attempts wrote ({"path", "size", "tail"}), which counts only if this one goes on from a step > 0.
     """
 
-    def __init__(self, path: Path, before: dict):
+    def __init__(self, path: Path, before: dict = NOTHING, earlier: dict | None = None):
         self.path = path
         self.content = Content()
-        self.bad_lines: list[int] = []  # line numbers, from 1
-        self._before = before
-        self._earlier = Content()
-        self._offset = self._line = 0
+        self.left_out: list[str] = []  # what could not be taken
+        self._seen = before  # mark of what was read or does not count
+        self._earlier = earlier
 
     def read(self, until: dict | None = None) -> bool:
         """Takes the lines that were added, up to the mark `until`. True if there were any."""
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < self._offset or (self._offset == 0 and mark(self.path, self._before["size"]) != self._before):
-            self._restart()
-        end = size if until is None else until["size"]
-        if end <= self._offset:
+        if mark(self.path, self._seen["size"]) != self._seen:  # deleted or written anew: a new file, all of it counts
+            self.content, self._seen = Content(), NOTHING
+        start = self._seen["size"]
+        end = (self.path.stat().st_size if self.path.exists() else 0) if until is None else until["size"]
+        if end <= start:
             return False
         with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            lines = file.read(end - self._offset).split(b"\n")
-        for line in lines[:-1]:  # what follows the last newline is not written to its end yet
-            self._offset += len(line) + 1
-            self._line += 1
-            if line.strip():
-                self._take(line)
-        return len(lines) > 1
+            file.seek(start)
+            lines = file.read(end - start).split(b"\n")[:-1]  # the last one is not written to its end yet, or empty
+        for line in lines:
+            self._take(line)
+        self._seen = mark(self.path, start + sum(len(line) + 1 for line in lines))
+        return bool(lines)
 
     def matches(self, until: dict) -> bool:
         """Whether the file still begins with what was marked."""
         return mark(self.path, until["size"]) == until
 
-    def _restart(self) -> None:
-        """The file was written anew, so nothing in it is older than the job."""
-        self.content, self._earlier, self._before = Content(), Content(), NOTHING
-        self._offset = self._line = 0
-
     def _take(self, text: bytes) -> None:
         try:
             line = json.loads(text)
-            if self._offset <= self._before["size"]:
-                self._earlier.add(line)
-            else:
-                if line["event"] == "start":
-                    self._go_on_from(int(line["step"]))
-                self.content.add(line)
+            if line["event"] == "start" and int(line["step"]) > 0 and self._earlier is not None:
+                self._go_on_from(int(line["step"]))
+            self.content.add(line)
         except (ValueError, KeyError, TypeError, AttributeError):
-            self.bad_lines.append(self._line)
+            self.left_out.append(f"{text[:80].decode(errors='replace')!r} is not an event")
 
     def _go_on_from(self, step: int) -> None:
-        """What the file held before the job counts from now on, up to `step`."""
-        if step > 0:
-            self._earlier.start(step)
-            self._earlier.merge(self.content)
-            self.content = self._earlier
-        self._earlier = Content()
+        """What earlier attempts wrote counts from now on, up to `step`."""
+        kept, self._earlier = self._earlier, None
+        if mark(kept["path"], kept["size"]) != {"size": kept["size"], "tail": kept["tail"]}:
+            self.left_out.append(f"the steps of earlier attempts up to {step} were overwritten")
+            return
+        before = EventsFile(Path(kept["path"]))
+        before.read(until=kept)
+        before.content.start(step)
+        before.content.merge(self.content)
+        self.content = before.content
+
+
+def keep_earlier(path: str, folder: Path) -> dict | None:
+    """Copies an events file that Snakemake is about to delete; {"path", "size", "tail"} of the copy, None if no file.
+
+    A file that itself goes on from a step > 0 is added to the copy of the one before.
+    """
+    if not Path(path).is_file():
+        return None
+    copy = folder / (hashlib.sha256(path.encode()).hexdigest()[:16] + SUFFIX)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "rb") as file:
+        first = file.readline()
+        file.seek(0)
+        with open(copy, "ab" if goes_on(first) else "wb") as target:
+            shutil.copyfileobj(file, target)
+    return {"path": str(copy), **mark(copy)}
+
+
+def goes_on(first_line: bytes) -> bool:
+    """Whether a file with this first line goes on from a step > 0."""
+    try:
+        line = json.loads(first_line)
+        return line["event"] == "start" and int(line["step"]) > 0
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -3,16 +3,20 @@
 Records (all have "record" and "time", seconds since 1970):
     workflow  id, name, directory, uri, experiment, process, user, snakefile, configfiles,
               jobs {rule: count}, tags (of the parent run), git (tags of all runs)                (first line)
-    job       key, rule, wildcards, params, resources, threads, reason, input, output, log, events {path: mark}
-    job_end   key, state (FINISHED | FAILED | KILLED), error, log (further log files), events {path: mark}
+    job       key, rule, wildcards, params, resources, threads, reason, input, output, log, events {path: mark},
+              earlier {path: copy of what earlier attempts wrote, with its mark}
+    job_end   key, state (FINISHED | FAILED | KILLED), error, log (further log files), events {path: mark},
+              kept {log file: second name of it}
     end       state                                                                             (last line)
 `key` is "<job id>.<attempt>". A mark ({"size", "tail"}) names the first `size` bytes of an events file.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -77,6 +81,73 @@ def mark(path: str | Path, size: int | None = None) -> dict:
     if end == 0 or len(tail) < min(end, TAIL):
         return {"size": 0, "tail": ""}
     return {"size": end, "tail": hashlib.sha256(tail).hexdigest()[:16]}
+
+
+def end_record(job: dict, folder: Path, state: str, now: float, error: str = "", log: list[str] | None = None) -> dict:
+    """The job_end record of a job. Keeps its log files: Snakemake deletes them when it starts the job again.
+
+    They get a second name (a hard link) in a folder beside the journal, for the sender to read and remove.
+    """
+    further = [path for path in log or [] if path not in job["log"]]
+    kept = {}
+    for number, path in enumerate(job["log"]):
+        name = folder / job["key"] / str(number) / Path(path).name
+        if os.path.isfile(path):
+            try:
+                name.parent.mkdir(parents=True, exist_ok=True)
+                os.link(path, name)
+                kept[path] = str(name)
+            except OSError:  # another file system, or one without links: the sender reads the file itself, if in time
+                continue
+    return {
+        "record": "job_end", "time": now, "key": job["key"], "state": state, "error": error, "log": further,
+        "events": {path: mark(path) for path in job["events"]}, "kept": kept,
+    }  # fmt: skip
+
+
+def kept_folder(journal: Path) -> Path:
+    return journal.with_suffix(".logs")
+
+
+def end_abandoned(directory: Path) -> None:
+    """Ends the journals of workflows of a directory that were killed, before a new one overwrites what is theirs."""
+    for path in sorted((directory / FOLDER).glob("*.jsonl")):
+        with lock(path) as mine:
+            if mine and process_is_gone(JournalReader(path).read()[0]["process"], same_directory=True):
+                end_journal(path)
+
+
+def end_journal(path: Path) -> None:
+    """Ends the journal of a workflow that is gone, unless it did so itself: what was running is KILLED.
+
+    The time of it is that of the last sign of life. Relative paths are those of the current directory.
+    """
+    entries = JournalReader(path).read()
+    if entries[-1]["record"] == "end":
+        return
+    running = {entry["key"]: entry for entry in entries if entry["record"] == "job"}
+    for entry in entries:
+        if entry["record"] == "job_end":
+            del running[entry["key"]]
+    files = [path] + [Path(log) for job in running.values() for log in job["log"]]
+    last = max(file.stat().st_mtime for file in files if file.exists())
+    journal = Journal(path)
+    for job in running.values():
+        journal.add(end_record(job, kept_folder(path), "KILLED", max(last, job["time"])))
+    journal.add({"record": "end", "time": last, "state": "KILLED"})
+    journal.close()
+
+
+@contextmanager
+def lock(path: Path):
+    """Holds a journal for one sender; gives False where another has it."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def this_process() -> dict:

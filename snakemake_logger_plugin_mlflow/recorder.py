@@ -15,8 +15,15 @@ from pathlib import Path
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from snakemake_logger_plugin_mlflow.events import SUFFIX
-from snakemake_logger_plugin_mlflow.journal import mark, this_process
+from snakemake_logger_plugin_mlflow.events import SUFFIX, keep_earlier
+from snakemake_logger_plugin_mlflow.journal import (
+    end_abandoned,
+    end_record,
+    journal_path,
+    kept_folder,
+    mark,
+    this_process,
+)
 
 INTERRUPTED = "Terminating processes on user request"  # Snakemake tells of Ctrl-C in no other way
 HIDDEN_RESOURCES = ("_cores", "_nodes")
@@ -32,6 +39,7 @@ class Recorder:
         self.started = False
         self.header: dict = {}
         self.jobs: dict[int, object] = {}  # job id: the Snakemake job of its running attempt
+        self.journaled: dict[int, dict] = {}  # and its journal record
         self.attempts: dict[int, int] = {}
         self.interrupted = self.error_seen = False
 
@@ -42,7 +50,10 @@ class Recorder:
             self.header = record.__dict__
         elif event == LogEvent.RUN_INFO and not self.started and not workflow().touch:
             self.started = True
-            yield self._workflow(record)
+            end_abandoned(Path.cwd())
+            entry = self._workflow(record)
+            self.logs = kept_folder(journal_path(Path.cwd(), entry["id"], entry["time"]))
+            yield entry
         elif event == LogEvent.JOB_INFO and self.started:
             yield from self._job(record)
         elif event == LogEvent.JOB_FINISHED and record.job_id in self.jobs:
@@ -99,11 +110,12 @@ class Recorder:
         job = self.jobs[jobid] = find_job(jobid)
         self.attempts[jobid] = self.attempts.get(jobid, 0) + 1
         log = [str(path) for path in job.log]
+        events = [path for path in log if path.endswith(SUFFIX)]
         resources = {name: value for name, value in job.resources.items() if name not in HIDDEN_RESOURCES}
-        yield {
+        self.journaled[jobid] = {
             "record": "job",
             "time": record.created,
-            "key": self._key(jobid),
+            "key": f"{jobid}.{self.attempts[jobid]}",
             "rule": record.rule_name,
             "wildcards": {name: str(value) for name, value in record.wildcards.items()},
             "params": flat(named(job.params)),
@@ -113,21 +125,14 @@ class Recorder:
             "input": [str(path) for path in job.input],
             "output": [str(path) for path in job.output],
             "log": log,
-            "events": {path: mark(path) for path in log if path.endswith(SUFFIX)},
+            "events": {path: mark(path) for path in events},
+            "earlier": {path: keep_earlier(path, self.logs.parent / "earlier") for path in events},
         }
-
-    def _key(self, jobid: int) -> str:
-        return f"{jobid}.{self.attempts[jobid]}"
+        yield self.journaled[jobid]
 
     def _end(self, jobid: int, state: str, now: float, error: str = "", log: list[str] | None = None) -> dict:
-        job = self.jobs.pop(jobid)
-        events = {str(path): mark(path) for path in job.log if str(path).endswith(SUFFIX)}
-        own_log = [str(path) for path in job.log]
-        further = [path for path in log or [] if path not in own_log]
-        key = self._key(jobid)
-        return {
-            "record": "job_end", "time": now, "key": key, "state": state, "error": error, "log": further, "events": events
-        }  # fmt: skip
+        del self.jobs[jobid]
+        return end_record(self.journaled.pop(jobid), self.logs, state, now, error, log)
 
     def _untold_ends(self, now: float) -> Iterator[dict]:
         dag, failed = workflow().dag, failed_jobs()

@@ -1,16 +1,14 @@
 """The sender: follows the journal of a running workflow, or replays journals of workflows that have ended."""
 
-import fcntl
 import json
 import os
 import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
-from snakemake_logger_plugin_mlflow.journal import FOLDER, JournalReader, process_is_gone
+from snakemake_logger_plugin_mlflow.journal import FOLDER, JournalReader, end_journal, lock, process_is_gone
 from snakemake_logger_plugin_mlflow.messages import cause, replay_command, tell, without_password
 from snakemake_logger_plugin_mlflow.session import CLOSED_BY, HOST, JOURNAL, PROCESS, Session
 from snakemake_logger_plugin_mlflow.store import Store
@@ -54,12 +52,14 @@ class Sender:
     def _send_all(self) -> None:
         session = Session(self.path, self._note)
         while True:
-            gone = self._parent_is_gone()  # asked first, so that all it wrote is read
-            if session.step(abandoned=gone):
-                return
+            if self._parent_is_gone():
+                end_journal(self.path)
+            done = session.step()
             if not self.leftovers_closed:
                 close_leftovers(session.store, self.workflow, self._note)
                 self.leftovers_closed = True
+            if done:
+                return
             time.sleep(POLL_SECONDS)
 
     def _note(self, message: str) -> None:
@@ -71,11 +71,8 @@ class Sender:
         if "error" not in self.told:
             self.told.add("error")
             uri = without_password(self.workflow["uri"] or "the store of this folder")
-            command = replay_command(self.path)
-            tell(
-                f"cannot write to {uri} ({cause(error)}); the workflow goes on. If MLflow lacks runs in the end: {command}",
-                self.terminal,
-            )
+            later = f"If MLflow lacks runs in the end: {replay_command(self.path)}"
+            tell(f"cannot write to {uri} ({cause(error)}); the workflow goes on. {later}", self.terminal)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -141,18 +138,7 @@ def replay_one(path: Path, note) -> Counter | None:
     with lock(path) as mine:
         if not mine or not over:
             return None
+        end_journal(path)
         session = Session(path, note)
-        session.step(abandoned=True)
+        session.step()
         return session.counts
-
-
-@contextmanager
-def lock(path: Path):
-    """Holds a journal for one sender; gives False where another has it."""
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

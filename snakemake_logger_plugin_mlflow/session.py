@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from mlflow.entities import Run
 
 from snakemake_logger_plugin_mlflow.digests import Digests
 from snakemake_logger_plugin_mlflow.events import NOTHING, EventsFile
-from snakemake_logger_plugin_mlflow.journal import JournalReader
+from snakemake_logger_plugin_mlflow.journal import JournalReader, kept_folder
 from snakemake_logger_plugin_mlflow.store import LONGEST_PARAM, LONGEST_TAG, NewRun, Store, fit, valid_key
 
 WORKFLOW_ID, JOB_KEY, CLOSED_BY = "snakemake.workflow_id", "snakemake.job", "snakemake.closed_by"
@@ -33,6 +34,11 @@ class Job:
     params: dict[str, str] = field(default_factory=dict)  # as MLflow has them
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, float] = field(default_factory=dict)  # path: time of the line that was followed
+
+    def log_file(self, path: str) -> Path:
+        """Where to read a log file from: under its second name, if it has one, since the job may have begun again."""
+        kept = Path((self.end or {}).get("kept", {}).get(path, path))
+        return kept if kept.exists() else Path(path)
 
     @property
     def name(self) -> str:
@@ -59,21 +65,17 @@ class Session:
         self._ends = Counter()  # jobs by state
         self._end: dict | None = None
 
-    def step(self, abandoned: bool = False) -> bool:
-        """Sends what is new. True when the workflow has ended and MLflow has all of it.
-
-        abandoned: its process is gone; what it did not end itself is closed as KILLED.
-        """
+    def step(self) -> bool:
+        """Sends what is new. True when the workflow has ended and MLflow has all of it."""
         for entry in self._reader.read():
             self._take(entry)
-        if abandoned and self._end is None:
-            self._abandon()
         self._create_runs()
         for job in self._open.values():
             self._send_events(job)
         self._close_jobs()
         if self._end is not None and self.parent_id is not None:
             self._close_workflow()
+            shutil.rmtree(kept_folder(self.path), ignore_errors=True)
         return self._end is not None
 
     def _take(self, entry: dict) -> None:
@@ -94,21 +96,12 @@ class Session:
         run = self._existing.get(entry["key"])
         if self._is_complete(entry["key"]):
             return Job(entry, [], run.info.run_id)
-        job = Job(entry, [EventsFile(Path(path), before) for path, before in entry["events"].items()])
+        earlier = entry["earlier"]
+        job = Job(entry, [EventsFile(Path(path), mark, earlier[path]) for path, mark in entry["events"].items()])
         if run is not None:
             job.run_id, job.params, job.tags = run.info.run_id, dict(run.data.params), dict(run.data.tags)
             job.sent = self.store.steps_sent(run)
         return job
-
-    def _abandon(self) -> None:
-        """Ends what nobody ended, at the time of the last sign of life."""
-        running = [job for job in self._open.values() if job.end is None]
-        files = [self.path] + [Path(path) for job in running for path in job.entry["log"]]
-        last = max(file.stat().st_mtime for file in files if file.exists())
-        for job in running:
-            now = max(last, job.entry["time"])
-            job.end = {"time": now, "state": "KILLED", "error": "", "log": [], "events": {}}
-        self._end = {"time": last, "state": "KILLED"}
 
     def _create_runs(self) -> None:
         if self.parent_id is None:
@@ -159,13 +152,15 @@ class Session:
 
     def _send_events(self, job: Job) -> None:
         for events in job.events:
-            until = (job.end or {"events": {}})["events"].get(str(events.path))
+            until, name = None, str(events.path)
+            if job.end is not None:
+                until, events.path = job.end["events"].get(name), job.log_file(name)
             if until not in (None, NOTHING) and not events.matches(until):
-                self.note(f"{events.path} is not what it was when job {job.name!r} ended; its events are left out")
+                self.note(f"{name} is not what it was when job {job.name!r} ended; its events are left out")
             elif events.read(until):
                 self._send_content(job, events)
-            for line in events.bad_lines:
-                self.note(f"{events.path}: line {line} is not an event; it is left out")
+            for what in events.left_out:
+                self.note(f"{name}: {what}; left out")
 
     def _send_content(self, job: Job, events: EventsFile) -> None:
         content = events.content
@@ -194,10 +189,12 @@ class Session:
             if not self._is_complete(job.entry["key"]):
                 self._complete(job)
                 runs.append((job.run_id, job.end["state"], ms(job.end["time"])))
-            self._ends[job.end["state"]] += 1
-            del self._open[job.entry["key"]]
         if runs:
             self.store.finish(runs)
+        for job in ended:
+            self._ends[job.end["state"]] += 1
+            del self._open[job.entry["key"]]
+            shutil.rmtree(kept_folder(self.path) / job.entry["key"], ignore_errors=True)  # there may be none
 
     def _is_complete(self, key: str) -> bool:
         """A run is closed after everything else, so a closed one lacks nothing, except where another closed it."""
@@ -212,8 +209,8 @@ class Session:
         if missing or tags:
             self.store.log(job.run_id, params=missing, tags=tags)
         logs = [path for path in entry["log"] + end["log"] if path not in entry["events"]]
-        for path, folder in folders("log", [path for path in logs if Path(path).is_file()]):
-            self._attach_log(job.run_id, Path(path), folder)
+        for path, folder in folders("log", [path for path in logs if job.log_file(path).is_file()]):
+            self._attach_log(job.run_id, job.log_file(path), folder)
         if end["state"] == "FINISHED":
             for path, folder in folders("output", [path for path in entry["output"] if is_small_result(Path(path))]):
                 self.store.attach(job.run_id, Path(path), folder)
@@ -248,8 +245,10 @@ def ms(seconds: float) -> int:
 
 def job_params(entry: dict) -> dict[str, str]:
     """The params of a job's run: wildcards, params, resources and threads."""
-    parts = {f"{part}.{name}": value for part in ("wildcards", "params", "resources") for name, value in entry[part].items()}
-    return {valid_key(name): value for name, value in parts.items()} | {"threads": str(entry["threads"])}
+    params = {"threads": str(entry["threads"])}
+    for part in ("wildcards", "params", "resources"):
+        params |= {valid_key(f"{part}.{name}"): value for name, value in entry[part].items()}
+    return params
 
 
 def is_small_result(path: Path) -> bool:

@@ -20,7 +20,7 @@ from sqlalchemy import insert, update
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what one log_batch call may hold
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 5000  # characters; longer values are cut
-LOCK_SECONDS = 5.0
+LOCK_SECONDS = 3.0
 
 
 @dataclass
@@ -62,9 +62,9 @@ class Store:
 
     def search(self, condition: str) -> list[Run]:
         """All runs of the experiment that meet an MLflow search condition."""
-        runs, token = [], None
+        runs, token, experiments = [], None, [self.experiment.experiment_id]
         while True:
-            page = self.client.search_runs([self.experiment.experiment_id], condition, max_results=1000, page_token=token)
+            page = self.client.search_runs(experiments, condition, max_results=1000, page_token=token)
             runs += page
             token = page.token
             if not token:
@@ -152,7 +152,7 @@ class Store:
 
 
 def refuse_locked_database(uri: str) -> None:
-    """Raises sqlite3.OperationalError where another process holds an SQLite store locked for over 5 seconds.
+    """Raises sqlite3.OperationalError where another process holds an SQLite store locked for over 3 seconds.
 
     MLflow itself would go on trying for minutes.
     """

@@ -1,0 +1,409 @@
+"""The MLflow logger plugin by parts: journal, events files, and what a session sends to a real SQLite store."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from snakemake_logger_plugin_mlflow.digests import Digests
+from snakemake_logger_plugin_mlflow.events import NOTHING, EventsFile, keep_earlier
+from snakemake_logger_plugin_mlflow.journal import (
+    Journal,
+    JournalReader,
+    describe_process,
+    end_journal,
+    end_record,
+    kept_folder,
+    mark,
+    process_is_gone,
+)
+from snakemake_logger_plugin_mlflow.messages import cause, without_password
+from snakemake_logger_plugin_mlflow.session import Session, folders
+
+START = 1_700_000_000.0
+
+
+def line(event, **values):
+    return {"event": event, "time": START, **values}
+
+
+def metrics(step, **values):
+    return line("metrics", step=step, metrics=values)
+
+
+def write(path, *lines):
+    with open(path, "a") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in lines)
+
+
+def points(events):
+    return {key: value for key, (value, _) in events.content.points.items()}
+
+
+def test_events_are_read_as_they_are_written(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    events = EventsFile(path, NOTHING)
+    assert not events.read()
+    write(path, line("start", step=0), metrics(1, loss=3.0))
+    assert events.read() and points(events) == {("loss", 1): 3.0}
+    assert not events.read()
+    write(path, metrics(2, loss=2.0))
+    assert events.read() and points(events) == {("loss", 1): 3.0, ("loss", 2): 2.0}
+
+
+def test_half_a_line_waits_for_its_end(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    events = EventsFile(path, NOTHING)
+    text = json.dumps(metrics(1, loss=3.0))
+    path.write_text(text[:10])
+    assert not events.read()
+    path.write_text(text + "\n")
+    assert events.read() and points(events) == {("loss", 1): 3.0} and events.left_out == []
+
+
+def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    write(path, line("params", params={"lr": 1}), *[metrics(step, loss=step) for step in (1, 2, 3)])
+    write(path, line("start", step=2))
+    events = EventsFile(path, NOTHING)
+    events.read()
+    assert points(events) == {("loss", 1): 1.0, ("loss", 2): 2.0} and events.content.params == {"lr": "1"}
+    write(path, line("start", step=0))
+    events.read()
+    assert points(events) == {} and events.content.params == {}
+
+
+@pytest.mark.parametrize(
+    "start, expected",
+    [(2, {("loss", 1): 1, ("loss", 2): 2, ("loss", 3): 30}), (0, {("loss", 3): 30}), (None, {("loss", 3): 30})],
+)
+@pytest.mark.parametrize("deleted", [True, False])
+def test_what_an_earlier_attempt_wrote_counts_up_to_the_start_step(tmp_path, start, expected, deleted):
+    path = tmp_path / "a.events.jsonl"
+    write(path, *[metrics(step, loss=step) for step in (1, 2, 3)])
+    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
+    events.read()
+    assert points(events) == {}
+    if deleted:  # as Snakemake does when a job starts
+        path.unlink()
+    if start is not None:
+        write(path, line("start", step=start))
+    write(path, metrics(3, loss=30))
+    events.read()
+    assert points(events) == expected and events.left_out == []
+
+
+def test_attempt_after_attempt_adds_to_one_curve(tmp_path):
+    path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
+    for first, last in ((0, 3), (2, 6), (4, 7)):
+        earlier = keep_earlier(str(path), folder)
+        path.unlink(missing_ok=True)
+        write(path, line("start", step=first), *[metrics(step, loss=first) for step in range(first + 1, last)])
+    events = EventsFile(path, NOTHING, earlier)
+    events.read()
+    assert points(events) == {
+        ("loss", step): start for step, start in zip(range(1, 7), (0, 0, 2, 2, 4, 4), strict=True)
+    }
+
+
+def test_file_written_anew_holds_nothing_from_before_the_job(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    write(path, metrics(1, loss=1))
+    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
+    path.unlink()
+    write(path, metrics(1, loss=7), metrics(2, loss=8))
+    events.read()
+    assert points(events) == {("loss", 1): 7.0, ("loss", 2): 8.0}
+
+
+def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    path.write_text('not json\n{"event": "dance", "time": 1}\n[1]\n')
+    write(path, metrics("x", loss=1), metrics(1, loss=1))
+    events = EventsFile(path, NOTHING)
+    events.read()
+    assert len(events.left_out) == 4 and points(events) == {("loss", 1): 1.0}
+
+
+def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("x" * 1000)
+    before = mark(path)
+    path.write_text("x" * 1000 + "more")
+    assert mark(path, before["size"]) == before
+    path.write_text("y" * 2000)
+    assert mark(path, before["size"]) != before
+
+
+def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    reader = JournalReader(journal.path)
+    journal.add({"record": "a"})
+    assert reader.read() == [{"record": "a"}]
+    with open(journal.path, "a") as file:
+        file.write('{"record":')
+    assert reader.read() == []
+    assert journal.path.stat().st_mode & 0o077 == 0
+
+
+def test_process_is_gone_only_when_it_is_provably_so():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = describe_process(child.pid)
+    assert not process_is_gone(process, same_directory=True)
+    assert not process_is_gone(process | {"host": "elsewhere", "pid": 2**22}, same_directory=True)
+    assert process_is_gone(process | {"started": process["started"] - 1000}, same_directory=False)
+    assert process_is_gone(process | {"boot": "before"}, same_directory=True)
+    assert not process_is_gone(process | {"boot": "before"}, same_directory=False)
+    child.communicate(b"\n")
+    assert process_is_gone(process, same_directory=False)
+
+
+def test_digest_is_of_the_input_the_job_saw(tmp_path):
+    path, big = tmp_path / "in", tmp_path / "big"
+    path.write_text("abc")
+    with open(big, "wb") as file:
+        file.truncate(9 * 2**20)
+    paths = [str(path), str(big), str(tmp_path), str(tmp_path / "none")]
+    digests = Digests().of(paths, time.time())
+    assert list(digests.values()) == [
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "size:9437184", "folder", "gone"
+    ]  # fmt: skip
+    assert Digests().of([str(path)], time.time() - 1000) == {str(path): "changed since"}
+
+
+def test_files_of_one_name_go_to_folders_of_their_own():
+    assert folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
+        ("a/x.log", "log/a"), ("b/x.log", "log/b"), ("c/y.log", "log")
+    ]  # fmt: skip
+
+
+def test_messages_are_short_and_hold_no_password():
+    assert without_password("http://me:secret@host/x") == "http://host/x"
+    try:
+        try:
+            raise OSError("http://me:secret@host is down\nmuch more")
+        except OSError as error:
+            raise RuntimeError("long story") from error
+    except RuntimeError as error:
+        assert cause(error) == "http://host is down"
+
+
+@pytest.fixture(scope="module")
+def store_file(tmp_path_factory):
+    """An empty SQLite store; making one takes seconds, so tests copy it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, store_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(store_file.read_bytes())
+    return tmp_path
+
+
+def workflow_entry(folder):
+    return {
+        "record": "workflow", "time": START, "id": "w1", "name": "flow", "directory": str(folder),
+        "uri": f"sqlite:///{folder}/mlflow.db", "experiment": "e", "user": "me", "snakefile": "Snakefile",
+        "process": describe_process(os.getpid()), "configfiles": [], "jobs": {"train": 1},
+        "tags": {"snakemake.cmd": "snakemake"}, "git": {"mlflow.source.git.commit": "abc"},
+    }  # fmt: skip
+
+
+def job_entry(key, **changes):
+    return {
+        "record": "job", "time": START + 1, "key": key, "rule": "train", "wildcards": {"student": "s8"},
+        "params": {"lr": "0.1"}, "resources": {}, "threads": 1, "reason": "Missing output", "input": [], "output": [],
+        "log": [], "events": {}, "earlier": {path: None for path in changes.get("events", {})}, **changes,
+    }  # fmt: skip
+
+
+def end_entry(key, state="FINISHED", **changes):
+    end = {"record": "job_end", "time": START + 9, "key": key, "state": state, "error": "", "log": []}
+    return end | {"events": {}, "kept": {}} | changes
+
+
+def runs_of(folder):
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("e")
+    runs = {run.data.tags["snakemake.job"]: run for run in client.search_runs([experiment.experiment_id])}
+    return client, runs
+
+
+def histories(folder, key):
+    client, runs = runs_of(folder)
+    run = runs[key]
+    return {m: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, m)] for m in run.data.metrics}
+
+
+def note_nothing(message):
+    raise AssertionError(message)
+
+
+def test_job_becomes_a_nested_run_with_everything_that_is_known_of_it(folder):
+    events = folder / "t.events.jsonl"
+    log, table, big = folder / "t.log", folder / "table.csv", folder / "big.csv"
+    log.write_text("hello")
+    os.utime(log, (START, START))
+    table.write_text("a,b\n")
+    big.write_bytes(bytes(2**20))
+    write(events, line("start", step=0), line("params", params={"sigma data": 0.5}), line("tags", tags={"kind": "x"}))
+    write(events, metrics(1, loss=float("nan")), metrics(2, loss=0.5), line("artifact", path="table.csv"))
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    files = dict(output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+    journal.add(job_entry("1.1", input=["t.log"], **files))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
+    assert Session(journal.path, note_nothing).step()
+
+    client, runs = runs_of(folder)
+    parent, run = runs["workflow"], runs["1.1"]
+    assert (parent.info.run_name, parent.info.status, parent.data.metrics) == (
+        "flow",
+        "FINISHED",
+        {"jobs_finished": 1.0},
+    )
+    assert run.info.run_name == "train student=s8"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (run.info.status, run.info.start_time, run.info.end_time) == (
+        "FINISHED",
+        1_700_000_001_000,
+        1_700_000_009_000,
+    )
+    expected = {"wildcards.student": "s8", "params.lr": "0.1", "threads": "1", "sigma data": "0.5"}
+    assert run.data.params == expected
+    assert run.data.tags["kind"] == "x" and run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert json.loads(run.data.tags["snakemake.inputs"])["t.log"].startswith("sha256:2cf24dba")
+    assert [step for step, _ in histories(folder, "1.1")["loss"]] == [1, 2]
+    artifacts = [a.path for part in ("log", "output", "figures") for a in client.list_artifacts(run.info.run_id, part)]
+    assert artifacts == ["log/t.log", "output/table.csv", "figures/table.csv"]
+
+
+def test_repeated_and_interrupted_sessions_send_nothing_twice(folder):
+    events = folder / "t.events.jsonl"
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    write(events, line("start", step=0), metrics(1, loss=1, lr=2))
+    assert not Session(journal.path, note_nothing).step()  # and this sender dies here
+    write(events, metrics(2, loss=2, lr=2))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add(job_entry("2.1", time=START + 3))
+    journal.add(end_entry("2.1", "FAILED", error="shell: false"))
+    journal.add({"record": "end", "time": START + 10, "state": "FAILED"})
+    session = Session(journal.path, note_nothing)
+    assert session.step() and session.counts == {"runs": 1, "metrics": 2}
+    again = Session(journal.path, note_nothing)
+    assert again.step() and again.counts.total() == 0
+
+    _, runs = runs_of(folder)
+    assert {key: run.info.status for key, run in runs.items()} == {
+        "workflow": "FAILED", "1.1": "FINISHED", "2.1": "FAILED"
+    }  # fmt: skip
+    assert histories(folder, "1.1") == {"loss": [(1, 1.0), (2, 2.0)], "lr": [(1, 2.0), (2, 2.0)]}
+    assert runs["2.1"].data.tags["snakemake.error"] == "shell: false"
+
+
+def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_tag(folder):
+    events = folder / "t.events.jsonl"
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    session = Session(journal.path, note_nothing)
+    write(events, line("start", step=0), line("params", params={"host": "a"}), metrics(1, loss=1), metrics(2, loss=2))
+    session.step()
+    write(events, line("start", step=1), line("params", params={"host": "b"}), metrics(2, loss=2), metrics(3, loss=3))
+    session.step()
+    assert histories(folder, "1.1") == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+    _, runs = runs_of(folder)
+    assert runs["1.1"].data.params["host"] == "a" and runs["1.1"].data.tags["host"] == "b"
+
+
+def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
+    events = folder / "t.events.jsonl"
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    write(events, metrics(1, loss=1))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
+    events.write_text(json.dumps(metrics(1, loss=99)) * 2 + "\n")
+    notes = []
+    assert Session(journal.path, notes.append).step()
+    assert notes and "t.events.jsonl" in notes[0] and histories(folder, "1.1") == {}
+
+
+def test_thousand_metrics_and_odd_names_arrive_whole(folder):
+    events = folder / "t.events.jsonl"
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(
+        job_entry("1.1", params={"long": "x" * 9000}, log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+    )
+    write(events, *[metrics(step, **{"loss@σ=2": step, "lr": 1}) for step in range(800)])
+    journal.add(end_entry("1.1"))
+    journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
+    session = Session(journal.path, note_nothing)
+    assert session.step() and session.counts["metrics"] == 1600
+    sent = histories(folder, "1.1")
+    assert sorted(sent) == ["loss_σ_2", "lr"] and [step for step, _ in sent["lr"]] == list(range(800))
+    assert len(runs_of(folder)[1]["1.1"].data.params["params.long"]) == 6000
+    again = Session(journal.path, note_nothing)
+    assert again.step() and again.counts.total() == 0
+
+
+def test_abandoned_workflow_is_closed_as_killed_at_the_last_sign_of_life(folder):
+    (folder / "t.log").write_text("half")
+    os.utime(folder / "t.log", (2e9, 2e9))
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job_entry("1.1", log=["t.log"]))
+    end_journal(journal.path)
+    end_journal(journal.path)  # changes nothing more
+    assert Session(journal.path, note_nothing).step()
+    client, runs = runs_of(folder)
+    assert {run.info.status for run in runs.values()} == {"KILLED"}
+    assert runs["1.1"].info.end_time == 2_000_000_000_000
+    assert [a.path for a in client.list_artifacts(runs["1.1"].info.run_id, "log")] == ["log/t.log"]
+
+
+def test_logs_of_a_job_survive_that_it_begins_again(folder):
+    events, log = folder / "t.events.jsonl", folder / "t.log"
+    job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+    write(events, line("start", step=0), metrics(1, loss=1))
+    log.write_text("first")
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job)
+    journal.add(end_record(job, kept_folder(journal.path), "FAILED", START + 5))
+    for file in (events, log):  # as Snakemake does
+        file.unlink()
+    journal.add(job | {"key": "1.2"})
+    write(events, line("start", step=0), metrics(1, loss=2))
+    log.write_text("second")
+    journal.add(end_record(job | {"key": "1.2"}, kept_folder(journal.path), "FINISHED", START + 6))
+    journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
+    assert Session(journal.path, note_nothing).step()
+    client, runs = runs_of(folder)
+    copies = [client.download_artifacts(runs[key].info.run_id, "log/t.log") for key in ("1.1", "1.2")]
+    assert [open(copy).read() for copy in copies] == ["first", "second"]
+    assert [histories(folder, key)["loss"] for key in ("1.1", "1.2")] == [[(1, 1.0)], [(1, 2.0)]]
+    assert not kept_folder(journal.path).exists()
+
+
+def test_events_file_deleted_and_begun_anew_between_two_reads(tmp_path):
+    path = tmp_path / "a.events.jsonl"
+    write(path, metrics(1, loss=1))
+    events = EventsFile(path, mark(path))
+    events.read()
+    path.unlink()
+    write(path, metrics(5, loss=5), metrics(6, loss=6))
+    events.read()
+    assert points(events) == {("loss", 5): 5.0, ("loss", 6): 6.0}
