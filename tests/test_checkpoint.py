@@ -1,0 +1,65 @@
+"""Network files: equal content gives equal bytes, and whatever is wrong with one is said by name."""
+
+import pytest
+import safetensors.torch
+import torch
+
+from mscd import checkpoint
+from mscd.errors import UserError
+from mscd.networks import EDMPrecond
+
+OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+METADATA = {"model": "teacher", "snapshot_kimg": 1, "ema": "ema", "student": None}
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return EDMPrecond(8, 1, 10, **OPTIONS)
+
+
+def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
+    digest = checkpoint.save_network(tmp_path / "n.safetensors", net, METADATA)
+    back = checkpoint.load_network(tmp_path / "n.safetensors")
+    assert not back.training and back.init_kwargs == net.init_kwargs
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), back.state_dict().values(), strict=True))
+    assert checkpoint.read_metadata(tmp_path / "n.safetensors")["digest"] == digest
+
+
+def test_equal_content_gives_equal_bytes_and_other_content_another_digest(net, tmp_path):
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    first, second = (checkpoint.save_network(path, net, METADATA) for path in paths[:2])
+    assert first == second and paths[0].read_bytes() == paths[1].read_bytes()
+    assert checkpoint.save_network(paths[2], net, {**METADATA, "snapshot_kimg": 2}) != first
+
+
+def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart(net, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        checkpoint.load_network(tmp_path / "none.safetensors")
+    safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="not one of mscd"):
+        checkpoint.load_network(tmp_path / "foreign.safetensors")
+    checkpoint.save_tensors(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"format": "mscd-state-1"})
+    with pytest.raises(UserError, match="not a network"):
+        checkpoint.load_network(tmp_path / "state.safetensors")
+
+
+def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(net, tmp_path):
+    tensors = net.state_dict()
+    metadata = {"format": checkpoint.NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
+    missing = {k: v for k, v in tensors.items() if k != "model.map_layer0.bias"}
+    checkpoint.save_tensors(tmp_path / "a.safetensors", missing, metadata)
+    with pytest.raises(UserError, match="another network.*map_layer0.bias.*missing"):
+        checkpoint.load_network(tmp_path / "a.safetensors")
+    checkpoint.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
+    with pytest.raises(UserError, match="another network.*more.*extra"):
+        checkpoint.load_network(tmp_path / "b.safetensors")
+    checkpoint.save_tensors(tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata)
+    with pytest.raises(UserError, match=r"another network.*map_layer0.bias.*\[3\], wanted \[32\]"):
+        checkpoint.load_network(tmp_path / "c.safetensors")
+
+
+def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/n.safetensors: could not be written"):
+        checkpoint.save_network(tmp_path / "file/n.safetensors", net, METADATA)
