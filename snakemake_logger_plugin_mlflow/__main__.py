@@ -12,7 +12,8 @@ from snakemake_logger_plugin_mlflow.messages import cause, tell
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # by default a dead server is asked for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by default a dead server is asked for minutes
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
