@@ -18,7 +18,6 @@ from mscd.config_errors import describe
 from mscd.errors import UserError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-LARGEST_PHEMA_STD = 0.28  # the profile t**gamma needs gamma > 0, that is std < sqrt(1/12)
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Kimg = Annotated[int, Field(ge=1)]
@@ -26,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1)]
-PhemaStd = Annotated[float, Field(gt=0, le=LARGEST_PHEMA_STD)]
+PhemaStd = Annotated[float, Field(gt=0, le=0.28)]  # t**gamma needs gamma > 0, that is a std below sqrt(1/12)
 
 
 def operational(default: Any, description: str) -> Any:
