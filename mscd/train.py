@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mscd import checkpoint, ema
-from mscd.config import StudentSettings, TeacherSettings, digest
+from mscd.config import StudentSettings, TeacherSettings, check_share, digest
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.distributed import Group
@@ -36,6 +36,7 @@ from mscd.validation import Validation
 log = logging.getLogger(__name__)
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 LARGEST_GRADIENT = 1e5
+LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
 STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
@@ -148,7 +149,7 @@ def _begin(leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequ
         wrapped=_wrap(state.net, group),
         objective=objective,
         slices=slices,
-        stream=batches(dataset, indices),
+        stream=batches(dataset, indices, workers=LOADER_WORKERS),
         folder=folder,
         events=EventLog(leg.events),
         ticks=TickDiagnostics(group),
@@ -280,12 +281,9 @@ def _wrap(net: EDMPrecond, group: Group) -> torch.nn.Module:
 
 def _micro_batches(batch_size: int, group: Group, batch_per_process: int | None) -> list[slice]:
     """This process's rows of each global batch, in pieces of batch_per_process images."""
+    check_share("training", batch_size, group.size, batch_per_process or 0)
     share = batch_size // group.size
     piece = batch_per_process or share
-    if batch_size % group.size or share % piece:
-        raise UserError(
-            f"batch_size {batch_size} is not divisible by {group.size} processes of {piece} images: change one of them"
-        )
     first = group.rank * share
     return [slice(k, k + piece) for k in range(first, first + share, piece)]
 

@@ -265,9 +265,9 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(UserError, match="batch_size 100 is not divisible by 3 processes"):
+    with pytest.raises(UserError, match="3 processes cannot share 100 images evenly"):
         _micro_batches(100, Group(size=3), None)
-    with pytest.raises(UserError, match="not divisible by 2 processes of 30"):
+    with pytest.raises(UserError, match="2 processes of 30 images at once cannot share 100"):
         _micro_batches(100, Group(size=2), 30)
 
 
