@@ -13,7 +13,7 @@ from snakemake_logger_plugin_mlflow.messages import cause, replay_command, tell,
 from snakemake_logger_plugin_mlflow.session import CLOSED_BY, HOST, JOURNAL, PROCESS, Session
 from snakemake_logger_plugin_mlflow.store import Store
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.25
 LONGEST_PAUSE = 30.0  # seconds between attempts while the store cannot be written to
 
 
