@@ -1,0 +1,65 @@
+"""Which states are kept, and which a leg goes on from."""
+
+import copy
+
+import pytest
+import torch
+
+from mscd.networks import EDMPrecond
+from mscd.states import StateFolder, TrainingState
+
+OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    net = EDMPrecond(8, 1, 0, **OPTIONS)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    net(torch.randn(2, 1, 8, 8), torch.ones(2)).square().sum().backward()
+    optimizer.step()
+    return TrainingState(net, {"ema": copy.deepcopy(net)}, optimizer, nimg=100, steps=1)
+
+
+def save(folder, state, *scored):
+    for nimg, score in scored:
+        state.nimg = nimg
+        folder.save_rolling(state, score)
+    return [int(p.stem.removeprefix("state-")) for p in sorted(folder.rolling.glob("state-*"))]
+
+
+def test_the_last_two_states_and_the_best_scored_one_are_kept(state, tmp_path):
+    folder = StateFolder(tmp_path, "f")
+    assert save(folder, state, (1, None), (2, None), (3, None)) == [2, 3]
+    assert save(folder, state, (4, 5.0), (5, 3.0), (6, 4.0), (7, None), (8, None)) == [5, 7, 8]
+
+
+def test_a_state_comes_back_equal_with_adams_moments(state, tmp_path):
+    folder = StateFolder(tmp_path, "f")
+    folder.save_rolling(state)
+    net = EDMPrecond(8, 1, 0, **OPTIONS)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
+    other = TrainingState(net, {"ema": copy.deepcopy(net)}, optimizer)
+    assert folder.resume(other, 0, 1000) is not None
+    assert (other.nimg, other.steps) == (100, 1)
+    expected = state.tensors()
+    assert expected.keys() == other.tensors().keys()
+    assert all(torch.equal(value, expected[name]) for name, value in other.tensors().items())
+
+
+def test_rotation_looks_only_back_from_the_leg_just_finished(state, tmp_path):
+    folder = StateFolder(tmp_path, "f")
+    for kimg in (10, 20, 30, 40):
+        folder.save(state, folder.handed(kimg))
+    folder.finish_leg(20)
+    assert all(folder.handed(kimg).exists() for kimg in (10, 20, 30, 40))
+    folder.finish_leg(30)
+    assert [folder.handed(kimg).exists() for kimg in (10, 20, 30, 40)] == [False, True, True, True]
+
+
+def test_a_leg_never_goes_on_from_its_own_end_or_from_beyond_it(state, tmp_path):
+    folder = StateFolder(tmp_path, "f")
+    folder.save(state, folder.handed(20))
+    save(folder, state, (30_000, None))
+    assert list(folder.candidates(10, 20_000)) == []
+    assert list(folder.candidates(20, 40_000)) == [*folder.rolling.glob("*"), folder.handed(20)]

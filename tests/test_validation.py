@@ -1,0 +1,77 @@
+"""Scores inside the training loop: recorded, the best state kept, and the right reference insisted on."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_train import STUDENT, base, student_leg  # noqa: F401 (base is a fixture)
+
+from mscd import checkpoint, features, launch
+from mscd.config import ClassifierSettings
+from mscd.distributed import Group
+from mscd.errors import UserError
+from mscd.events import EventLog, read_events
+from mscd.train import train_leg
+
+SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})
+
+
+@pytest.fixture(scope="module")
+def detectors(base, tmp_path_factory):  # noqa: F811
+    """Folders with a detector and its reference, for two seeds."""
+    folders = []
+    for seed in (0, 1):
+        folder = tmp_path_factory.mktemp(f"detector{seed}")
+        settings = ClassifierSettings(epochs=2, min_accuracy=0.0, seed=seed)
+        features.train_detector(
+            base / "train.zip",
+            settings,
+            folder / "classifier.safetensors",
+            folder / "c.json",
+            events=EventLog(folder / "e.jsonl"),
+        )
+        features.reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
+        folders.append(folder)
+    return folders
+
+
+def scored_leg(base, run_dir, detector, reference, end=2):  # noqa: F811
+    leg = student_leg(base, run_dir, 0, end, SCORED)
+    files = {"detector": str(detector / "classifier.safetensors"), "reference": str(reference / "classifier.npz")}
+    return dataclasses.replace(leg, **files)
+
+
+def scores(run_dir):
+    found = (e["metrics"].get("validation/score") for e in read_events(run_dir / "e.jsonl") if e["event"] == "metrics")
+    return list(found)
+
+
+def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_path):  # noqa: F811
+    train_leg(scored_leg(base, tmp_path / "a", detectors[0], detectors[0]), Group())
+    train_leg(student_leg(base, tmp_path / "b", 0, 2, STUDENT.model_copy(update={"dropout": 0.0})), Group())
+    assert len(scores(tmp_path / "a")) == 2 and all(score > 0 for score in scores(tmp_path / "a"))
+    assert (tmp_path / "a/2/ema.safetensors").read_bytes() == (tmp_path / "b/2/ema.safetensors").read_bytes()
+
+
+def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):  # noqa: F811
+    train_leg(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1), Group())
+    launch.run_leg(
+        scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), processes=2, threads=1, log_dir=tmp_path
+    )
+    assert scores(tmp_path / "two") == pytest.approx(scores(tmp_path / "one"), rel=1e-2)
+
+
+def test_a_reference_of_another_detector_is_refused_before_training(base, detectors, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match="score with the detector that made the reference"):
+        train_leg(scored_leg(base, tmp_path, detectors[0], detectors[1]), Group())
+    assert not (tmp_path / "2").exists()
+
+
+def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: F811
+    from mscd.validation import Validation
+
+    train_leg(scored_leg(base, tmp_path, detectors[0], detectors[0], 1), Group())
+    files = (detectors[0] / "classifier.safetensors", detectors[0] / "classifier.npz")
+    again = Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
+    with torch.no_grad():
+        assert again == scores(tmp_path)[-1]
