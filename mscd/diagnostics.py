@@ -22,7 +22,7 @@ class TickDiagnostics:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.band_edges = torch.tensor(SIGMA_EDGES, dtype=torch.float64, device=group.device)
-        # Steps in a row, up to now, whose gradients were not finite, and steps of that kind since the process began.
+        # Steps in a row, up to now, whose gradients were not finite; it goes on from tick to tick.
         self.streak = torch.zeros((), dtype=torch.int64, device=group.device)
         self.reset()
 

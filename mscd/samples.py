@@ -30,11 +30,8 @@ def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict)
     Raises UserError naming the file when it cannot be written.
     """
     text = json.dumps(provenance, sort_keys=True, allow_nan=False)
-    try:
-        with written_whole(path) as file:
-            np.savez(file, arr_0=images, provenance=np.array(text))
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+    with written_whole(path) as file:
+        np.savez(file, arr_0=images, provenance=np.array(text))
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:

@@ -86,8 +86,5 @@ def _check_samples(
 
 def _write(path: str | os.PathLike, result: dict) -> None:
     text = json.dumps(result, sort_keys=True, indent=1, allow_nan=False) + "\n"
-    try:
-        with written_whole(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+    with written_whole(path) as file:
+        file.write(text.encode())

@@ -104,8 +104,12 @@ class StateFolder:
         """State files a leg from start_kimg to end_nimg images may go on from, the furthest first."""
         rolling = sorted(self.rolling.glob("state-*.safetensors"), reverse=True)
         yield from (path for path in rolling if int(path.stem.removeprefix("state-")) <= end_nimg)
-        handed = [int(p.parent.name) for p in self.run_dir.glob("*/state.safetensors") if p.parent.name.isdigit()]
-        yield from (self.handed(kimg) for kimg in sorted(handed, reverse=True) if kimg <= start_kimg)
+        yield from (self.handed(kimg) for kimg in reversed(self._handed_kimgs(start_kimg)))
+
+    def _handed_kimgs(self, up_to: int) -> list[int]:
+        """kimg of the handed states there are, `up_to` at most, in order."""
+        folders = (path.parent.name for path in self.run_dir.glob("*/state.safetensors"))
+        return sorted(int(name) for name in folders if name.isdigit() and int(name) <= up_to)
 
     def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Path | None:
         """Load the furthest usable state into `state`; returns its path, or None where training begins afresh.
