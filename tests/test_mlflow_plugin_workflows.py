@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -260,11 +261,9 @@ def has_live_metrics(folder):
 
 
 def sender_of(process):
-    listing = subprocess.run(
-        ["ps", "-o", "pid,args", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout
-    [pid] = [line.split()[0] for line in listing.splitlines() if "snakemake_logger_plugin_mlflow send" in line]
-    return int(pid)
+    children = psutil.Process(process.pid).children()
+    [sender] = [child for child in children if {"snakemake_logger_plugin_mlflow", "send"} <= set(child.cmdline())]
+    return sender.pid
 
 
 def test_metrics_arrive_while_the_job_runs_and_an_interrupted_one_is_killed(slow):
