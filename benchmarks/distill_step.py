@@ -15,6 +15,7 @@ import torch
 from mscd import data, ema, train
 from mscd.config import load_config
 from mscd.distributed import Group
+from mscd.leg import take_snapshot
 
 
 def seconds(function) -> float:
@@ -55,8 +56,10 @@ def prepared_run(folder: Path, config, settings) -> "train._Run":
     """A student of an untrained teacher, one step into its leg."""
     data.pack("digits", folder / "train.zip")
     teacher = config.teacher.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
-    common = {"data": str(folder / "train.zip"), "start_kimg": 0, "events": str(folder / "e.jsonl")}
-    train.train_leg(train.Leg("teacher", "teacher", teacher, run_dir=str(folder / "t"), end_kimg=1, **common), Group())
+    common = {"data": str(folder / "train.zip"), "start_kimg": 0}
+    taught = train.Leg("teacher", "teacher", teacher, run_dir=str(folder / "t"), end_kimg=1, **common)
+    train.train_leg(taught, Group())
+    take_snapshot(taught)
     leg = train.Leg(
         "student",
         "s",
@@ -66,7 +69,7 @@ def prepared_run(folder: Path, config, settings) -> "train._Run":
         **common,
         teacher=str(folder / "t/1/ema.safetensors"),
     )
-    return train._begin(leg, Group(), None, train.StopRequest(None))
+    return train._begin(leg, Group(), None, None, {})
 
 
 def step_parts(run: "train._Run", folder: Path):

@@ -41,12 +41,13 @@ class Group:
 
 @contextlib.contextmanager
 def process_group(rank: int, size: int, local_rank: int, init_method: str) -> Iterator[Group]:
-    """Join the group (NCCL where there is a GPU for each process, else gloo) for the duration of the block.
+    """Join the group (NCCL where processes see a GPU, else gloo) for the duration of the block.
 
     init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one.
     """
-    cuda = torch.cuda.is_available() and local_rank < torch.cuda.device_count()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    cuda = torch.cuda.is_available()
+    # Slurm may show each process its own GPU only, which is then number 0.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:

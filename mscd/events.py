@@ -17,13 +17,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mscd.files import append_line
+
 
 class EventLog:
     """Appends events to `path`, each line in one write; the folder is made if it is missing."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def start(self, step: int = 0) -> None:
         """A process begins (or goes on) from `step` kimg."""
@@ -46,13 +47,7 @@ class EventLog:
         self._append({"event": "artifact", "path": str(path)})
 
     def _append(self, event: dict) -> None:
-        line = json.dumps({"event": event.pop("event"), "time": time.time(), **event}) + "\n"
-        # One write on a descriptor opened for appending is never interleaved with another's, and survives a kill.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_line(self.path, json.dumps({"event": event.pop("event"), "time": time.time(), **event}))
 
 
 def read_events(path: str | os.PathLike) -> Iterator[dict]:

@@ -43,6 +43,23 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Add a line to a file, made with its folder where it is missing, in one write; UserError when it cannot be written.
+
+    One write on a descriptor opened for appending is never interleaved with another's, and survives a kill.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,141 +1,80 @@
-"""Starting a training leg in processes of its own, through submitit."""
+"""Training a leg where the profile says: in this process, in processes of this machine, or as a Slurm job."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-import signal
-import sys
-import time
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-import submitit
+from mscd.launch_local import end_local, train_inline, train_local
+from mscd.launch_record import LaunchRecord, leg_identity
+from mscd.launch_slurm import end_on_slurm, train_on_slurm
+from mscd.leg import Leg, take_snapshot
+from mscd.lock import FolderLock
+from mscd.machine import Machine
 
-from mscd.errors import UserError
-from mscd.train import Interrupted, Leg, train_leg
-
-POLL_SECONDS = 0.2
-# submitit's local executor wants a limit; legs are bounded by their kimg.
-LOCAL_TIMEOUT_MINUTES = 60 * 24 * 30
+log = logging.getLogger(__name__)
+TRAIN = {"inline": train_inline, "local": train_local, "slurm": train_on_slurm}
+COPY_SECONDS = 1.0
 
 
-def run_leg(
-    leg: Leg,
-    *,
-    processes: int = 1,
-    batch_per_process: int | None = None,
-    threads: int | None = None,
-    log_dir: str | Path,
-) -> None:
-    """Train `leg` in `processes` processes on this machine, and wait; the lead process's log is copied to stderr.
+def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Path) -> None:
+    """Train `leg` on `machine`, wait, and put its snapshot in place; what happens is logged.
 
-    batch_per_process: images at once a process (None: its whole share); threads: CPU threads a process; log_dir: folder
-    for the processes' own logs, a fresh one inside it each time. Raises UserError with the cause in one line when
-    training fails or is stopped; SIGTERM and Ctrl-C are passed on, and training saves a state before it ends.
+    log_dir: folder for the processes' own logs, a fresh one inside it each time; events: file that gets the leg's
+    events, live. A snapshot that a lost launcher's job finished is taken as it is, and a job that it left alive is
+    waited for. Raises UserError with the cause in one line when training fails or is stopped (a state is saved
+    before, and a Slurm job cancelled), and when another launcher is at work in the same folder.
     """
-    folder = _fresh_folder(Path(log_dir))
-    executor = submitit.LocalExecutor(folder)
-    executor.update_parameters(tasks_per_node=processes, timeout_min=LOCAL_TIMEOUT_MINUTES)
-    with _Stop() as stop:
-        job = stop.submit(
-            executor, _run_rank, leg, batch_per_process, threads, os.getpid(), f"file://{folder.resolve()}/rendezvous"
-        )
-        shown = 0
-        while not job.done():
-            shown = _copy_news(job.paths.stderr, shown)
-            time.sleep(POLL_SECONDS)
-        _copy_news(job.paths.stderr, shown)
-    cause = _why_it_failed(job)
-    if cause:
-        raise UserError(f"{leg.model}, leg to {leg.end_kimg} kimg: {cause} (logs: {folder})")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    machine.check(str(leg))
+    with FolderLock(Path(leg.run_dir) / "lock", f"training in {leg.run_dir}"):
+        record = _record(leg, machine)
+        with _copied(leg.events, Path(events)):
+            TRAIN[machine.launcher](leg, machine, Path(log_dir), record)
+        take_snapshot(leg)
 
 
-def _run_rank(
-    leg: Leg, batch_per_process: int | None, threads: int | None, launcher: int, rendezvous: str
-) -> str | None:
-    """What each process does; returns why it ended early, in a line, or None."""
-    import torch
+def _record(leg: Leg, machine: Machine) -> LaunchRecord:
+    """What an earlier launcher left of this very leg, or a new record; what it left of another is ended and dropped."""
+    identity = leg_identity(leg)
+    left = LaunchRecord.read(leg)
+    if left and (left.launcher != machine.launcher or left.identity != identity):
+        {"slurm": end_on_slurm, "local": end_local, "inline": end_local}[left.launcher](leg, left)
+    if left and left.identity == identity:
+        return left.changed(leg, launcher=machine.launcher)
+    if leg.folder.exists():
+        log.info("%s: what lay in %s is of other settings or inputs and is dropped", leg, leg.folder)
+        shutil.rmtree(leg.folder)
+    return LaunchRecord(identity, machine.launcher).changed(leg)
 
-    from mscd.distributed import process_group
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    environment = submitit.JobEnvironment()
-    if threads:
-        torch.set_num_threads(threads)
-    rank, size = environment.global_rank, environment.num_tasks
+@contextlib.contextmanager
+def _copied(source: Path, target: Path) -> Iterator[None]:
+    """While the block runs, what is appended to `source` is appended to `target` as well, which starts empty."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(b"")
+    ended = threading.Event()
+
+    def copy() -> None:
+        if source.exists():
+            with open(source, "rb") as file, open(target, "ab") as end:
+                file.seek(end.tell())
+                shutil.copyfileobj(file, end)
+
+    def follow() -> None:
+        while not ended.wait(COPY_SECONDS):
+            with contextlib.suppress(OSError):  # the last copy, below, tells
+                copy()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
     try:
-        with process_group(rank, size, environment.local_rank, rendezvous) as group:
-            train_leg(leg, group, batch_per_process=batch_per_process, launcher=launcher)
-    except (UserError, Interrupted) as error:
-        return str(error)
-    return None
-
-
-def _why_it_failed(job: submitit.Job) -> str | None:
-    """The first cause among the job's processes in one line, or None when all finished."""
-    for task in range(job.num_tasks):
-        try:
-            told = job.task(task).result()
-        except submitit.core.utils.UncompletedJobError:
-            last = _last_line(job.task(task).paths.stderr)
-            told = f"process {task} was killed before it could say why; its last words: {last}"
-        except submitit.core.utils.FailedJobError as error:
-            told = f"process {task} failed: {str(error).strip().splitlines()[-1]}"
-        if told:
-            return told
-    return None
-
-
-class _Stop:
-    """While the block runs, SIGINT and SIGTERM to this process become SIGTERM to the job submitted in it."""
-
-    def __enter__(self) -> _Stop:
-        self.job = None
-        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self.before:
-            signal.signal(number, self._pass_on)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def submit(self, executor: submitit.LocalExecutor, function: Callable, *arguments: object) -> submitit.Job:
-        """Submit; the job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.job = executor.submit(function, *arguments)
-        signal.signal(signal.SIGINT, self._pass_on)
-        return self.job
-
-    def _pass_on(self, number: int, frame: object) -> None:
-        if self.job is None:
-            raise KeyboardInterrupt
-        print("stopping: training saves a state first", file=sys.stderr, flush=True)
-        self.job._process.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
-
-
-def _copy_news(path: Path, shown: int) -> int:
-    """Copy what was added to `path` after `shown` bytes to stderr; returns the new length."""
-    if not path.exists():
-        return shown
-    with open(path, "rb") as file:
-        file.seek(shown)
-        news = file.read()
-    sys.stderr.write(news.decode(errors="replace"))
-    sys.stderr.flush()
-    return shown + len(news)
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1] if lines else "none"
-
-
-def _fresh_folder(log_dir: Path) -> Path:
-    """A folder that no earlier submission used: submitit takes any result file it finds for the job's."""
-    log_dir.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name) for p in log_dir.iterdir() if p.name.isdigit()), default=0)
-    folder = log_dir / f"{number:03d}"
-    folder.mkdir()
-    return folder
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        copy()

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from mscd import checkpoint
+from mscd.code import CodeIdentity, code_identity
 from mscd.errors import UserError
+from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
 
 STATE_FORMAT = "mscd-state-1"
-KEPT_ROLLING, KEPT_HANDED = 2, 2
+KEPT_ROLLING = 2
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,14 @@ class TrainingState:
 
 
 @dataclasses.dataclass(frozen=True)
+class Resumed:
+    """The state file that training goes on from, and the code that wrote it."""
+
+    path: Path
+    code: CodeIdentity
+
+
+@dataclasses.dataclass(frozen=True)
 class StateFolder:
     """The states of one run: `run_dir` is the run's folder, `fingerprint` tells the run from any other."""
 
@@ -68,18 +78,23 @@ class StateFolder:
         """Where a leg's own states lie; Snakemake knows nothing of it."""
         return self.run_dir / "rolling"
 
+    def rolling_state(self, nimg: int) -> Path:
+        """The rolling state at image `nimg`."""
+        return self.rolling / f"state-{nimg:012d}.safetensors"
+
     def handed(self, kimg: int) -> Path:
         """The state at the end of the leg that ends at `kimg`."""
-        return self.run_dir / str(kimg) / "state.safetensors"
+        return self.run_dir / str(kimg) / STATE_NAME
 
     def save(self, state: TrainingState, path: Path, score: float | None = None) -> None:
         """Write `state` to `path`, whole or not at all; `score` (lower is better) goes with it."""
         metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
-        checkpoint.save_tensors(path, state.tensors(), {**metadata, "score": score})
+        code = dataclasses.asdict(code_identity())
+        checkpoint.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
     def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
         """Dump a rolling state; of those there are, the last two and the best scored stay."""
-        path = self.rolling / f"state-{state.nimg:012d}.safetensors"
+        path = self.rolling_state(state.nimg)
         self.save(state, path, score)
         states = sorted(self.rolling.glob("state-*.safetensors"))
         keep = set(states[-KEPT_ROLLING:])
@@ -90,29 +105,15 @@ class StateFolder:
             old.unlink()
         return path
 
-    def finish_leg(self, kimg: int) -> None:
-        """After the leg that ends at `kimg`: empty the rolling folder; of handed states up to it keep the last two."""
-        for path in self.rolling.glob("*"):
-            path.unlink()
-        earlier = sorted(
-            int(p.parent.name) for p in self.run_dir.glob("*/state.safetensors") if p.parent.name.isdigit()
-        )
-        for old in [k for k in earlier if k <= kimg][:-KEPT_HANDED]:
-            self.handed(old).unlink()
-
     def candidates(self, start_kimg: int, end_nimg: int) -> Iterator[Path]:
         """State files a leg from start_kimg to end_nimg images may go on from, the furthest first."""
         rolling = sorted(self.rolling.glob("state-*.safetensors"), reverse=True)
         yield from (path for path in rolling if int(path.stem.removeprefix("state-")) <= end_nimg)
-        yield from (self.handed(kimg) for kimg in reversed(self._handed_kimgs(start_kimg)))
+        kimgs = [kimg for kimg in handed_kimgs(self.run_dir) if kimg <= start_kimg]
+        yield from (self.handed(kimg) for kimg in reversed(kimgs))
 
-    def _handed_kimgs(self, up_to: int) -> list[int]:
-        """kimg of the handed states there are, `up_to` at most, in order."""
-        folders = (path.parent.name for path in self.run_dir.glob("*/state.safetensors"))
-        return sorted(int(name) for name in folders if name.isdigit() and int(name) <= up_to)
-
-    def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Path | None:
-        """Load the furthest usable state into `state`; returns its path, or None where training begins afresh.
+    def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Resumed | None:
+        """Load the furthest usable state into `state`; returns which, or None where training begins afresh.
 
         What is damaged, or belongs to another configuration, data set or teacher, is passed over and named in the log.
         """
@@ -126,7 +127,7 @@ class StateFolder:
                 log.warning("%s; falling back to the state before it", error)
                 continue
             state.load(tensors, metadata)
-            return path
+            return Resumed(path, CodeIdentity(**metadata["code"]))
         return None
 
 

@@ -9,11 +9,9 @@ import contextlib
 import copy
 import dataclasses
 import logging
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,16 +19,20 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mscd import checkpoint, ema
-from mscd.config import StudentSettings, TeacherSettings, check_share, digest
+from mscd.attempts import Attempts
+from mscd.code import code_identity
+from mscd.config import StudentSettings, TeacherSettings, check_share
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.distributed import Group
 from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
 from mscd.events import EventLog
+from mscd.leg import STATE_NAME, Leg
 from mscd.networks import EDMPrecond
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
-from mscd.states import StateFolder, TrainingState
+from mscd.states import Resumed, StateFolder, TrainingState
+from mscd.stop import StopRequest
 from mscd.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -40,69 +42,40 @@ LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
 STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Leg:
-    """One leg of a run: from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
-
-    kind: "teacher" or "student"; model: its name in file metadata; data: the packed images; run_dir: where <kimg>/
-    folders of snapshots lie; events: the job's event log; teacher: the teacher's network file (students only);
-    detector and reference: files to score with inside the loop, needed with `validate_kimg`.
-    """
-
-    kind: str
-    model: str
-    settings: TeacherSettings | StudentSettings
-    data: str
-    run_dir: str
-    start_kimg: int
-    end_kimg: int
-    events: str
-    teacher: str | None = None
-    detector: str | None = None
-    reference: str | None = None
-
-    @property
-    def end_nimg(self) -> int:
-        """Images seen at the end: end_kimg, rounded up to whole steps."""
-        return -(-self.end_kimg * 1000 // self.settings.batch_size) * self.settings.batch_size
-
-
 class Interrupted(Exception):
-    """Training was asked to stop and left a state to go on from; the text says where."""
+    """Training was asked to stop at image `nimg` and left a state to go on from; the text says where."""
+
+    def __init__(self, nimg: int, state: Path | None) -> None:
+        super().__init__(f"stopped at {nimg} images; started again it goes on from {state}")
+        self.nimg = nimg
 
 
-class StopRequest:
-    """Whether training should end: SIGTERM came, or the process that launched it is gone."""
-
-    def __init__(self, launcher: int | None) -> None:
-        self.launcher, self.signalled = launcher, False
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.signalled = True
-
-    def __bool__(self) -> bool:
-        return self.signalled or (self.launcher is not None and not _alive(self.launcher))
-
-
-def train_leg(leg: Leg, group: Group, *, batch_per_process: int | None = None, launcher: int | None = None) -> None:
-    """Train one leg and write its snapshot: ema, phema-* and state .safetensors in run_dir/<end_kimg>.
+def train_leg(
+    leg: Leg,
+    group: Group,
+    *,
+    batch_per_process: int | None = None,
+    stop: StopRequest | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Train one leg and leave its snapshot, ema, phema-* and state .safetensors, in leg.finished (mscd.leg).
 
     batch_per_process: images a process takes through the network at once (None: its whole share); the rest is
-    accumulated. launcher: process id without which training stops. Raises Interrupted after SIGTERM or a lost launcher,
-    with a state saved; UserError for files that are missing, damaged or don't fit together and for gradients that stay
-    non-finite.
+    accumulated. stop: ends training when it comes true in the lead process. facts: what is to be recorded of this
+    attempt, as where it runs. Raises Interrupted when stopped, with a state saved; UserError for files that are
+    missing, damaged or don't fit together and for gradients that stay non-finite.
     """
-    run = _begin(leg, group, batch_per_process, StopRequest(launcher))
+    run = _begin(leg, group, batch_per_process, stop, facts or {})
     with _progress(run) as progress:
         while run.state.nimg < leg.end_nimg:
             before = run.state.nimg
             _step(run)
             progress.update(run.state.nimg - before)
             ended = run.state.nimg >= leg.end_nimg
-            stopping = group.is_lead and bool(run.stop) and not ended
-            if _crossed(before, run.state.nimg, leg.settings.tick_kimg) or ended or stopping:
-                _tick(run, before, ended, stopping)
+            if _crossed(before, run.state.nimg, leg.settings.tick_kimg) or ended:
+                _tick(run, before, ended)
+            if group.is_lead and stop and not ended:
+                _leave(run)
     if group.is_lead:
         _write_snapshot(run)
     group.barrier()
@@ -124,21 +97,25 @@ class _Run:
     events: EventLog
     ticks: TickDiagnostics
     validation: Validation | None
-    stop: StopRequest
+    attempts: Attempts
     last_good: Path | None
     tick_began: float
     tick_nimg: int
 
 
-def _begin(leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequest) -> _Run:
+def _begin(
+    leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequest | None, facts: Mapping[str, str]
+) -> _Run:
     """Everything a leg needs, its state being the furthest there is."""
     settings = leg.settings
     dataset = ImageDataset(leg.data)
     state, objective, fingerprint = _initial_state(leg, dataset, group)
     folder = StateFolder(Path(leg.run_dir), fingerprint)
     resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
+    attempts = Attempts(leg.attempts)
     if group.is_lead:
-        _announce(leg, state, resumed, dataset, fingerprint)
+        attempts.begin(state.nimg, facts)
+        _announce(leg, state, resumed, dataset, {**facts, "fingerprint": fingerprint})
     slices = _micro_batches(settings.batch_size, group, batch_per_process)
     indices = _index_stream(settings.seed, state.nimg, settings.batch_size, slices, len(dataset))
     return _Run(
@@ -154,8 +131,8 @@ def _begin(leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequ
         events=EventLog(leg.events),
         ticks=TickDiagnostics(group),
         validation=Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None,
-        stop=stop,
-        last_good=resumed,
+        attempts=attempts,
+        last_good=resumed and resumed.path,
         tick_began=time.monotonic(),
         tick_nimg=state.nimg,
     )
@@ -190,8 +167,8 @@ def _step(run: _Run) -> None:
         ema.update(list(state.averages[name].parameters()), weights, beta)
 
 
-def _tick(run: _Run, before: int, ended: bool, stopping: bool) -> None:
-    """Record the tick that ends here; score and save a state where one is due; stop where that was asked for."""
+def _tick(run: _Run, before: int, ended: bool) -> None:
+    """Record the tick that ends here; score and save a state where one is due."""
     leg, state, settings = run.leg, run.state, run.leg.settings
     metrics, streak = run.ticks.fetch()
     metrics |= _rates(run)
@@ -203,16 +180,28 @@ def _tick(run: _Run, before: int, ended: bool, stopping: bool) -> None:
     if run.validation and (_crossed(before, state.nimg, settings.validate_kimg) or ended):
         score = metrics["validation/score"] = run.validation.score(state.averages["ema"])
     if run.group.is_lead:
+        run.attempts.check_newest()
         kimg = leg.end_kimg if ended else state.nimg // 1000
-        if not stopping:  # a cut tick is recorded whole by the process that goes on
-            run.events.metrics(metrics, kimg)
+        run.events.metrics(metrics, kimg)
         log.info("%s %d kimg  %s", leg.model, kimg, plain(metrics))
-        due = _crossed(before, state.nimg, settings.state_kimg) or score is not None or stopping
-        if due and not ended and int(run.ticks.streak) == 0:
-            run.last_good = run.folder.save_rolling(state, score)
-    if stopping:
-        raise Interrupted(f"stopped at {state.nimg} images; started again it goes on from {run.last_good}")
+        due = _crossed(before, state.nimg, settings.state_kimg) or score is not None
+        if due and not ended:
+            _save(run, score)
     run.tick_began, run.tick_nimg = time.monotonic(), state.nimg
+
+
+def _save(run: _Run, score: float | None) -> None:
+    """A rolling state, unless the weights may have gone bad."""
+    if int(run.ticks.streak) == 0:
+        run.last_good = run.folder.save_rolling(run.state, score)
+
+
+def _leave(run: _Run) -> None:
+    """Stop here, without a word to the other processes: they wait for this one and end with it."""
+    run.attempts.check_newest()
+    if run.last_good != run.folder.rolling_state(run.state.nimg):
+        _save(run, None)
+    raise Interrupted(run.state.nimg, run.last_good)
 
 
 def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
@@ -232,8 +221,7 @@ def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: in
 
 def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:
     """(state at image 0, objective, fingerprint of the run)."""
-    settings = leg.settings
-    identity = {"kind": leg.kind, "settings": settings.identity(), "data": dataset.digest}
+    settings, teacher_digest = leg.settings, None
     options = {"dropout": settings.dropout, "dout_resolutions": settings.dropout_resolutions}
     if leg.kind == "teacher":
         objective = teacher_objective(settings)
@@ -250,14 +238,14 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
     else:
         teacher = checkpoint.load_network(leg.teacher, group.device)
         _check_data(leg, teacher, dataset)
-        identity["teacher"] = checkpoint.read_metadata(leg.teacher)["digest"]
+        teacher_digest = checkpoint.read_metadata(leg.teacher)["digest"]
         objective = student_objective(settings, teacher)
         net = EDMPrecond(**{**teacher.init_kwargs, "precision": settings.precision, **options})
         net.load_state_dict(teacher.state_dict())
     net = net.to(group.device).train().requires_grad_(True)
     averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in settings.emas()}
     optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True, **ADAM)
-    return TrainingState(net, averages, optimizer), objective, digest(identity)
+    return TrainingState(net, averages, optimizer), objective, leg.fingerprint(dataset.digest, teacher_digest)
 
 
 def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
@@ -342,14 +330,19 @@ def _progress(run: _Run) -> Iterator[tqdm]:
         yield bar
 
 
-def _announce(leg: Leg, state: TrainingState, resumed: Path | None, dataset: ImageDataset, fingerprint: str) -> None:
+def _announce(leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: ImageDataset, tags: dict) -> None:
     """Say in log and events what runs and from where."""
-    where = f"going on from {resumed} ({state.nimg} images)" if resumed else "starting afresh"
+    where = f"going on from {resumed.path} ({state.nimg} images)" if resumed else "starting afresh"
     if leg.kind == "student" and not resumed:
         where += f", all weights and averages from {leg.teacher}"
     log.info("%s: %d images of %s; %s", leg.model, len(dataset), leg.data, where)
     if leg.start_kimg * 1000 > state.nimg:
         log.warning("%s: no usable state at %d kimg; what lies before it is trained again", leg.model, leg.start_kimg)
+    code = code_identity()
+    if resumed and resumed.code.digest != code.digest:
+        change = f"from {resumed.code} to {code} at {state.nimg} images"
+        log.warning("%s: the training code changed %s: this run is of both", leg.model, change)
+        tags["code_changed"] = change
     events = EventLog(leg.events)
     events.start(state.nimg // 1000)
     identity = leg.settings.identity()
@@ -362,24 +355,18 @@ def _announce(leg: Leg, state: TrainingState, resumed: Path | None, dataset: Ima
             "end_kimg": leg.end_kimg,
         }
     )
-    events.tags({"fingerprint": fingerprint, "data": dataset.digest, "torch": torch.__version__})
+    events.tags({**tags, "data": dataset.digest, "torch": torch.__version__, "code": str(code)})
 
 
 def _write_snapshot(run: _Run) -> None:
-    """Hand the state over, write every averaged network, then drop what is no longer needed."""
+    """Write every averaged network and the state to hand over; they appear in leg.finished together."""
     leg, dataset = run.leg, run.dataset
-    run.folder.save(run.state, run.folder.handed(leg.end_kimg))
+    partial = leg.finished.with_suffix(".part")
+    run.folder.save(run.state, partial / STATE_NAME)
     student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
     data = {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")}
     for name, net in run.state.averages.items():
         metadata = {"model": leg.model, "snapshot_kimg": leg.end_kimg, "ema": name, "data": data, "student": student}
-        checkpoint.save_network(Path(leg.run_dir) / str(leg.end_kimg) / f"{name}.safetensors", net, metadata)
-    run.folder.finish_leg(leg.end_kimg)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        checkpoint.save_network(partial / f"{name}.safetensors", net, metadata)
+    run.attempts.check_newest()
+    partial.rename(leg.finished)

@@ -20,8 +20,11 @@ from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.events import read_events
+from mscd.leg import Leg, take_snapshot
+from mscd.machine import Machine
 from mscd.objectives import MicroBatch, student_objective
-from mscd.train import Interrupted, Leg, _index_stream, _micro_batches, train_leg
+from mscd.stop import StopRequest
+from mscd.train import Interrupted, _index_stream, _micro_batches, train_leg
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
 COMMON = {
@@ -47,23 +50,35 @@ def base(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("train")
     data.pack("digits", folder / "train.zip", max_images=150)
-    train_leg(teacher_leg(folder, folder / "teacher", 0, 3), Group())
+    train(teacher_leg(folder, folder / "teacher", 0, 3))
     return folder
 
 
+def train(leg, **keywords):
+    """The leg in this process, its snapshot in place and its events in the run's folder."""
+    train_leg(leg, Group(), **keywords)
+    shutil.copy(leg.events, Path(leg.run_dir) / "e.jsonl")
+    take_snapshot(leg)
+
+
+def launch_leg(leg, processes, log_dir):
+    machine = Machine(processes=processes)
+    launch.run_leg(leg, machine, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
+
+
 def teacher_leg(base, run_dir, start, end, settings=TEACHER):
-    return Leg("teacher", "teacher", settings, str(base / "train.zip"), str(run_dir), start, end, f"{run_dir}/e.jsonl")
+    return Leg("teacher", "teacher", settings, str(base / "train.zip"), str(run_dir), start, end)
 
 
 def student_leg(base, run_dir, start, end, settings=STUDENT):
-    leg = Leg("student", "s4", settings, str(base / "train.zip"), str(run_dir), start, end, f"{run_dir}/e.jsonl")
+    leg = Leg("student", "s4", settings, str(base / "train.zip"), str(run_dir), start, end)
     return dataclasses.replace(leg, teacher=str(base / "teacher/3/ema.safetensors"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(base):
     """A student's run in one leg, with the bytes of its last snapshot."""
-    train_leg(student_leg(base, base / "undisturbed", 0, 3), Group())
+    train(student_leg(base, base / "undisturbed", 0, 3))
     return snapshot(base / "undisturbed")
 
 
@@ -75,10 +90,10 @@ def snapshot(run_dir, kimg=3):
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
     for kimg in range(3):
-        train_leg(student_leg(base, tmp_path, kimg, kimg + 1), Group())
+        train(student_leg(base, tmp_path, kimg, kimg + 1))
     assert snapshot(tmp_path) == undisturbed
     for kimg in range(3):
-        train_leg(teacher_leg(base, tmp_path / "teacher", kimg, kimg + 1), Group())
+        train(teacher_leg(base, tmp_path / "teacher", kimg, kimg + 1))
     assert snapshot(tmp_path / "teacher") == snapshot(base / "teacher")
 
 
@@ -86,11 +101,11 @@ def test_handed_states_rotate_and_a_leg_without_its_predecessors_state_retrains_
     base, undisturbed, tmp_path, caplog
 ):
     for kimg in range(3):
-        train_leg(student_leg(base, tmp_path, kimg, kimg + 1), Group())
+        train(student_leg(base, tmp_path, kimg, kimg + 1))
     kept = sorted(p.parent.name for p in tmp_path.glob("*/state.safetensors"))
     assert kept == ["2", "3"] and not list((tmp_path / "rolling").glob("*"))
     (tmp_path / "2/state.safetensors").unlink()
-    train_leg(student_leg(base, tmp_path, 2, 3), Group())
+    train(student_leg(base, tmp_path, 2, 3))
     assert snapshot(tmp_path) == undisturbed and "trained again" in caplog.text
 
 
@@ -98,9 +113,11 @@ def start(leg, processes, log_dir):
     """Train the leg through submitit in a process group of its own."""
     pickled = pickle.dumps(leg).hex()
     code = (
-        "import pickle, sys; from mscd.launch import run_leg; from mscd.errors import UserError\n"
+        "import pickle, sys; from mscd.launch import run_leg; from mscd.machine import Machine\n"
+        "from mscd.errors import UserError\n"
         f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
-        f"try: run_leg(leg, processes={processes}, threads=1, log_dir={str(log_dir)!r})\n"
+        f"files = dict(log_dir={str(log_dir)!r}, events=leg.run_dir + '/e.jsonl')\n"
+        f"try: run_leg(leg, Machine(processes={processes}), **files)\n"
         "except UserError as error: sys.exit(f'told: {error}')"
     )
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -119,9 +136,7 @@ LONG = {"duration_kimg": 6, "snapshot_kimg": 6}
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbed_one(base, tmp_path, processes):
     settings = STUDENT.model_copy(update=LONG)
-    launch.run_leg(
-        student_leg(base, tmp_path / "whole", 0, 6, settings), processes=processes, threads=1, log_dir=tmp_path / "a"
-    )
+    launch_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), processes, tmp_path / "a")
     for _ in range(2):
         victim = start(student_leg(base, tmp_path / "cut", 0, 6, settings), processes, tmp_path / "b")
         before = set((tmp_path / "cut/rolling").glob("state-*"))
@@ -129,9 +144,7 @@ def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbe
         time.sleep(int.from_bytes(os.urandom(2), "big") / 65536 * 0.5)
         os.killpg(victim.pid, signal.SIGKILL)
         victim.wait()
-    launch.run_leg(
-        student_leg(base, tmp_path / "cut", 0, 6, settings), processes=processes, threads=1, log_dir=tmp_path / "b"
-    )
+    launch_leg(student_leg(base, tmp_path / "cut", 0, 6, settings), processes, tmp_path / "b")
     assert snapshot(tmp_path / "cut", 6) == snapshot(tmp_path / "whole", 6)
     resumed_from = [e["step"] for e in map(json.loads, open(tmp_path / "cut/e.jsonl")) if e["event"] == "start"]
     assert resumed_from[0] == 0 and resumed_from[-1] > 0
@@ -149,26 +162,26 @@ def test_sigterm_leaves_a_state_from_which_the_next_call_goes_on(base, tmp_path)
     assert victim.returncode == 1 and "goes on from" in told
     (state,) = (tmp_path / "rolling").glob("state-*.safetensors")
     assert str(state) in told
-    train_leg(leg, Group())
-    train_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), Group())
+    train(leg)
+    train(student_leg(base, tmp_path / "whole", 0, 6, settings))
     assert snapshot(tmp_path, 6) == snapshot(tmp_path / "whole", 6)
 
 
 def test_training_stops_when_its_launcher_is_gone(base, tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with pytest.raises(Interrupted, match="goes on from"):
-        train_leg(student_leg(base, tmp_path, 0, 3), Group(), launcher=gone.pid)
+    with StopRequest(gone.pid) as stop, pytest.raises(Interrupted, match="goes on from"):
+        train_leg(student_leg(base, tmp_path, 0, 3), Group(), stop=stop)
     assert list((tmp_path / "rolling").glob("state-*.safetensors"))
 
 
 def rolling_states(base, run_dir):
     """A run cut in its last third: states at 1 and 2 kimg lie in rolling/."""
-    train_leg(student_leg(base, run_dir, 0, 3), Group())
+    train(student_leg(base, run_dir, 0, 3))
     states = {}
     for kimg in (1, 2):
         path = run_dir / f"rolling/state-{kimg * 1000:012d}.safetensors"
-        train_leg(student_leg(base, run_dir / f"to{kimg}", 0, kimg), Group())
+        train(student_leg(base, run_dir / f"to{kimg}", 0, kimg))
         shutil.copy(run_dir / f"to{kimg}/{kimg}/state.safetensors", path)
         states[kimg] = path
     shutil.rmtree(run_dir / "3")
@@ -191,7 +204,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(base, undisturbed, 
     damage(states[2])
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        train_leg(student_leg(base, tmp_path, 0, 3), Group())
+        train(student_leg(base, tmp_path, 0, 3))
     assert f"{states[2]}: " in caplog.text and "damaged" in caplog.text and f"going on from {states[1]}" in caplog.text
     assert snapshot(tmp_path) == undisturbed
 
@@ -210,7 +223,7 @@ def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, 
     other = STUDENT.model_copy(update={"learning_rate": 2e-3})
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        train_leg(student_leg(base, tmp_path, 0, 3, other), Group())
+        train(student_leg(base, tmp_path, 0, 3, other))
     assert f"{states[2]} belongs to another configuration" in caplog.text and "starting afresh" in caplog.text
     assert snapshot(tmp_path)["ema"] != undisturbed["ema"]
 
@@ -226,18 +239,18 @@ def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, tmp_path):
         size = (base / "undisturbed/3/state.safetensors").stat().st_size if (base / "undisturbed").exists() else 400_000
         (disk / "ballast").write_bytes(b"x" * max(0, 4 * 2**20 - int(2.5 * size)))
         with pytest.raises(UserError, match="could not be written.*free some space"):
-            train_leg(student_leg(base, disk / "run", 0, 6, settings), Group())
+            train(student_leg(base, disk / "run", 0, 6, settings))
         (state, *_) = sorted((disk / "run/rolling").glob("*"), reverse=True)
         checkpoint.load_tensors(state)
         (disk / "ballast").unlink()
-        train_leg(student_leg(base, disk / "run", 0, 6, settings), Group())
+        train(student_leg(base, disk / "run", 0, 6, settings))
         assert (disk / "run/6/ema.safetensors").exists()
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
 def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_state(base, tmp_path):
-    train_leg(student_leg(base, tmp_path, 0, 1), Group())
+    train(student_leg(base, tmp_path, 0, 1))
     wild = STUDENT.model_copy(update={"max_nonfinite_steps": 3})
     shutil.copytree(tmp_path / "1", tmp_path / "keep")
     tensors, metadata = checkpoint.load_tensors(tmp_path / "1/state.safetensors")
@@ -245,17 +258,15 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_stat
     metadata.pop("digest")
     checkpoint.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
     with pytest.raises(UserError, match=r"not finite for \d+ steps in a row.*last good state is .*1/state.safetensors"):
-        train_leg(student_leg(base, tmp_path, 1, 2, wild), Group())
+        train(student_leg(base, tmp_path, 1, 2, wild))
     assert not list((tmp_path / "rolling").glob("*"))
 
 
 def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
     settings = STUDENT.model_copy(update={"dropout": 0.0})  # dropout alone depends on how the batch is cut
-    launch.run_leg(
-        student_leg(base, tmp_path / "two", 0, 1, settings), processes=2, threads=1, log_dir=tmp_path / "logs"
-    )
-    train_leg(student_leg(base, tmp_path / "one", 0, 1, settings), Group())
-    train_leg(student_leg(base, tmp_path / "pieces", 0, 1, settings), Group(), batch_per_process=25)
+    launch_leg(student_leg(base, tmp_path / "two", 0, 1, settings), 2, tmp_path / "logs")
+    train(student_leg(base, tmp_path / "one", 0, 1, settings))
+    train(student_leg(base, tmp_path / "pieces", 0, 1, settings), batch_per_process=25)
     nets = [
         checkpoint.load_network(tmp_path / f"{name}/1/ema.safetensors").state_dict()
         for name in ("one", "two", "pieces")
@@ -331,4 +342,4 @@ def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
     data.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), data=str(tmp_path / "big.zip"))
     with pytest.raises(UserError, match="don't fit the teacher"):
-        train_leg(leg, Group())
+        train(leg)

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from test_train import STUDENT, base, student_leg  # noqa: F401 (base is a fixture)
+from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
-from mscd import checkpoint, features, launch
+from mscd import checkpoint, features
 from mscd.config import ClassifierSettings
 from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.events import EventLog, read_events
-from mscd.train import train_leg
 
 SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})
 
@@ -47,30 +46,28 @@ def scores(run_dir):
 
 
 def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_path):  # noqa: F811
-    train_leg(scored_leg(base, tmp_path / "a", detectors[0], detectors[0]), Group())
-    train_leg(student_leg(base, tmp_path / "b", 0, 2, STUDENT.model_copy(update={"dropout": 0.0})), Group())
+    train(scored_leg(base, tmp_path / "a", detectors[0], detectors[0]))
+    train(student_leg(base, tmp_path / "b", 0, 2, STUDENT.model_copy(update={"dropout": 0.0})))
     assert len(scores(tmp_path / "a")) == 2 and all(score > 0 for score in scores(tmp_path / "a"))
     assert (tmp_path / "a/2/ema.safetensors").read_bytes() == (tmp_path / "b/2/ema.safetensors").read_bytes()
 
 
 def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):  # noqa: F811
-    train_leg(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1), Group())
-    launch.run_leg(
-        scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), processes=2, threads=1, log_dir=tmp_path
-    )
+    train(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1))
+    launch_leg(scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), 2, tmp_path)
     assert scores(tmp_path / "two") == pytest.approx(scores(tmp_path / "one"), rel=1e-2)
 
 
 def test_a_reference_of_another_detector_is_refused_before_training(base, detectors, tmp_path):  # noqa: F811
     with pytest.raises(UserError, match="score with the detector that made the reference"):
-        train_leg(scored_leg(base, tmp_path, detectors[0], detectors[1]), Group())
+        train(scored_leg(base, tmp_path, detectors[0], detectors[1]))
     assert not (tmp_path / "2").exists()
 
 
 def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: F811
     from mscd.validation import Validation
 
-    train_leg(scored_leg(base, tmp_path, detectors[0], detectors[0], 1), Group())
+    train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
     files = (detectors[0] / "classifier.safetensors", detectors[0] / "classifier.npz")
     again = Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
     with torch.no_grad():

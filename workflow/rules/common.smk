@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mscd.config import check_share, check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
+from mscd.machine import machine_of
 
 
 def stop(error):
@@ -152,19 +153,21 @@ def score_files():
 
 
 def check_machine(rule_name, settings_of):
-    """Refuse a batch that the processes of a rule, as a profile may set them, cannot share evenly, and say where too
-    few cores change the last digits of what is trained."""
-    resources = workflow.get_rule(rule_name).resources
-    processes, piece, threads = (int(resources[name].value) for name in ("processes", "batch_per_process", "_cores"))
+    """Refuse resources of a training rule, as a profile may set them, that make no machine or whose processes cannot
+    share a batch evenly, and say where too few cores change the last digits of what is trained."""
+    resources = {name: entry.value for name, entry in workflow.get_rule(rule_name).resources.items()}
     try:
+        machine = machine_of(resources, int(resources["_cores"]), rule_name)
         for where, settings in settings_of.items():
-            check_share(f"{settings_name()}: {where}", settings.batch_size, processes, piece)
+            check_share(
+                f"{settings_name()}: {where}", settings.batch_size, machine.processes, machine.batch_per_process
+            )
     except UserError as error:
         stop(error)
-    cores = workflow.resource_settings.cores or threads
-    here = max(1, min(threads, cores) // processes)
-    if workflow.is_main_process and here < threads // processes:
+    cores = workflow.resource_settings.cores or machine.cpus_per_task * machine.processes
+    here = max(1, cores // machine.processes)
+    if machine.launcher != "slurm" and workflow.is_main_process and here < machine.cpus_per_task:
         logger.warning(
-            f"{rule_name}: {here} of {threads // processes} threads a process on {cores} cores; results differ "
+            f"{rule_name}: {here} of {machine.cpus_per_task} threads a process on {cores} cores; results differ "
             f"in the last digits from those with all (--set-threads {rule_name}=... fixes the number)"
         )

@@ -18,7 +18,9 @@ rule distill:
     conda:
         "../envs/mscd.yaml"
     threads: 1
+    retries: 0  # a leg resumes by itself where that can help
     resources:
+        launcher="local",
         processes=1,
         batch_per_process=0,
     params:

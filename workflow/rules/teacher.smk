@@ -20,7 +20,9 @@ rule train_teacher:
     conda:
         "../envs/mscd.yaml"
     threads: 2
+    retries: 0  # a leg resumes by itself where that can help
     resources:
+        launcher="local",
         processes=2,
         batch_per_process=0,
     params:

@@ -5,7 +5,8 @@ from pathlib import Path
 from mscd.config import load_config
 from mscd.job import logged
 from mscd.launch import run_leg
-from mscd.train import Leg
+from mscd.leg import Leg
+from mscd.machine import machine_of
 
 with logged(snakemake.log.text):
     config, model = load_config(snakemake.config), snakemake.wildcards.get("student", "teacher")
@@ -22,12 +23,10 @@ with logged(snakemake.log.text):
         run_dir=str(Path(snakemake.output[0]).parent.parent),
         start_kimg=end_kimg - settings.snapshot_kimg,
         end_kimg=end_kimg,
-        events=snakemake.log.events,
     )
     run_leg(
         leg,
-        processes=snakemake.resources.processes,
-        batch_per_process=snakemake.resources.batch_per_process or None,
-        threads=max(1, snakemake.threads // snakemake.resources.processes),
+        machine_of(snakemake.resources, snakemake.threads, snakemake.rule),
         log_dir=Path(snakemake.log.text).with_suffix(""),
+        events=snakemake.log.events,
     )

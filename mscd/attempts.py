@@ -1,0 +1,52 @@
+"""The attempts at a leg: a line in a file for each time that training began or went on, the newest being the one that
+may write. A node that was given up may still train; two of a run would otherwise write the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from mscd.files import append_line
+
+
+class Superseded(Exception):
+    """A newer attempt at this leg has begun; this one has to end."""
+
+
+class Attempts:
+    """The attempts recorded in the file `path`, of which `begin` adds one."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.token = uuid.uuid4().hex
+
+    def begin(self, nimg: int, facts: Mapping[str, str]) -> None:
+        """Record that an attempt starts from image `nimg`, with what else is known of it."""
+        line = {"token": self.token, "time": time.time(), "nimg": nimg, **facts}
+        append_line(self.path, json.dumps(line))
+
+    def check_newest(self) -> None:
+        """Raise Superseded unless the attempt that this object began is the last."""
+        if read_attempts(self.path)[-1]["token"] != self.token:
+            raise Superseded("a newer attempt at this leg has begun")
+
+
+def read_attempts(path: str | os.PathLike) -> list[dict]:
+    """The attempts, in order; a torn last line is left out."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def without_progress(path: str | os.PathLike, nimg: int) -> int:
+    """How many of the last attempts in a row started from image `nimg`, where training stands now."""
+    count = 0
+    for attempt in reversed(read_attempts(path)):
+        if attempt["nimg"] != nimg:
+            break
+        count += 1
+    return count

@@ -1,0 +1,61 @@
+"""How the processes of a training job ended, and which of them is the cause."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import pickle_load
+
+from mscd.rank import FAILED, FINISHED, LOST, STOPPED
+
+RAISED, KILLED = "raised", "killed"
+# The first of these that some process ended by is the cause of the others.
+CAUSES = (FAILED, RAISED, KILLED, STOPPED, LOST)
+TAIL_LINES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How process `rank` ended, what it said of that in a line, and its log of errors."""
+
+    rank: int
+    how: str
+    said: str
+    log: Path
+
+    def __str__(self) -> str:
+        if self.how == KILLED:
+            return f"process {self.rank} was killed before it could say why; its last words: {self.said}"
+        if self.how in (RAISED, LOST):
+            return f"process {self.rank} failed: {self.said}"
+        return self.said
+
+    def tail(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(_lines(self.log)[-TAIL_LINES:])
+
+
+def cause_of(job: submitit.Job) -> End | None:
+    """The end of the process that made the job fail; None when all finished."""
+    ends = [_end(job.task(rank), rank) for rank in range(job.num_tasks)]
+    failed = [end for end in ends if end.how != FINISHED]
+    return min(failed, key=lambda end: (CAUSES.index(end.how), end.rank), default=None)
+
+
+def _end(task: submitit.Job, rank: int) -> End:
+    log = task.paths.stderr
+    if not task.paths.result_pickle.exists():
+        return End(rank, KILLED, (_lines(log) or ["none"])[-1], log)
+    outcome, result = pickle_load(task.paths.result_pickle)
+    if outcome == "error":
+        said = result.strip().splitlines()[-1]
+        if "OutOfMemoryError" in said:
+            said += "; lower batch_per_process in the profile"
+        return End(rank, RAISED, said, log)
+    return End(rank, *result, log)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").strip().splitlines() if path.exists() else []

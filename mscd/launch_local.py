@@ -1,0 +1,150 @@
+"""Training a leg on this machine: in this process, or in several through submitit's local executor."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import submitit
+
+from mscd.ended import cause_of
+from mscd.errors import UserError
+from mscd.launch_record import LaunchRecord, fresh_folder
+from mscd.leg import Leg
+from mscd.machine import Machine
+from mscd.rank import run_rank
+from mscd.stop import StopRequest
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.2
+# submitit's local executor wants a limit; legs are bounded by their kimg.
+TIMEOUT_MINUTES = 60 * 24 * 30
+# How long processes may outlive one of them that died: they end with it, but where NCCL leaves them waiting.
+SECONDS_TO_FOLLOW = 30
+
+
+def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+    """Train in this process, on its first GPU if there is one. Raises UserError when it fails or is stopped."""
+    import torch
+
+    from mscd.distributed import process_group
+    from mscd.train import Interrupted, train_leg
+
+    if leg.finished.exists():
+        return
+    torch.set_num_threads(machine.cpus_per_task)
+    try:
+        with StopRequest() as stop, process_group(0, 1, 0, "") as group:
+            train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop)
+    except Interrupted as error:
+        raise UserError(f"{leg}: {error}") from error
+
+
+def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+    """Train in processes of this machine, and wait; the lead process's log is copied to stderr.
+
+    Raises UserError with the cause in one line when training fails or is stopped; SIGTERM and Ctrl-C are passed on, and
+    training saves a state before it ends.
+    """
+    end_local(leg, record)
+    if leg.finished.exists():
+        return
+    folder = fresh_folder(log_dir)
+    executor = submitit.LocalExecutor(folder)
+    executor.update_parameters(
+        tasks_per_node=machine.processes, gpus_per_node=machine.gpus_per_node, timeout_min=TIMEOUT_MINUTES
+    )
+    with _Stop() as stop:
+        job = stop.submit(executor, run_rank, leg, machine, os.getpid(), f"file://{folder.resolve()}/rendezvous")
+        controller = psutil.Process(int(job.job_id))
+        record.changed(leg, job_id=job.job_id, began=controller.create_time(), folder=str(folder))
+        shown, most, all_there = 0, 0, time.monotonic()
+        while job._process.poll() is None:
+            shown = _copy_news(job.paths.stderr, shown)
+            running = _running(controller)
+            if running >= most:
+                most, all_there = running, time.monotonic()
+            elif time.monotonic() > all_there + SECONDS_TO_FOLLOW:
+                _kill(controller)
+            time.sleep(POLL_SECONDS)
+        _copy_news(job.paths.stderr, shown)
+    if leg.finished.exists():
+        return
+    cause = cause_of(job)
+    raise UserError(f"{leg}: {cause} (logs: {folder})")
+
+
+def end_local(leg: Leg, record: LaunchRecord) -> None:
+    """Wait for the processes that a lost launcher of this machine left; they notice, save a state and end."""
+    if record.launcher != "local" or record.job_id is None or not psutil.pid_exists(int(record.job_id)):
+        return
+    try:
+        controller = psutil.Process(int(record.job_id))
+        if abs(controller.create_time() - record.began) < 2:
+            log.info("%s: waiting for processes of a lost launcher to save a state and end", leg)
+            controller.wait()
+    except psutil.NoSuchProcess:
+        return
+
+
+class _Stop:
+    """While the block runs, SIGINT and SIGTERM to this process become SIGTERM to the job submitted in it."""
+
+    def __enter__(self) -> _Stop:
+        self.job = None
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.before:
+            signal.signal(number, self._pass_on)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def submit(self, executor: submitit.LocalExecutor, function: Callable, *arguments: object) -> submitit.Job:
+        """Submit; the job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.job = executor.submit(function, *arguments)
+        signal.signal(signal.SIGINT, self._pass_on)
+        return self.job
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        if self.job is None:
+            raise KeyboardInterrupt
+        print("stopping: training saves a state first", file=sys.stderr, flush=True)
+        self.job._process.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
+
+
+def _running(controller: psutil.Process) -> int:
+    """How many processes of the job have not ended."""
+    try:
+        children = controller.children()
+        return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _kill(controller: psutil.Process) -> None:
+    try:
+        for child in controller.children():
+            child.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _copy_news(path: Path, shown: int) -> int:
+    """Copy what was added to `path` after `shown` bytes to stderr; returns the new length."""
+    if not path.exists():
+        return shown
+    with open(path, "rb") as file:
+        file.seek(shown)
+        news = file.read()
+    sys.stderr.write(news.decode(errors="replace"))
+    sys.stderr.flush()
+    return shown + len(news)

@@ -1,0 +1,79 @@
+"""What a launcher writes down of the job it started, for the launcher that comes after it is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from mscd.config import digest
+from mscd.errors import UserError
+from mscd.files import written_whole
+from mscd.leg import Leg
+
+
+@dataclasses.dataclass(frozen=True)
+class LaunchRecord:
+    """identity: of the leg that is trained; launcher: "inline", "local" or "slurm"; folder: of the job's logs.
+
+    job_id: Slurm's, or the process id of the local controller, which began at `began` (seconds since 1970); name:
+    the Slurm job's, unique, by which it is found when the launcher was lost before it learned the id.
+    """
+
+    identity: str
+    launcher: str
+    folder: str | None = None
+    processes: int = 1
+    name: str | None = None
+    job_id: str | None = None
+    began: float | None = None
+
+    @staticmethod
+    def read(leg: Leg) -> LaunchRecord | None:
+        """The record of the last launcher of this leg, if it left one."""
+        path = _path(leg)
+        return LaunchRecord(**json.loads(path.read_text())) if path.exists() else None
+
+    def changed(self, leg: Leg, **fields: object) -> LaunchRecord:
+        """This record with other values, written down."""
+        record = dataclasses.replace(self, **fields)
+        with written_whole(_path(leg)) as file:
+            file.write(json.dumps(dataclasses.asdict(record)).encode())
+        return record
+
+
+def leg_identity(leg: Leg) -> str:
+    """Digest that tells a leg from one of other settings or inputs, without reading the inputs.
+
+    Raises UserError for an input file that is missing.
+    """
+    files = [path for path in (leg.data, leg.teacher) if path]
+    return digest(
+        {
+            "kind": leg.kind,
+            "settings": leg.settings.identity(),
+            "kimg": [leg.start_kimg, leg.end_kimg],
+            "files": [_seen(Path(path)) for path in files],
+        }
+    )
+
+
+def fresh_folder(log_dir: Path) -> Path:
+    """A folder that no earlier submission used: submitit takes any result file it finds for the job's."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.name) for p in log_dir.iterdir() if p.name.isdigit()), default=0)
+    folder = log_dir / f"{number:03d}"
+    folder.mkdir()
+    return folder
+
+
+def _path(leg: Leg) -> Path:
+    return leg.folder / "launch.json"
+
+
+def _seen(path: Path) -> list:
+    try:
+        seen = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a step before this one makes it") from None
+    return [path.name, seen.st_size, seen.st_mtime_ns]

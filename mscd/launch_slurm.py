@@ -1,0 +1,255 @@
+"""Training a leg as a Slurm job: submitted, watched, submitted again while it gets on, found by the next launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from mscd import slurm
+from mscd.code import copy_package
+from mscd.ended import RAISED, cause_of
+from mscd.errors import UserError
+from mscd.events import read_events
+from mscd.launch_record import LaunchRecord, fresh_folder
+from mscd.leg import Leg
+from mscd.machine import Machine
+from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
+
+log = logging.getLogger(__name__)
+# A controller that is busy or being restarted refuses for a while.
+SUBMISSIONS, SECONDS_BETWEEN = 10, 30
+BUSY = ("timed out", "Unable to contact", "temporarily", "Connection refused", "try again")
+FINAL = {
+    "CANCELLED": "was cancelled (scancel); started again, the leg goes on from its last state",
+    "OUT_OF_MEMORY": "ran out of memory: raise mem_mb, or lower batch_per_process, in the profile",
+    "DEADLINE": "met its deadline",
+}
+
+
+def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+    """Train as a Slurm job, and wait. A job that a lost launcher left is waited for; no other is submitted beside it.
+
+    A job that ended by no fault of its own (time limit, a node or a process lost) is submitted again, unless
+    STARTS_WITHOUT_PROGRESS of them in a row got nowhere. Raises UserError with the cause in one line for what another
+    job would not mend, and when this process is told to stop: then the job is cancelled.
+    """
+    slurm.check_there()
+    idle = 0
+    with _interruptible():
+        try:
+            record = _attach(leg, machine, record)
+            while record.job_id or not leg.finished.exists():
+                reached = _newest_state(leg)
+                if record.job_id is None:
+                    record = _submit(leg, machine, log_dir, record)
+                status = _watch(leg, machine, record)
+                if leg.finished.exists():
+                    return
+                cause = _why_again(leg, record, status)
+                idle = 0 if _newest_state(leg) > reached else idle + 1
+                if idle == STARTS_WITHOUT_PROGRESS:
+                    raise UserError(f"{leg}: given up after {idle} jobs without progress; of the last: {cause}")
+                log.warning("%s: %s; submitting it again", leg, cause)
+                record = record.changed(leg, job_id=None, name=None)
+        except KeyboardInterrupt:
+            raise UserError(f"{leg}: {_stopped(leg)}") from None
+
+
+def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
+    """Cancel the job of a record, if it lives, and wait until it is gone."""
+    job_id = _job_id(record)
+    if job_id and not _over(_patiently(slurm.status, job_id)):
+        log.info("%s: cancelling Slurm job %s, which is of other settings or inputs", leg, job_id)
+        _patiently(slurm.cancel, job_id)
+        _wait_until_gone(job_id)
+
+
+def _attach(leg: Leg, machine: Machine, record: LaunchRecord) -> LaunchRecord:
+    """The record with the job that a lost launcher left alive, or with none."""
+    job_id = _job_id(record)
+    if job_id is None:
+        return record
+    status = _patiently(slurm.status, job_id)
+    if _over(status):
+        _wait_until_gone(job_id)
+        log.info("%s: Slurm job %s of an earlier launcher is %s", leg, job_id, status.state if status else "gone")
+        return record.changed(leg, job_id=None, name=None)
+    log.info("%s: waiting for Slurm job %s, which an earlier launcher submitted (logs: %s)", leg, job_id, record.folder)
+    return record.changed(leg, job_id=job_id)
+
+
+def _job_id(record: LaunchRecord) -> str | None:
+    """The record's job, by its name where the launcher was lost before it learned the id."""
+    return record.job_id or (_patiently(slurm.find, record.name) if record.name else None)
+
+
+def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> LaunchRecord:
+    """Submit a job and note it down, first by name."""
+    folder = fresh_folder(log_dir).resolve()
+    code = copy_package(folder / "code")
+    for attempt in range(SUBMISSIONS):
+        name = f"mscd-{leg.model}-{leg.end_kimg}-{uuid.uuid4().hex[:8]}"
+        record = record.changed(leg, name=name, folder=str(folder), processes=machine.processes)
+        executor = submitit.SlurmExecutor(folder)
+        executor.update_parameters(**_parameters(machine, name, f"{leg}", code))
+        try:
+            job_id = executor.submit(run_rank, leg, machine, None, None).job_id
+        except FailedJobError as error:
+            said = " ".join(str(error).split())
+            if attempt + 1 == SUBMISSIONS or not any(words in said for words in BUSY):
+                raise UserError(
+                    f"{leg}: sbatch refused the job: {said}; check the profile's partition, account and limits"
+                ) from error
+            log.warning("%s: sbatch: %s; trying again in %d s", leg, said, SECONDS_BETWEEN)
+            time.sleep(SECONDS_BETWEEN)
+            if accepted := _patiently(slurm.find, name):  # without the file that submitit gives it afterwards
+                _patiently(slurm.cancel, accepted)
+        else:
+            log.info("%s: submitted as Slurm job %s (logs: %s)", leg, job_id, folder)
+            return record.changed(leg, job_id=job_id)
+    raise AssertionError("unreachable")
+
+
+def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
+    """What sbatch is to be told, in submitit's words."""
+    gpus = {"gres": machine.gres} if machine.gres else {"gpus_per_node": machine.gpus_per_node or None}
+    wanted = {
+        "job_name": name,
+        "comment": comment,
+        "nodes": machine.nodes,
+        "ntasks_per_node": machine.processes_per_node,
+        "cpus_per_task": machine.cpus_per_task,
+        **gpus,
+        "mem": f"{machine.mem_mb}M" if machine.mem_mb else None,
+        "time": machine.runtime,
+        "signal_delay_s": machine.signal_seconds,
+        "partition": machine.slurm_partition,
+        "account": machine.slurm_account,
+        "constraint": machine.constraint,
+        "qos": machine.qos,
+        "setup": [
+            *(machine.slurm_setup or "").splitlines(),
+            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+            f"export OMP_NUM_THREADS={machine.cpus_per_task}",
+        ],
+        # The others would wait for a dead process; and srun takes no CPU count from the job since Slurm 22.05.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={machine.cpus_per_task}"],
+        "additional_parameters": {"requeue": True},
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus | None:
+    """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm."""
+    told, restarts, seen = "", 0, 0
+    while True:
+        status = _patiently(slurm.status, record.job_id)
+        if _over(status):
+            log.info("%s: Slurm job %s is over: %s", leg, record.job_id, status.state if status else "unknown to Slurm")
+            return status
+        if status.restarts > restarts:
+            restarts = status.restarts
+            log.info("%s: Slurm job %s was requeued (%d times so far)", leg, record.job_id, restarts)
+        if (now := _in_words(status)) != told:
+            told = now
+            log.info("%s: Slurm job %s is %s", leg, record.job_id, now)
+        size = leg.events.stat().st_size if leg.events.exists() else 0
+        if size != seen and (progress := _progress(leg)):
+            seen = size
+            log.info("%s: %s", leg, progress)
+        time.sleep(1.0 if leg.finished.exists() else machine.poll_seconds)
+
+
+def _in_words(status: slurm.JobStatus) -> str:
+    if status.state == "PENDING":
+        start = "" if status.start in ("", "N/A") else f"; expected to start {status.start}"
+        return f"queued ({status.reason}{start})"
+    return f"running on {status.nodes}" if status.state == "RUNNING" else status.state.lower()
+
+
+def _progress(leg: Leg) -> str | None:
+    """How far training is by its newest metrics."""
+    ticks = [event for event in read_events(leg.events) if event["event"] == "metrics"]
+    if not ticks:
+        return None
+    kimg, speed = ticks[-1]["step"], ticks[-1]["metrics"]["images_per_second"]
+    left = timedelta(seconds=round((leg.end_kimg - kimg) * 1000 / speed))
+    return f"{kimg} of {leg.end_kimg} kimg, {speed:.0f} img/s, {left} left"
+
+
+def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None) -> str:
+    """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
+    state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
+    if state in FINAL:
+        raise UserError(f"{leg}: Slurm job {record.job_id} {FINAL[state]} {logs}")
+    cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
+    if cause and cause.how in (FAILED, RAISED):
+        log.error("%s: the last lines of %s:\n%s", leg, cause.log, cause.tail())
+        raise UserError(f"{leg}: {cause} {logs}")
+    return f"Slurm job {record.job_id} ended as {state}" + (f", {cause} {logs}" if cause else "")
+
+
+def _newest_state(leg: Leg) -> str:
+    """The name of the furthest rolling state; such names sort by images seen."""
+    return max((path.name for path in (Path(leg.run_dir) / "rolling").glob("state-*")), default="")
+
+
+def _stopped(leg: Leg) -> str:
+    """Cancel the job of a launcher that is told to stop; returns what to tell."""
+    record = LaunchRecord.read(leg)
+    job_id = record and (record.job_id or record.name)
+    if job_id is None:
+        return "stopped"
+    try:
+        job_id = record.job_id or slurm.find(record.name)
+        if job_id:
+            slurm.cancel(job_id)
+    except slurm.SlurmAway as error:
+        return f"stopped, but Slurm does not answer ({error}): scancel {job_id} by hand, or start again to wait for it"
+    return f"stopped; Slurm job {job_id} is cancelled, and when started again the leg goes on from the state it saves"
+
+
+def _over(status: slurm.JobStatus | None) -> bool:
+    return status is None or status.is_over
+
+
+def _wait_until_gone(job_id: str) -> None:
+    """Until no process of an ended job is left."""
+    while (status := _patiently(slurm.status, job_id)) and (status.completing or not status.is_over):
+        time.sleep(1.0)
+
+
+def _patiently(ask: Callable, *arguments: str) -> object:
+    """The answer, however long Slurm is away."""
+    away = False
+    while True:
+        try:
+            return ask(*arguments)
+        except slurm.SlurmAway as error:
+            if not away:
+                log.warning("Slurm does not answer (%s); asking again every 10 s", error)
+            away = True
+            time.sleep(10.0)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""One leg of a run: what it is, and where its files lie.
+
+A run's folder, `run_dir`, holds <kimg>/ for each snapshot (network files, and the state handed to the next leg),
+rolling/ with the states that a leg dumps while it trains, and in_flight/<kimg>/ for all else about a leg that has not
+been handed over: its events, its attempts, the job that trains it, and the finished snapshot until it is taken.
+Snakemake knows of the network files alone; it deletes those, and no others, before it starts a leg again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+from mscd.config import StudentSettings, TeacherSettings, digest
+from mscd.errors import UserError
+
+KEPT_HANDED = 2
+STATE_NAME = "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Leg:
+    """One leg of a run: from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
+
+    kind: "teacher" or "student"; model: its name in file metadata; data: the packed images; run_dir: the run's folder;
+    teacher: the teacher's network file (students only); detector and reference: files to score with inside the loop,
+    needed with `validate_kimg`.
+    """
+
+    kind: str
+    model: str
+    settings: TeacherSettings | StudentSettings
+    data: str
+    run_dir: str
+    start_kimg: int
+    end_kimg: int
+    teacher: str | None = None
+    detector: str | None = None
+    reference: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, leg to {self.end_kimg} kimg"
+
+    @property
+    def end_nimg(self) -> int:
+        """Images seen at the end: end_kimg, rounded up to whole steps."""
+        return -(-self.end_kimg * 1000 // self.settings.batch_size) * self.settings.batch_size
+
+    @property
+    def folder(self) -> Path:
+        """What is known of this leg until it has been handed over."""
+        return Path(self.run_dir) / "in_flight" / str(self.end_kimg)
+
+    @property
+    def events(self) -> Path:
+        """Events of all attempts at this leg."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        """A line for each time that training began or went on."""
+        return self.folder / "attempts.jsonl"
+
+    @property
+    def finished(self) -> Path:
+        """The finished snapshot, complete as soon as this folder is there."""
+        return self.folder / "finished"
+
+    def fingerprint(self, data_digest: str, teacher_digest: str | None) -> str:
+        """Digest of all that the run's states and snapshots depend on."""
+        identity = {"kind": self.kind, "settings": self.settings.identity(), "data": data_digest}
+        return digest(identity | ({"teacher": teacher_digest} if teacher_digest else {}))
+
+
+def take_snapshot(leg: Leg) -> None:
+    """Put a finished leg's snapshot and state where the next steps look for them, and drop what is no longer needed.
+
+    May be repeated after it was cut off: the finished snapshot goes last. Raises UserError when the disk is full.
+    """
+    run_dir = Path(leg.run_dir)
+    target = run_dir / str(leg.end_kimg)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(leg.finished.iterdir()):
+        _put(file, target / file.name)
+    for state in (run_dir / "rolling").glob("*"):
+        state.unlink()
+    for kimg in [k for k in handed_kimgs(run_dir) if k <= leg.end_kimg][:-KEPT_HANDED]:
+        (run_dir / str(kimg) / STATE_NAME).unlink()
+    shutil.rmtree(leg.folder)
+    with contextlib.suppress(OSError):  # another leg may lie in it
+        leg.folder.parent.rmdir()
+
+
+def handed_kimgs(run_dir: Path) -> list[int]:
+    """kimg of the states handed from leg to leg that there are, in order."""
+    folders = (path.parent.name for path in run_dir.glob(f"*/{STATE_NAME}"))
+    return sorted(int(name) for name in folders if name.isdigit())
+
+
+def _put(file: Path, target: Path) -> None:
+    """`file` also under the name `target`, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(file, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"{target}: could not be written ({error}); free some space or check the folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""Asking a process to stop where it can go on later."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Whether to stop: SIGTERM, SIGINT or SIGUSR2 (Slurm's word before a time limit) came, or the launcher is gone.
+
+    While its block runs, in the main thread, it takes the place of these signals' handlers. launcher: process id of who
+    waits for this one on the same machine, or None where nobody has to.
+    """
+
+    def __init__(self, launcher: int | None = None) -> None:
+        self.launcher, self.signalled = launcher, False
+
+    def __enter__(self) -> StopRequest:
+        self.before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    def __bool__(self) -> bool:
+        return self.signalled or (self.launcher is not None and not _alive(self.launcher))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
