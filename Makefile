@@ -1,10 +1,11 @@
 # make demo: from a fresh clone to a scored few-step student.   make test: the tests.   make lint: formatting and rules.
+# make test-cluster: the tests on a real Slurm, which it starts on this machine (as root on Debian).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test demo lint
+.PHONY: venv test test-cluster demo lint
 
 venv: $(INSTALLED)
 
@@ -17,6 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: venv
 	$(BIN)/python -m pytest
+
+test-cluster: venv
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 demo: venv
 	$(BIN)/snakemake all

@@ -1,0 +1,146 @@
+"""A leg trained on the test Slurm by a launcher in a process of its own, and what can happen to it."""
+
+import dataclasses
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from mscd import slurm
+from mscd.attempts import read_attempts
+from mscd.launch_record import LaunchRecord
+from mscd.leg import Leg
+from mscd.machine import Machine
+
+# In `low` so that a job of `high` preempts it; one process on each of two nodes.
+TWO_NODES = Machine("slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition="low")
+
+
+def wait_for(condition, what: str, seconds: float = 120):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+    return value
+
+
+@dataclasses.dataclass
+class Training:
+    """`leg`, its launcher and all that it logged."""
+
+    leg: Leg
+    machine: Machine = TWO_NODES
+    launcher: subprocess.Popen | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.leg.run_dir)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "launcher.log").read_text()
+
+    def start(self) -> "Training":
+        """A launcher, as a rule of the workflow starts it; its error, if any, is the last line of the log."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        task = pickle.dumps((self.leg, self.machine)).hex()
+        code = (
+            "import pickle, sys; from mscd.launch import run_leg; from mscd.errors import UserError\n"
+            f"leg, machine = pickle.loads(bytes.fromhex('{task}'))\n"
+            "try: run_leg(leg, machine, log_dir=leg.run_dir + '/logs', events=leg.run_dir + '/events.jsonl')\n"
+            "except UserError as error: sys.exit(str(error))"
+        )
+        with open(self.folder / "launcher.log", "a") as log:
+            self.launcher = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )
+        return self
+
+    def finish(self, seconds: float = 120) -> None:
+        assert self.launcher.wait(timeout=seconds) == 0, self.log
+
+    def fails(self, seconds: float = 120) -> str:
+        """The line that the launcher ends with."""
+        assert self.launcher.wait(timeout=seconds) == 1, self.log
+        return self.log.splitlines()[-1]
+
+    @property
+    def job_id(self) -> str | None:
+        record = LaunchRecord.read(self.leg)
+        return record and record.job_id
+
+    @property
+    def attempts(self) -> list[dict]:
+        return read_attempts(self.leg.attempts)
+
+    def trained_to(self, kimg: int) -> bool:
+        states = (self.folder / "rolling").glob("state-*.safetensors")
+        return any(int(path.stem.removeprefix("state-")) >= kimg * 1000 for path in states)
+
+    def wait_until_at(self, kimg: int) -> None:
+        """Until a state at `kimg` or later lies in rolling/."""
+        wait_for(lambda: self.trained_to(kimg), f"{kimg} kimg")
+
+    def rank(self, number: int) -> psutil.Process:
+        """The process of this rank of the running job."""
+        return wait_for(lambda: rank_of(self.job_id, number), f"process {number} of job {self.job_id}")
+
+    def requeued(self, times: int = 1) -> None:
+        """Until Slurm has put the job back into the queue."""
+        wait_for(lambda: slurm.status(self.job_id).restarts >= times, "the requeue")
+
+
+def rank_of(job_id: str | None, number: int) -> psutil.Process | None:
+    for process in psutil.process_iter():
+        try:
+            if "submitit.core._submit" in process.cmdline():
+                environment = process.environ()
+                if (environment.get("SLURM_JOB_ID"), environment.get("SLURM_PROCID")) == (job_id, str(number)):
+                    return process
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return None
+
+
+def tell_slurm(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def preempt(job_id: str) -> None:
+    """A job of higher rank takes both nodes for a moment."""
+    tell_slurm("sbatch", "-p", "high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+
+
+def requeue(job_id: str) -> None:
+    tell_slurm("scontrol", "requeue", job_id)
+
+
+def lose_node(job_id: str) -> None:
+    """n2 is set down, and comes back when the job has been taken from it."""
+    tell_slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    wait_for(lambda: slurm.status(job_id).restarts or slurm.status(job_id).is_over, "the loss of the node")
+    kill_all(job_id)  # what ran on a dead node is dead
+    tell_slurm("scontrol", "update", "nodename=n2", "state=resume")
+
+
+def kill_rank(job_id: str, number: int = 1) -> None:
+    rank_of(job_id, number).send_signal(signal.SIGKILL)
+
+
+def kill_all(job_id: str) -> None:
+    for number in range(2):
+        if process := rank_of(job_id, number):
+            process.kill()
+
+
+def no_job_left() -> bool:
+    return not re.findall(r"mscd-", tell_slurm("squeue", "--noheader", "--format=%j"))
