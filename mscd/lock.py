@@ -1,0 +1,237 @@
+"""One process at a time in a folder: a lock that needs no flock, so it holds on NFS, and outlives a killed holder.
+
+The lock is a file that says who holds it, made whole by a hard link. Who finds it held is refused, unless the holder is
+provably gone: its machine was rebooted, or the process no longer runs on this machine. Whatever cannot be proved from
+here (another host, another pid namespace, an unreadable file) is left to the user. Two machines are told apart by host
+name and machine id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import pwd
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mscd.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Holder(BaseModel):
+    """Who holds a lock, as its file says; None stands for what that system does not tell.
+
+    started: of the process, in clock ticks since boot (a clock that is set changes nothing); token: of this one taking.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    host: str
+    machine: str | None
+    boot: str | None
+    pid_namespace: str | None
+    pid: int = Field(gt=0, lt=2**31)
+    started: int | None
+    token: str = Field(pattern="^[0-9a-f]{16}$")
+    taken: datetime
+    user: str
+
+
+class FolderLock:
+    """Context manager: inside the block no other process, on any machine that sees the folder, holds the lock `path`.
+
+    path: the lock's file, the same for all; its folder is made if it is missing. what: what is held, the beginning of
+    the line that refuses others. Raises UserError when the lock is held (at once, without waiting) or cannot be
+    written. A process killed in the few steps of taking may leave small files beside `path` that hinder nobody.
+    """
+
+    def __init__(self, path: str | os.PathLike, what: str) -> None:
+        self.path, self.what = Path(path), what
+
+    def __enter__(self) -> FolderLock:
+        holder = _this_process()
+        try:
+            with _told(self.path), self._written(holder) as temporary:
+                while not self._taken(temporary, holder):
+                    pass
+        except BaseException:  # Ctrl-C too, which may come when the lock is already ours
+            self._released(holder)
+            raise
+        self._holder = holder
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if os.getpid() != self._holder.pid:
+            return  # a forked child leaves the block: the lock is its parent's
+        if not self._released(self._holder):
+            log.warning("%s: the lock %s was no longer this process's when it ended", self.what, self.path)
+
+    @contextlib.contextmanager
+    def _written(self, holder: Holder) -> Iterator[Path]:
+        """A file of this holder's own with the lock's content, removed at the end under this name."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{holder.token}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(holder.model_dump_json().encode())
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _taken(self, temporary: Path, holder: Holder) -> bool:
+        """Try once to make the lock `holder`'s; False: it changed meanwhile, look again. UserError where it is held."""
+        if self._placed(os.link, temporary, holder):
+            return True
+        held = self._held()
+        if held is None:
+            return False
+        if not _is_gone(held, holder):
+            since = f"{held.taken.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            raise self._refusal(f"process {held.pid} of {held.user} on {held.host} since {since}")
+        # Only who holds this second lock replaces that token, and no token ever comes back.
+        with FolderLock(self.path.with_name(f"{self.path.name}.{held.token}"), self.what):
+            if self._held() != held or not self._placed(os.replace, temporary, holder):
+                return False
+        log.warning("%s: took over the lock of process %d on %s, which is gone", self.what, held.pid, held.host)
+        return True
+
+    def _placed(self, put: Callable[[Path, Path], None], temporary: Path, holder: Holder) -> bool:
+        """Put the temporary file at `path`; returns whether the lock is `holder`'s then."""
+        try:
+            put(temporary, self.path)
+        except OSError as error:
+            # On NFS a repeated request fails after its first copy succeeded: what the file says is what happened.
+            if self._held() == holder:
+                return True
+            if isinstance(error, FileExistsError):
+                return False
+            raise
+        return True
+
+    def _held(self) -> Holder | None:
+        """Who holds the lock, or None. Raises UserError when its file cannot be understood."""
+        try:
+            return _read(self.path)
+        except _Unreadable as error:
+            raise self._refusal(f"an unknown process ({error})") from error
+
+    def _refusal(self, by: str) -> UserError:
+        return UserError(
+            f"{self.what} is held by {by}; wait for it, or if that process is certainly gone remove {self.path}"
+        )
+
+    def _released(self, holder: Holder) -> bool:
+        """Remove the lock if it is `holder`'s; returns whether it was."""
+        with contextlib.suppress(_Unreadable):  # then it is not ours
+            if _read(self.path) == holder:
+                with _told(self.path):
+                    self.path.unlink(missing_ok=True)
+                return True
+        return False
+
+
+class _Unreadable(Exception):
+    """A lock's file does not say who holds it; the message says why."""
+
+
+def _read(path: Path) -> Holder | None:
+    """Who the file `path` says holds the lock; None when there is no such file. Raises _Unreadable."""
+    try:
+        # A symbolic link is no lock; one to nowhere would neither be read nor let a link be made, for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+            return Holder.model_validate_json(file.read())
+    except ValidationError as error:
+        raise _Unreadable("its file is not a lock's") from error
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # stale: removed between opening and reading
+            return None
+        raise _Unreadable(error.strerror) from error
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Make an OSError of the block a UserError that names the lock."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+
+
+def _this_process() -> Holder:
+    """This process as the holder of a lock taken now."""
+    # Where /proc shows another pid namespace than this process's own, nothing in it tells about our pids.
+    own_proc = _known(os.readlink, "/proc/self") == str(os.getpid())
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = f"uid {os.getuid()}"
+    status = _status(os.getpid())
+    return Holder(
+        host=socket.gethostname(),
+        machine=_known(_text, "/etc/machine-id"),
+        boot=_known(_text, "/proc/sys/kernel/random/boot_id"),
+        pid_namespace=_known(os.readlink, "/proc/self/ns/pid") if own_proc else None,
+        pid=os.getpid(),
+        started=status and status[0],
+        token=secrets.token_hex(8),
+        taken=datetime.now(UTC),
+        user=user,
+    )
+
+
+def _is_gone(held: Holder, here: Holder) -> bool:
+    """Whether it is certain that the process `held` no longer runs, seen from the process `here`."""
+    if (held.host, held.machine) != (here.host, here.machine) or None in (held.boot, here.boot):
+        return False
+    if held.boot != here.boot:
+        return held.machine is not None  # a host name alone is no proof that this is the machine that was rebooted
+    if None in (held.pid_namespace, held.started) or held.pid_namespace != here.pid_namespace:
+        return False
+    return not _may_run(held.pid, held.started)
+
+
+def _may_run(pid: int, started: int) -> bool:
+    """Whether the process `pid` of this pid namespace that began at `started` may still run."""
+    try:
+        os.kill(pid, 0)  # tells the truth also where /proc hides the processes of others
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    status = _status(pid)
+    if status is None:
+        return True
+    its_start, ended = status
+    return its_start == started and not ended
+
+
+def _status(pid: int) -> tuple[int, bool] | None:
+    """When a process began (ticks since boot), and whether it has ended (and waits for its parent); None: hidden."""
+    stat = _known(_text, f"/proc/{pid}/stat")
+    if stat is None:
+        return None
+    fields = stat.rpartition(")")[2].split()  # from the third on, `state`; the name before may hold anything
+    state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    return started, state in "ZX" and threads <= 1  # the other threads of a process may outlive its first
+
+
+def _known(read: Callable[[str], str], path: str) -> str | None:
+    """What `read` makes of a file of the system; None where there is no such thing."""
+    try:
+        return read(path).strip() or None
+    except OSError:
+        return None
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text(errors="replace")
