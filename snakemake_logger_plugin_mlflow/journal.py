@@ -4,7 +4,7 @@ Records (all have "record" and "time", seconds since 1970):
     workflow  id, name, directory, uri, experiment, process, user, snakefile, configfiles,
               jobs {rule: count}, tags (of the parent run), git (tags of all runs)                (first line)
     job       key, rule, wildcards, params, resources, threads, reason, input, output, log, events {path: mark},
-              earlier {path: copy of what earlier attempts wrote, with its mark}
+              earlier {path: [{"path": second name of what an earlier attempt wrote, and its mark}]}
     job_end   key, state (FINISHED | FAILED | KILLED), error, log (further log files), events {path: mark},
               kept {log file: second name of it}
     end       state                                                                             (last line)

@@ -32,4 +32,6 @@ def cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     lines = str(error).strip().splitlines()
+    if lines and (status := re.search(r"too many (5\d\d) error responses", lines[0])):
+        return f"the server answers with error {status[1]}, as when its database is away"
     return without_password(lines[0][:200] if lines else type(error).__name__)

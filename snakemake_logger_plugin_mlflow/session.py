@@ -63,6 +63,7 @@ class Session:
         self._existing: dict[str, Run] = {}
         self._open: dict[str, Job] = {}
         self._ends = Counter()  # jobs by state
+        self._in_use: set[str] = set()  # run ids
         self._end: dict | None = None
 
     def step(self) -> bool:
@@ -83,14 +84,17 @@ class Session:
         if kind == "workflow":
             self.workflow = entry
             self.store = Store(entry["uri"], entry["experiment"], entry["user"])
-            runs = self.store.search(f"tags.`{WORKFLOW_ID}` = '{entry['id']}'")
-            self._existing = {run.data.tags[JOB_KEY]: run for run in runs}
+            self._existing = one_of_each(self._runs())
         elif kind == "job":
             self._open[entry["key"]] = self._job(entry)
         elif kind == "job_end":
             self._open[entry["key"]].end = entry
         else:
             self._end = entry
+
+    def _runs(self) -> list[Run]:
+        """The workflow's runs in the store."""
+        return self.store.search(f"tags.`{WORKFLOW_ID}` = '{self.workflow['id']}'")
 
     def _job(self, entry: dict) -> Job:
         run = self._existing.get(entry["key"])
@@ -118,6 +122,7 @@ class Session:
             for job, run, run_id in zip(new, runs, self.store.create(runs), strict=True):
                 job.run_id, job.params, job.tags = run_id, run.params, run.tags
             self.counts["runs"] += len(new)
+        self._in_use |= {self.parent_id} | {job.run_id for job in self._open.values()}
 
     def _parent_run(self) -> NewRun:
         workflow = self.workflow
@@ -231,12 +236,30 @@ class Session:
 
     def _close_workflow(self) -> None:
         if not self._is_complete(WORKFLOW_KEY):
+            if self.store.loses_answers:
+                self._delete_doubles()
             now = ms(self._end["time"])
             counts = [(f"jobs_{state.lower()}", 0, float(n), now) for state, n in sorted(self._ends.items())]
             if run := self._existing.get(WORKFLOW_KEY):
                 counts = [point for point in counts if point[0] not in run.data.metrics]
             self.store.log(self.parent_id, counts)
             self.store.finish([(self.parent_id, self._end["state"], now)])
+
+    def _delete_doubles(self) -> None:
+        """Deletes what was made twice: a request is repeated where the answer to it was lost."""
+        for run in self._runs():
+            if run.info.run_id not in self._in_use:
+                self.store.delete(run.info.run_id)
+
+
+def one_of_each(runs: list[Run]) -> dict[str, Run]:
+    """A workflow's runs by key. Of two with one key the one that is in use: closed, a parent, or with more in it."""
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
+
+    def use(run: Run) -> tuple:
+        return run.info.status != "RUNNING", run.info.run_id in parents, len(run.data.metrics) + len(run.data.params)
+
+    return {run.data.tags[JOB_KEY]: run for run in sorted(runs, key=use)}
 
 
 def ms(seconds: float) -> int:

@@ -47,6 +47,11 @@ class Store:
         self._sql = self.client._tracking_client.store
         self._artifacts: dict[str, str] = {}  # run id: artifact URI
 
+    @property
+    def loses_answers(self) -> bool:
+        """Whether a run may have been made although `create` or MLflow's first try at it failed: a server's store."""
+        return not isinstance(self._sql, SqlAlchemyStore)
+
     def _experiment(self, name: str) -> Experiment:
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -124,6 +129,10 @@ class Store:
         else:
             for run_id, state, time in ends:
                 self.client.set_terminated(run_id, state, time)
+
+    def delete(self, run_id: str) -> None:
+        """Deletes a run (in MLflow's sense: it can be restored)."""
+        self.client.delete_run(run_id)
 
     def log(self, run_id: str, metrics=(), params: dict | None = None, tags: dict | None = None) -> None:
         """Adds metrics [(name, step, value, time in ms)], params and tags to a run."""

@@ -1,4 +1,4 @@
-"""The MLflow logger plugin by parts: journal, events files, and what a session sends to a real SQLite store."""
+"""The MLflow logger plugin by parts: journal, messages, and what a session sends to a real SQLite store."""
 
 import json
 import os
@@ -8,9 +8,11 @@ import time
 
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow_lines import START, line, metrics, write
+from mlflow_workflows import empty_store
 
 from snakemake_logger_plugin_mlflow.digests import Digests
-from snakemake_logger_plugin_mlflow.events import NOTHING, EventsFile, keep_earlier
+from snakemake_logger_plugin_mlflow.events import NOTHING
 from snakemake_logger_plugin_mlflow.journal import (
     Journal,
     JournalReader,
@@ -23,109 +25,6 @@ from snakemake_logger_plugin_mlflow.journal import (
 )
 from snakemake_logger_plugin_mlflow.messages import cause, without_password
 from snakemake_logger_plugin_mlflow.session import Session, folders
-
-START = 1_700_000_000.0
-
-
-def line(event, **values):
-    return {"event": event, "time": START, **values}
-
-
-def metrics(step, **values):
-    return line("metrics", step=step, metrics=values)
-
-
-def write(path, *lines):
-    with open(path, "a") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in lines)
-
-
-def points(events):
-    return {key: value for key, (value, _) in events.content.points.items()}
-
-
-def test_events_are_read_as_they_are_written(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    events = EventsFile(path, NOTHING)
-    assert not events.read()
-    write(path, line("start", step=0), metrics(1, loss=3.0))
-    assert events.read() and points(events) == {("loss", 1): 3.0}
-    assert not events.read()
-    write(path, metrics(2, loss=2.0))
-    assert events.read() and points(events) == {("loss", 1): 3.0, ("loss", 2): 2.0}
-
-
-def test_half_a_line_waits_for_its_end(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    events = EventsFile(path, NOTHING)
-    text = json.dumps(metrics(1, loss=3.0))
-    path.write_text(text[:10])
-    assert not events.read()
-    path.write_text(text + "\n")
-    assert events.read() and points(events) == {("loss", 1): 3.0} and events.left_out == []
-
-
-def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    write(path, line("params", params={"lr": 1}), *[metrics(step, loss=step) for step in (1, 2, 3)])
-    write(path, line("start", step=2))
-    events = EventsFile(path, NOTHING)
-    events.read()
-    assert points(events) == {("loss", 1): 1.0, ("loss", 2): 2.0} and events.content.params == {"lr": "1"}
-    write(path, line("start", step=0))
-    events.read()
-    assert points(events) == {} and events.content.params == {}
-
-
-@pytest.mark.parametrize(
-    "start, expected",
-    [(2, {("loss", 1): 1, ("loss", 2): 2, ("loss", 3): 30}), (0, {("loss", 3): 30}), (None, {("loss", 3): 30})],
-)
-@pytest.mark.parametrize("deleted", [True, False])
-def test_what_an_earlier_attempt_wrote_counts_up_to_the_start_step(tmp_path, start, expected, deleted):
-    path = tmp_path / "a.events.jsonl"
-    write(path, *[metrics(step, loss=step) for step in (1, 2, 3)])
-    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
-    events.read()
-    assert points(events) == {}
-    if deleted:  # as Snakemake does when a job starts
-        path.unlink()
-    if start is not None:
-        write(path, line("start", step=start))
-    write(path, metrics(3, loss=30))
-    events.read()
-    assert points(events) == expected and events.left_out == []
-
-
-def test_attempt_after_attempt_adds_to_one_curve(tmp_path):
-    path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
-    for first, last in ((0, 3), (2, 6), (4, 7)):
-        earlier = keep_earlier(str(path), folder)
-        path.unlink(missing_ok=True)
-        write(path, line("start", step=first), *[metrics(step, loss=first) for step in range(first + 1, last)])
-    events = EventsFile(path, NOTHING, earlier)
-    events.read()
-    attempts = (0, 0, 2, 2, 4, 4)  # the ones that wrote steps 1 to 6
-    assert points(events) == {("loss", step): start for step, start in enumerate(attempts, 1)}
-
-
-def test_file_written_anew_holds_nothing_from_before_the_job(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    write(path, metrics(1, loss=1))
-    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
-    path.unlink()
-    write(path, metrics(1, loss=7), metrics(2, loss=8))
-    events.read()
-    assert points(events) == {("loss", 1): 7.0, ("loss", 2): 8.0}
-
-
-def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    path.write_text('not json\n{"event": "dance", "time": 1}\n[1]\n')
-    write(path, metrics("x", loss=1), metrics(1, loss=1))
-    events = EventsFile(path, NOTHING)
-    events.read()
-    assert len(events.left_out) == 4 and points(events) == {("loss", 1): 1.0}
 
 
 def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
@@ -189,20 +88,15 @@ def test_messages_are_short_and_hold_no_password():
             raise RuntimeError("long story") from error
     except RuntimeError as error:
         assert cause(error) == "http://host is down"
-
-
-@pytest.fixture(scope="module")
-def store_file(tmp_path_factory):
-    """An empty SQLite store; making one takes seconds, so tests copy it."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    error = OSError("too many 503 error responses")
+    assert cause(error) == "the server answers with error 503, as when its database is away"
 
 
 @pytest.fixture
-def folder(tmp_path, store_file, monkeypatch):
+def folder(tmp_path, monkeypatch):
+    """The current directory, with an empty store in it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mlflow.db").write_bytes(store_file.read_bytes())
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
     return tmp_path
 
 
@@ -219,7 +113,7 @@ def job_entry(key, **changes):
     return {
         "record": "job", "time": START + 1, "key": key, "rule": "train", "wildcards": {"student": "s8"},
         "params": {"lr": "0.1"}, "resources": {}, "threads": 1, "reason": "Missing output", "input": [], "output": [],
-        "log": [], "events": {}, "earlier": {path: None for path in changes.get("events", {})}, **changes,
+        "log": [], "events": {}, "earlier": {path: [] for path in changes.get("events", {})}, **changes,
     }  # fmt: skip
 
 
@@ -325,6 +219,22 @@ def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_t
     assert runs["1.1"].data.params["host"] == "a" and runs["1.1"].data.tags["host"] == "b"
 
 
+def test_facts_about_a_requeued_job_are_tags_with_the_latest_value(folder):
+    events = folder / "t.events.jsonl"
+    journal = Journal(folder / "j.jsonl")
+    journal.add(workflow_entry(folder))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    session = Session(journal.path, note_nothing)
+    write(events, line("start", step=0), line("tags", tags={"slurm_job_id": "123", "nodes": "n[1-2]", "requeues": "0"}))
+    session.step()
+    write(events, line("start", step=10), line("tags", tags={"nodes": "n[1,3]", "requeues": "1"}))
+    session.step()
+    expected = {"slurm_job_id": "123", "nodes": "n[1,3]", "requeues": "1"}.items()
+    assert runs_of(folder)[1]["1.1"].data.tags.items() >= expected
+    Session(journal.path, note_nothing).step()  # a sender that begins anew puts no older value back
+    assert runs_of(folder)[1]["1.1"].data.tags.items() >= expected
+
+
 def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
@@ -395,14 +305,3 @@ def test_logs_of_a_job_survive_that_it_begins_again(folder):
     assert [open(copy).read() for copy in copies] == ["first", "second"]
     assert [histories(folder, key)["loss"] for key in ("1.1", "1.2")] == [[(1, 1.0)], [(1, 2.0)]]
     assert not kept_folder(journal.path).exists()
-
-
-def test_events_file_deleted_and_begun_anew_between_two_reads(tmp_path):
-    path = tmp_path / "a.events.jsonl"
-    write(path, metrics(1, loss=1))
-    events = EventsFile(path, mark(path))
-    events.read()
-    path.unlink()
-    write(path, metrics(5, loss=5), metrics(6, loss=6))
-    events.read()
-    assert points(events) == {("loss", 5): 5.0, ("loss", 6): 6.0}
