@@ -288,18 +288,38 @@ class ScoringSettings(Settings):
         description="How the teacher is sampled, a list of the settings below. A student always takes S Euler steps."
     )
     batch_size: Annotated[int, Field(ge=1)] = operational(256, "Images generated at a time.")
-    keep_samples: bool = operational(False, "Keep the generated images (results/<name>/samples).")
+    images_per_job: Annotated[int, Field(ge=1)] | None = operational(
+        None,
+        "Images that one job generates, a multiple of `batch_size`: several jobs share a larger seed block, with the "
+        "samples and scores of a single one. null: a job a block. A change repeats only samples that are kept.",
+    )
+    keep_samples: bool = operational(False, "Keep the generated images, a file a seed block (results/<name>/samples).")
     grid_images: Annotated[int, Field(ge=1)] = operational(16, "Images a row of the picture that compares models.")
 
     @model_validator(mode="after")
-    def _unique(self) -> "ScoringSettings":
+    def _combinations(self) -> "ScoringSettings":
         if len(set(self.seed_blocks)) != len(self.seed_blocks):
             raise ValueError("seed_blocks holds a block twice")
         labels = [sampler.label for sampler in self.teacher_samplers]
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"teacher_samplers holds {label} twice")
+        if self.images_per_job is not None and self.images_per_job % self.batch_size:
+            raise ValueError(
+                f"images_per_job {self.images_per_job} is not a multiple of batch_size {self.batch_size}: "
+                "a batch has to hold the same seeds however many jobs share a block"
+            )
         return self
+
+    @property
+    def shared_blocks(self) -> bool:
+        """Whether several jobs generate a seed block."""
+        return self.images_per_job is not None and self.images_per_job < self.images
+
+    def parts(self, seeds: range) -> list[range]:
+        """The seeds of a block as its generation jobs share them, in order; the last takes what is left."""
+        step = self.images_per_job or len(seeds)
+        return [seeds[start : start + step] for start in range(0, len(seeds), step)]
 
     def seeds(self, block: int) -> range:
         """Seeds of a seed block."""

@@ -7,6 +7,7 @@ import os
 import platform
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,35 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
         shape = "x".join(map(str, images.shape))
         raise UserError(f"{path}: images must be uint8 [N, H, W, 1 or 3], they are {images.dtype} [{shape}]")
     return images, provenance
+
+
+def join_samples(parts: Sequence[str | os.PathLike], dest: str | os.PathLike, *, seeds: range) -> dict:
+    """Write the sample files `parts`, which hold `seeds` in order, as one file, byte for byte as one job would have
+    written it that generated all of them; return its provenance. Memory: all images, and one part.
+
+    Raises UserError naming the files when a part is missing or damaged, when seeds are missing, come twice or are not
+    asked for, and when parts were not made in one way (network, sampler, steps, churn, device, software).
+    """
+    images, whole, due = None, None, seeds.start
+    for path in parts:
+        piece, made = read_samples(path)
+        first, last = made["seeds"]
+        if first != due or last not in seeds:
+            raise UserError(
+                f"{path} holds seeds {first}-{last}, but seed {due} of {seeds[0]}-{seeds[-1]} comes next in {dest}: "
+                "join parts that follow each other without gap or overlap"
+            )
+        if images is None:
+            images, whole = np.empty([len(seeds), *piece.shape[1:]], np.uint8), {**made, "seeds": [seeds[0], seeds[-1]]}
+        differing = [name for name in whole if name != "seeds" and whole[name] != made.get(name)]
+        if differing:
+            raise UserError(
+                f"{parts[0]} and {path} differ in {', '.join(differing)}: parts of one batch are made in one way; "
+                "generate both again"
+            )
+        images[first - seeds.start : last + 1 - seeds.start] = piece
+        due = last + 1
+    if due != seeds.stop:
+        raise UserError(f"{dest}: no part holds seeds {due}-{seeds[-1]} (the last is {parts[-1]}); generate it")
+    write_samples(dest, images, whole)
+    return whole

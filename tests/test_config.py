@@ -93,6 +93,7 @@ def test_wrong_value_is_told_in_one_line(where, value, line):
         ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks holds a block twice"),
         ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers holds heun-8 "),
         ("scoring.teacher_samplers.0.S_churn", 1, "scoring.teacher_samplers.0: S_churn is an option of the heun"),
+        ("scoring.images_per_job", 257, "scoring: images_per_job 257 is not a multiple of batch_size 256: a batch has"),
         ("students.s8.sigma_max_anchor", 0.6, None),
     ],
 )
@@ -190,6 +191,22 @@ def test_snapshots_and_averages_have_the_names_of_their_files():
 def test_seed_blocks_follow_each_other():
     scoring = load_config(SETTINGS).scoring
     assert [scoring.seeds(block) for block in (0, 2)] == [range(0, 100), range(200, 300)]
+
+
+@pytest.mark.parametrize(
+    ("images_per_job", "parts"),
+    [
+        (None, [range(200, 300)]),
+        (40, [range(200, 240), range(240, 280), range(280, 300)]),
+        (50, [range(200, 250), range(250, 300)]),
+        (100, [range(200, 300)]),
+        (120, [range(200, 300)]),
+    ],
+)
+def test_jobs_share_a_seed_block_in_whole_batches(images_per_job, parts):
+    settings = {**SETTINGS["scoring"], "batch_size": 10, "images_per_job": images_per_job}
+    scoring = load_config(changed("scoring", settings)).scoring
+    assert scoring.parts(scoring.seeds(2)) == parts and scoring.shared_blocks == (len(parts) > 1)
 
 
 def test_unet_options_are_those_of_the_model_type():
