@@ -1,47 +1,25 @@
-"""The folder lock: never two holders, whatever is killed and whenever; a holder that may live is never robbed."""
+"""The folder lock: one file that says who holds it, taken over only from a holder that is provably gone."""
 
 import errno
 import json
 import logging
 import os
 import platform
-import random
 import re
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lock_holders import HEAD, HOLD, WHAT, edited, holding, killed, python
 
 from mscd import lock
 from mscd.errors import UserError
 from mscd.lock import FolderLock, Holder
-
-WHAT = "the training of s4"
-HEAD = (
-    "import fcntl, os, random, signal, sys, time\nfrom mscd.errors import UserError\nfrom mscd.lock import FolderLock\n"
-)
-# Kept by the kernel for as long as a process lives: tells of two holders at once, also among killed ones.
-ORACLE = """
-def alone(folder):
-    oracle = os.open(folder + "/oracle", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(oracle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return oracle
-"""
-HOLD = (
-    HEAD + "with FolderLock(sys.argv[1], 'the training of s4'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
-)
-
-
-def python(body, *arguments, **options):
-    command = [sys.executable, "-c", body, *map(str, arguments)]
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-    return subprocess.Popen(command, text=True, **{**pipes, **options})
 
 
 @pytest.fixture
@@ -51,22 +29,8 @@ def path(tmp_path):
 
 @pytest.fixture
 def holder(path):
-    """A living process that holds the lock."""
-    process = python(HOLD, path)
-    assert process.stdout.readline() == "held\n", process.stderr.read()
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def killed(process):
-    process.kill()
-    process.wait()
-
-
-def edited(path, **changes):
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | changes))
+    with holding(path) as process:
+        yield process
 
 
 def what_stands_at(path):
@@ -211,6 +175,16 @@ def test_a_process_hidden_from_this_user_may_live(path, holder, monkeypatch):
     taken(path)
 
 
+def test_a_takeover_under_way_is_left_alone(path, holder):
+    edited(path, token="1" * 16, started=1)
+    second = path.with_name(f"lock.{'1' * 16}")
+    process = python(HOLD, second)
+    assert process.stdout.readline() == "held\n"
+    assert f"is held by process {process.pid} of" in refused(path)
+    process.communicate("")
+    taken(path)
+
+
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root to become somebody else")
 def test_the_living_process_of_another_user_is_refused_and_its_dead_one_taken_over(path, holder):
     path.parent.chmod(0o777)
@@ -233,6 +207,23 @@ def test_a_living_holder_is_refused_from_within_another_pid_namespace(path, hold
     edited(path, pid=1)  # which is the asking process itself in there
     inside = subprocess.run(command, input="", capture_output=True, text=True)
     assert inside.returncode == 1 and "is held by process 1 of" in inside.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="takes root to make a pid namespace")
+def test_where_proc_shows_another_pid_namespace_nothing_is_proved_by_it(path):
+    body = f"""{HEAD}
+path = sys.argv[1]
+with FolderLock(path, {WHAT!r}):
+    content = open(path).read()
+    assert '"pid_namespace":null' in content
+assert os.path.exists("/proc/1") and os.getpid() == 1
+open(path, "w").write(content.replace('"pid":1,', '"pid":2000000000,'))  # which runs nowhere
+with FolderLock(path, {WHAT!r}):
+    pass
+"""
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", body, path]
+    inside = subprocess.run(command, input="", capture_output=True, text=True)
+    assert inside.returncode == 1 and "is held by process 2000000000 of" in inside.stderr
 
 
 UNREADABLE = "an unknown process ({}); wait for it, or if that process is certainly gone remove {}"
@@ -331,6 +322,24 @@ def test_a_call_that_succeeded_but_reports_an_error_as_nfs_may_counts_as_success
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])
+def test_ctrl_c_in_the_moment_of_taking_leaves_no_lock(path, holder, monkeypatch, call):
+    killed(holder)
+    if call == "link":
+        path.unlink()
+    real = getattr(os, call)
+
+    def interrupted(source, target):
+        real(source, target)
+        if target == path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FolderLock(path, WHAT).__enter__()
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
 def test_a_call_that_failed_is_told_and_leaves_what_was_there(path, holder, monkeypatch, call):
     killed(holder)
     if call == "link":
@@ -344,258 +353,3 @@ def test_a_call_that_failed_is_told_and_leaves_what_was_there(path, holder, monk
     with pytest.raises(UserError, match=r"/run/lock: could not be written \(.*quota"):
         FolderLock(path, WHAT).__enter__()
     assert sorted((file.name, file.read_bytes()) for file in path.parent.iterdir()) == before
-
-
-def test_six_processes_that_want_the_lock_all_the_time_never_have_it_together(path):
-    body = """
-done = 0
-while done < 100:
-    try:
-        with FolderLock(sys.argv[1], 'the training of s4'):
-            marker = os.open(sys.argv[1] + ".inside", os.O_CREAT | os.O_EXCL)
-            count = int(open(sys.argv[2]).read())
-            os.sched_yield()
-            open(sys.argv[2], "w").write(str(count + 1))
-            os.close(marker)
-            os.unlink(sys.argv[1] + ".inside")
-        done += 1
-    except UserError:
-        time.sleep(random.random() / 1000)
-"""
-    count = path.parent.parent / "count"
-    count.write_text("0")
-    processes = [python(HEAD + body, path, count) for _ in range(6)]
-    assert [process.communicate()[1] for process in processes] == [""] * 6
-    assert count.read_text() == "600" and os.listdir(path.parent) == []
-
-
-CONTENDER = HEAD + (
-    "print('ready', flush=True)\nsys.stdin.readline()\n"
-    "with FolderLock(sys.argv[1], 'the training of s4'):\n    print('held', flush=True)\n    sys.stdin.readline()\n"
-)
-
-
-def contest(path, count=6):
-    """Let processes contend at once for the lock of a gone holder; returns how many got it."""
-    processes = [python(CONTENDER, path) for _ in range(count)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    won = [process for process in processes if process.stdout.readline() == "held\n"]  # others end, with nothing
-    lost = [process for process in processes if process not in won]
-    assert all("UserError: the training of s4 is held by process" in process.communicate()[1] for process in lost)
-    assert [json.loads(path.read_text())["pid"]] == [process.pid for process in won]
-    for process in won:
-        process.communicate("")
-    return len(won)
-
-
-def test_of_many_contenders_one_takes_over_from_a_killed_holder(path, holder):
-    killed(holder)
-    assert contest(path) == 1
-    assert os.listdir(path.parent) == []
-
-
-def test_a_takeover_that_was_killed_and_one_killed_while_taking_that_over_are_taken_over_as_well(path, holder):
-    killed(holder)
-    content = json.loads(path.read_text())
-    second = path.with_name(f"lock.{content['token']}")
-    second.write_text(json.dumps(content | {"token": "2" * 16}))
-    third = path.with_name(f"{second.name}.{'2' * 16}")
-    third.write_text(json.dumps(content | {"token": "3" * 16}))
-    assert contest(path) == 1
-    assert os.listdir(path.parent) == []
-
-
-def test_a_takeover_under_way_is_left_alone(path, holder):
-    edited(path, token="1" * 16, started=1)
-    second = path.with_name(f"lock.{'1' * 16}")
-    process = python(HOLD, second)
-    assert process.stdout.readline() == "held\n"
-    assert f"is held by process {process.pid} of" in refused(path)
-    process.communicate("")
-    taken(path)
-
-
-def test_a_process_killed_at_any_step_of_taking_and_releasing_leaves_a_lock_that_can_be_taken(path, holder):
-    killed(holder)
-    stale = path.read_text()
-    body = """
-steps = 0
-def die_at(deadly):
-    def hook(event, arguments):
-        global steps
-        if event in ("open", "os.mkdir", "os.link", "os.rename", "os.remove") and sys.argv[1] in str(arguments):
-            steps += 1
-            if steps == deadly:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(hook)
-
-path = sys.argv[1] + "/lock"
-for start in ("stale", "free"):
-    for deadly in range(1, 100):
-        if start == "stale":
-            open(path, "w").write(sys.argv[2])
-        child = os.fork()
-        if child == 0:
-            die_at(deadly)
-            with FolderLock(path, "x"):
-                pass
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        with FolderLock(path, "x"):
-            assert os.getpid() == int(open(path).read().split('"pid":')[1].split(",")[0])
-        assert not os.path.exists(path)
-        if status == 0:
-            break
-        assert status == signal.SIGKILL, status
-    print(deadly)
-"""
-    process = python(HEAD + body, path.parent, stale)
-    told, error = process.communicate()
-    assert process.returncode == 0, error
-    stale_steps, free_steps = map(int, told.split())
-    assert stale_steps > free_steps > 5  # every one of which was the last of some process
-
-
-def test_among_processes_killed_at_random_no_two_ever_hold_the_lock(path):
-    body = """
-while True:
-    try:
-        with FolderLock(sys.argv[1], 'the training of s4'):
-            oracle = alone(os.path.dirname(os.path.dirname(sys.argv[1])))
-            os.write(1, b".")
-            time.sleep(random.random() / 500)
-            os.close(oracle)
-    except UserError:
-        time.sleep(random.random() / 1000)
-"""
-    draw, read_end, write_end = random.Random(0), *os.pipe()
-    start = lambda: python(HEAD + ORACLE + body, path, stdout=write_end, stderr=subprocess.PIPE)  # noqa: E731
-    processes, said, kills, held = [start() for _ in range(4)], [], 0, 0
-    try:
-        while kills < 40 or held < 400:
-            held += len(os.read(read_end, 1 << 16))
-            assert [process.poll() for process in processes] == [None] * 4
-            if held >= 10 * kills:  # after some progress since the last
-                victim = processes.pop(draw.randrange(4))
-                killed(victim)
-                said.append(victim.communicate()[1])
-                processes.append(start())
-                kills += 1
-    finally:
-        for process in processes:
-            killed(process)
-            said.append(process.communicate()[1])
-        os.close(read_end)
-        os.close(write_end)
-    assert {line.split(" process ")[0] for text in said for line in text.splitlines()} == {
-        f"{WHAT}: took over the lock of"
-    }
-    with FolderLock(path, WHAT):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert not path.exists()
-
-
-class Contenders:
-    """Threads that contend once for one lock and move one at a time, line by line of mscd.lock, as they are told.
-
-    path: the lock; releases: for each thread whether it leaves the lock again.
-    """
-
-    def __init__(self, path, releases):
-        self.path, self.inside, self.got, self.together, self.errors = path, 0, 0, False, []
-        self.ended = [False for _ in releases]
-        self.go = [threading.Semaphore(0) for _ in releases]
-        self.stopped = threading.Semaphore(0)
-        self.threads = [threading.Thread(target=self._run, args=args) for args in enumerate(releases)]
-        for thread in self.threads:
-            thread.start()
-
-    def move(self, number, lines):
-        """Let thread `number` run so many lines, or to its end."""
-        for _ in range(lines):
-            if self.ended[number]:
-                return
-            self.go[number].release()
-            self.stopped.acquire()
-
-    def finish(self):
-        """Let all run to their ends, in turns."""
-        while not all(self.ended):
-            for number in range(len(self.threads)):
-                self.move(number, 1)
-        for thread in self.threads:
-            thread.join()
-
-    def _pause(self, number):
-        self.stopped.release()
-        self.go[number].acquire()
-
-    def _run(self, number, releases):
-        def trace(frame, event, argument):
-            if frame.f_code.co_filename != lock.__file__:
-                return None
-            if event == "line":
-                self._pause(number)
-            return trace
-
-        self.go[number].acquire()
-        sys.settrace(trace)
-        try:
-            self._hold(number, releases)
-        except UserError:
-            pass
-        except BaseException as error:
-            self.errors.append(error)
-        sys.settrace(None)
-        self.ended[number] = True
-        self.stopped.release()
-
-    def _hold(self, number, releases):
-        held = FolderLock(self.path, WHAT)
-        held.__enter__()
-        self.got += 1
-        self.inside += 1
-        self.together |= self.inside > 1
-        if releases:
-            self._pause(number)
-            self.inside -= 1
-            held.__exit__()
-
-
-@pytest.fixture(scope="module")
-def of_the_dead(tmp_path_factory):
-    """The content of a lock whose holder was killed."""
-    path = tmp_path_factory.mktemp("dead") / "lock"
-    process = python(HOLD, path)
-    assert process.stdout.readline() == "held\n"
-    killed(process)
-    process.communicate()
-    return json.loads(path.read_text())
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    stale=st.integers(0, 2),
-    releases=st.lists(st.booleans(), min_size=3, max_size=3),
-    moves=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), max_size=20),
-)
-def test_in_no_order_of_their_steps_do_two_get_the_lock(tmp_path, of_the_dead, monkeypatch, stale, releases, moves):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    folder = tmp_path / "contest"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    name = "lock"
-    for number in range(stale):  # a lock of the dead, and a killed takeover of it
-        (folder / name).write_text(json.dumps(of_the_dead | {"token": f"{number:016x}"}))
-        name = f"{name}.{number:016x}"
-    contenders = Contenders(folder / "lock", releases)
-    for number, lines in moves:
-        contenders.move(number, lines)
-    contenders.finish()
-    assert contenders.errors == [] and not contenders.together
-    assert contenders.got >= 1 and contenders.got - sum(releases) <= 1
-    assert os.listdir(folder) == ["lock"] * contenders.inside
