@@ -173,7 +173,7 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus 
 def _in_words(status: slurm.JobStatus) -> str:
     if status.state == "PENDING":
         start = "" if status.start in ("", "N/A") else f"; expected to start {status.start}"
-        return f"queued ({status.reason}{start})"
+        return f"queued ({status.reason}{start})" if status.reason != "None" else "queued"
     return f"running on {status.nodes}" if status.state == "RUNNING" else status.state.lower()
 
 

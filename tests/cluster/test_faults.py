@@ -1,5 +1,8 @@
 """Whatever ends a job on Slurm: the leg goes on to the very bytes of an undisturbed run, or fails in one line, soon."""
 
+import dataclasses
+import signal
+import time
 
 import pytest
 from test_train import STUDENT, base, launch_leg, snapshot, student_leg  # noqa: F401 (base is a fixture)
@@ -14,6 +17,7 @@ from cluster.training import (
     tell_slurm,
     wait_for,
 )
+from mscd import slurm
 from mscd.events import read_events
 
 KIMG = 12
@@ -60,6 +64,122 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed, fault):
     fault(training.job_id)
     training.finish()
     assert snapshot(training.folder, KIMG) == undisturbed and steps(training) == list(range(1, KIMG + 1))
-    starts = [attempt["nimg"] for attempt in training.attempts] if training.leg.attempts.exists() else []
-    assert starts == [] and ("requeued" in training.log) == (fault is not kill_rank)
+    assert ("requeued" in training.log) == (fault is not kill_rank)
     assert ("submitting it again" in training.log) == (fault is kill_rank)
+
+
+def test_before_a_time_limit_a_state_is_saved_at_the_signal(base, tmp_path, training):  # noqa: F811
+    settings = LONG.model_copy(update={"duration_kimg": 1000, "snapshot_kimg": 1000, "state_kimg": 1000})
+    training.leg = student_leg(base, tmp_path / "run", 0, 1000, settings)
+    training.machine = dataclasses.replace(training.machine, runtime=1)
+    training.start()
+    wait_for(lambda: training.leg.attempts.exists(), "training to begin")
+    training.requeued()
+    [state] = (training.folder / "rolling").glob("state-*.safetensors")
+    metrics = [e for e in read_events(training.leg.events) if e["event"] == "metrics"]
+    reached, told = int(state.stem.removeprefix("state-")), metrics[-1]["step"] * 1000
+    assert told <= reached < told + 1000 + 100  # the steps after the last tick, one of them begun at the signal
+
+
+def test_scancel_fails_the_leg_soon_in_one_line_and_the_next_call_goes_on(training, undisturbed):
+    training.start().wait_until_at(2)
+    began = time.monotonic()
+    tell_slurm("scancel", training.job_id)
+    line = training.fails(30)
+    assert time.monotonic() < began + 30
+    assert f"s4, leg to {KIMG} kimg: Slurm job {training.job_id} was cancelled (scancel)" in line and "(logs: " in line
+    training.start().finish()
+    assert snapshot(training.folder, KIMG) == undisturbed and "starting afresh" not in rank_log(training)
+
+
+def rank_log(training):
+    """What the lead process of the newest job logged."""
+    return sorted(training.folder.glob("logs/*/*_0_log.err"))[-1].read_text()
+
+
+@pytest.mark.parametrize("when", ["it lives", "it has finished"])
+def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed, when):
+    training.start().wait_until_at(2)
+    job_id = training.job_id
+    training.launcher.send_signal(signal.SIGKILL)
+    training.launcher.wait()
+    if when == "it has finished":
+        wait_for(lambda: slurm.status(job_id).is_over, "the job")
+        assert training.leg.finished.exists() and not (training.folder / str(KIMG)).exists()
+    training.start().finish()
+    assert snapshot(training.folder, KIMG) == undisturbed and steps(training) == list(range(1, KIMG + 1))
+    assert training.log.count("submitted as Slurm job") == 1 and f"Slurm job {job_id}" in training.log
+
+
+def test_a_second_launcher_is_refused_and_disturbs_nothing(training, undisturbed):
+    training.start().wait_until_at(1)
+    second = Training(training.leg).start()
+    assert "is held by process" in second.fails(30)
+    training.finish()
+    assert snapshot(training.folder, KIMG) == undisturbed
+
+
+def test_ctrl_c_cancels_the_job_and_says_so(training, undisturbed):
+    training.start().wait_until_at(2)
+    job_id = training.job_id
+    training.launcher.send_signal(signal.SIGINT)
+    assert f"Slurm job {job_id} is cancelled" in training.fails(30)
+    wait_for(lambda: slurm.status(job_id).state == "CANCELLED", "the cancellation")
+    training.start().finish()
+    assert snapshot(training.folder, KIMG) == undisturbed
+
+
+def test_other_settings_end_the_job_that_a_lost_launcher_left(base, tmp_path, training):  # noqa: F811
+    training.start().wait_until_at(1)
+    job_id = training.job_id
+    training.launcher.kill()
+    training.launcher.wait()
+    other = LONG.model_copy(update={"learning_rate": 2e-3, "duration_kimg": 1, "snapshot_kimg": 1})
+    training.leg = student_leg(base, tmp_path / "run", 0, KIMG, other)
+    training.start().finish()
+    assert f"cancelling Slurm job {job_id}" in training.log and slurm.status(job_id).state == "CANCELLED"
+
+
+def test_a_mistake_of_the_user_fails_the_leg_in_one_line(base, tmp_path, training):  # noqa: F811
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors")
+    training.leg = dataclasses.replace(training.leg, teacher=str(broken))
+    line = training.start().fails(60)
+    assert "broken.safetensors: not a safetensors file" in line and "(logs: " in line
+    assert training.log.count("submitted as Slurm job") == 1
+
+
+RAISE = """
+import ctypes, os, threading, time
+def wait(main):
+    while not os.path.exists({now!r}):
+        time.sleep(0.05)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object({error}))
+if os.environ.get("SLURM_PROCID") == "1":
+    threading.Thread(target=wait, args=[threading.get_ident()], daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("error", ["MemoryError", "ZeroDivisionError"])
+def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines(tmp_path, training, error):
+    (tmp_path / "sitecustomize.py").write_text(RAISE.format(now=str(tmp_path / "now"), error=error))
+    training.machine = dataclasses.replace(training.machine, slurm_setup=f"export PYTHONPATH={tmp_path}")
+    training.start().wait_until_at(2)
+    (tmp_path / "now").touch()
+    line = training.fails(60)
+    assert f"s4, leg to {KIMG} kimg: process 1 failed: {error} (logs: " in line
+    assert "the last lines of" in training.log and "Traceback" in training.log
+    assert slurm.status(training.job_id).state == "FAILED" and training.log.count("submitted as Slurm job") == 1
+
+
+def test_jobs_that_get_nowhere_are_given_up(training):
+    training.machine = dataclasses.replace(training.machine, slurm_setup="exit 3")
+    training.start()
+    line = training.fails(90)
+    assert "given up after 3 jobs without progress" in line and training.log.count("submitted as Slurm job") == 3
+
+
+def test_a_refused_submission_is_told_in_one_line(training):
+    training.machine = dataclasses.replace(training.machine, slurm_partition="nosuch")
+    line = training.start().fails(30)
+    assert "sbatch refused the job" in line and "invalid partition" in line and "profile" in line

@@ -129,7 +129,8 @@ def lose_node(job_id: str) -> None:
     tell_slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for(lambda: slurm.status(job_id).restarts or slurm.status(job_id).is_over, "the loss of the node")
     kill_all(job_id)  # what ran on a dead node is dead
-    tell_slurm("scontrol", "update", "nodename=n2", "state=resume")
+    if tell_slurm("sinfo", "--noheader", "--nodes=n2", "--partition=main", "--format=%t").startswith("down"):
+        tell_slurm("scontrol", "update", "nodename=n2", "state=resume")
 
 
 def kill_rank(job_id: str, number: int = 1) -> None:
