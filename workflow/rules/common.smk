@@ -162,7 +162,12 @@ def score_files():
 def check_machine(rule_name, settings_of):
     """Refuse resources of a training rule, as a profile may set them, that make no machine or whose processes cannot
     share a batch evenly, and say where too few cores change the last digits of what is trained."""
-    resources = {name: entry.value for name, entry in workflow.get_rule(rule_name).resources.items()}
+    told = {"input": [], "attempt": 1, "threads": 1, "rulename": rule_name, "async_run": workflow.async_run}
+    resources = {  # what a profile gives as text is an expression to Snakemake; memory's may need the input's size
+        name: entry.evaluate(None, **told).value
+        for name, entry in workflow.get_rule(rule_name).resources.items()
+        if name not in ("mem", "disk")
+    }
     try:
         machine = machine_of(resources, int(resources["_cores"]), rule_name)
         for where, settings in settings_of.items():
