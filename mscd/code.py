@@ -1,0 +1,116 @@
+"""What code a job runs: its identity, and a copy of the package that stays as it was when the job was submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import subprocess
+from pathlib import Path
+
+from mscd import __version__
+from mscd.errors import UserError
+
+PACKAGE = Path(__file__).parent
+# Beside the package in a copy: what was known of the original, which a copy cannot find out, having no git.
+COPIED_IDENTITY = PACKAGE.parent / "identity.json"
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeIdentity:
+    """Which code it is: the package's version, the git commit of its checkout, and the digest of its files.
+
+    commit: 40 hex digits, "+" behind them where the package's Python files differ from that commit, None where the
+    package is in no git checkout; digest: sha256 (hex) over names and contents of the Python files.
+    """
+
+    version: str
+    commit: str | None
+    digest: str
+
+    def __str__(self) -> str:
+        commit = f"commit {self.commit}" if self.commit else "no git commit"
+        return f"mscd {self.version}, {commit}, sources {self.digest[:12]}"
+
+
+@functools.cache
+def code_identity() -> CodeIdentity:
+    """The code of this package, as its files are when this process first asks: what is edited later it does not run."""
+    return _identity(_sources())
+
+
+def copy_package(folder: Path) -> Path:
+    """Copy the package to `folder`/mscd, where no copy is yet, with its identity; returns `folder` as absolute path.
+
+    Python runs exactly these files with that path first in PYTHONPATH and PYTHONSAFEPATH=1 (or else a package in the
+    working directory may come first). Raises UserError when the copy cannot be written.
+    """
+    sources = _sources()
+    try:
+        (folder / PACKAGE.name).mkdir(parents=True)
+        for name, content in sources.items():
+            target = folder / PACKAGE.name / name
+            target.parent.mkdir(exist_ok=True, parents=True)
+            target.write_bytes(content)
+        (folder / COPIED_IDENTITY.name).write_text(json.dumps(dataclasses.asdict(_identity(sources)), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no copy of the code could be written ({error}); free some space or check the folder"
+        ) from error
+    return folder.resolve()
+
+
+def _sources() -> dict[str, bytes]:
+    """Content of the package's Python files by relative name, sorted; hidden ones are editors' own."""
+    names = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+    visible = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    return {name: (PACKAGE / name).read_bytes() for name in visible}
+
+
+def _identity(sources: dict[str, bytes]) -> CodeIdentity:
+    """The package's identity with the digest of `sources`."""
+    if COPIED_IDENTITY.exists():
+        original = CodeIdentity(**json.loads(COPIED_IDENTITY.read_text()))
+        return dataclasses.replace(original, digest=_digest(sources))
+    return CodeIdentity(__version__, _commit(), _digest(sources))
+
+
+def _digest(sources: dict[str, bytes]) -> str:
+    sha = hashlib.sha256()
+    for name, content in sources.items():
+        sha.update(f"{name}\0{len(content)}\0".encode())
+        sha.update(content)
+    return sha.hexdigest()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package belongs to, see CodeIdentity; the log says why there is none."""
+    # An environment inside somebody's checkout lies in it without belonging to it: git has to know the files.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = _git("rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _git("status", "--porcelain", "--untracked-files=all", "--", ":(glob)**/*.py")
+    return commit if changes == "" else f"{commit}+"
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in the package's folder, or None, and in the log why, where it fails or there is none."""
+    # Inside a hook, git's variables point at the hook's repository. A status must not hold the user's index locked.
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments]
+    try:
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except OSError as error:
+        log.info("no git commit of %s: %s", PACKAGE, error)
+    except subprocess.CalledProcessError as error:
+        log.info("no git commit of %s: %s", PACKAGE, " ".join(error.stderr.split()))
+    else:
+        return ran.stdout.strip()
+    return None
