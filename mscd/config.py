@@ -290,10 +290,12 @@ class ScoringSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = operational(256, "Images generated at a time.")
     images_per_job: Annotated[int, Field(ge=1)] | None = operational(
         None,
-        "Images that one job generates, a multiple of `batch_size`: several jobs share a larger seed block, with the "
-        "samples and scores of a single one. null: a job a block. A change repeats only samples that are kept.",
+        "Images that one job generates, a multiple of `batch_size`: several jobs share a larger seed block, whose "
+        "score is that of a single one. null: a job a block. A change repeats sampling and scoring, to equal scores.",
     )
-    keep_samples: bool = operational(False, "Keep the generated images, a file a seed block (results/<name>/samples).")
+    keep_samples: bool = operational(
+        False, "Keep the generated images (results/<name>/samples), a file a job: a block that jobs share is in parts."
+    )
     grid_images: Annotated[int, Field(ge=1)] = operational(16, "Images a row of the picture that compares models.")
 
     @model_validator(mode="after")
@@ -311,13 +313,8 @@ class ScoringSettings(Settings):
             )
         return self
 
-    @property
-    def shared_blocks(self) -> bool:
-        """Whether several jobs generate a seed block."""
-        return self.images_per_job is not None and self.images_per_job < self.images
-
     def parts(self, seeds: range) -> list[range]:
-        """The seeds of a block as its generation jobs share them, in order; the last takes what is left."""
+        """The seeds of a block as the jobs that generate it share them, in order; the last takes what is left."""
         step = self.images_per_job or len(seeds)
         return [seeds[start : start + step] for start in range(0, len(seeds), step)]
 

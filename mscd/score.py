@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -11,13 +12,13 @@ from mscd.errors import UserError
 from mscd.features import Detector, load_detector
 from mscd.files import written_whole
 from mscd.frechet import FeatureStatistics, Reference, frechet_distance, load_reference
-from mscd.samples import made_by, read_samples
+from mscd.samples import joint_provenance, made_by, read_batches
 
 BATCH = 500  # images handed to the detector at a time
 
 
 def score(
-    samples: str | os.PathLike,
+    samples: str | os.PathLike | Sequence[str | os.PathLike],
     reference: str | os.PathLike,
     detector: str | os.PathLike,
     dest: str | os.PathLike,
@@ -26,16 +27,20 @@ def score(
 ) -> dict:
     """Score the sample file against the reference file with the detector file; write `dest` (JSON) and return it.
 
-    Raises UserError when a file is missing, damaged or cannot be written, and when samples, reference and detector do
-    not belong together: features of another detector, another resolution or channel count, fewer than 2 images.
+    samples: one file, or the files of the jobs that shared a block of seeds, in order; however they cut the block, the
+    score is the same to the last digit. Raises UserError when a file is missing, damaged or cannot be written, and when
+    samples, reference and detector do not belong together: parts of different samples, features of another detector,
+    another resolution or channel count, fewer than 2 images.
     """
-    images, made = read_samples(samples)
-    target, network = load_reference(reference), load_detector(detector, device)
+    parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
+    made, target, network = joint_provenance(parts), load_reference(reference), load_detector(detector, device)
     check_reference(reference, target, detector, network)
-    _check_samples(samples, images.shape, reference, target)
     statistics = FeatureStatistics(network.dim)
-    for batch in torch.from_numpy(images).permute(0, 3, 1, 2).split(BATCH):
-        statistics.update(network(batch.to(device)))
+    for images in read_batches(parts, BATCH):
+        _check_shape(parts[0], images.shape, reference, target)
+        statistics.update(network(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)))
+    if statistics.count < 2:
+        raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
     value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
     result = {
         "value": value,
@@ -45,7 +50,7 @@ def score(
         "ema": made["network"]["ema"],
         "network_digest": made["network"]["digest"],
         **{name: made[name] for name in ("sampler", "steps", "nfe", "churn", "seeds")},
-        "images": len(images),
+        "images": statistics.count,
         "detector": {"name": network.name, "digest": network.digest},
         "reference_digest": target.digest,
         "made_by": made_by(),
@@ -70,18 +75,16 @@ def check_reference(
         )
 
 
-def _check_samples(
+def _check_shape(
     path: str | os.PathLike, shape: tuple[int, ...], reference_path: str | os.PathLike, reference: Reference
 ) -> None:
-    count, height, width, channels = shape
+    _, height, width, channels = shape
     resolution = reference.provenance["resolution"]
     if (height, width, channels) != (resolution, resolution, reference.provenance["channels"]):
         raise UserError(
             f"{path} holds {width}x{height} images of {channels} channels, but {reference_path} is of "
             f"{resolution}x{resolution} with {reference.provenance['channels']}: use a reference of the same images"
         )
-    if count < 2:
-        raise UserError(f"{path}: a score needs at least 2 images, got {count}; generate more")
 
 
 def _write(path: str | os.PathLike, result: dict) -> None:

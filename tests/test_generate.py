@@ -81,6 +81,14 @@ def test_images_of_seeds_do_not_depend_on_the_batch(teacher, tmp_path, batch_siz
     assert np.array_equal(part, whole[4:13])
 
 
+def test_jobs_that_share_seeds_in_whole_batches_make_the_images_of_one(teacher, tmp_path):
+    how = {"sampler": "heun", "steps": 3, "S_churn": 1.0, "batch_size": 4}
+    whole = images_of(teacher, tmp_path / "a.npz", seeds=range(40, 70), **how)
+    parts = [range(40, 52), range(52, 56), range(56, 70)]
+    shared = [images_of(teacher, tmp_path / "b.npz", seeds=seeds, **how) for seeds in parts]
+    assert np.array_equal(np.concatenate(shared), whole)
+
+
 def test_a_seed_draws_latent_then_class_then_churn(teacher, net, tmp_path):
     churn = {"S_churn": 1.5, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
     made = images_of(teacher, tmp_path / "a.npz", seeds=range(3, 5), sampler="heun", steps=4, **churn)

@@ -90,6 +90,26 @@ def test_the_file_holds_every_digit_and_the_same_score_gives_the_same_bytes(file
     assert dest.read_bytes() == dest.with_name("again.json").read_bytes()
 
 
+@pytest.mark.parametrize("cuts", [[500], [100, 101, 599], [1, 2, 550], [250, 500]])
+def test_a_block_that_jobs_shared_has_the_bytes_of_the_score_of_one_job(files, tmp_path, cuts):
+    samples, reference, detector, dest = files
+    score(samples, reference, detector, dest)
+    parts = []
+    for first, end in zip([0, *cuts], [*cuts, 600], strict=True):
+        parts.append(tmp_path / f"part-{first}.npz")
+        write_samples(parts[-1], pictures(2)[first:end], {**MADE, "seeds": [40 + first, 39 + end]})
+    score(parts, reference, detector, tmp_path / "shared.json")
+    assert (tmp_path / "shared.json").read_bytes() == dest.read_bytes()
+
+
+def test_parts_that_do_not_belong_together_have_no_score(files, tmp_path):
+    samples, reference, detector, dest = files
+    write_samples(tmp_path / "other.npz", pictures(3), {**MADE, "seeds": [700, 1299]})
+    with pytest.raises(UserError, match="samples.npz ends with seed 639 and .*other.npz begins with 700"):
+        score([samples, tmp_path / "other.npz"], reference, detector, dest)
+    assert not dest.exists()
+
+
 def test_a_reference_of_another_detector_is_refused_naming_both(files, tmp_path):
     samples, reference, _, dest = files
     other = write_detector(tmp_path / "other.safetensors", seed=1)

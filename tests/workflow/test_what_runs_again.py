@@ -69,6 +69,13 @@ def test_detector_setting_scores_again_and_trains_no_network(project):
     assert project.planned() == DETECTOR | sampled_and_scored("teacher", "a", "b") | RESULTS
 
 
+def test_how_jobs_share_seed_blocks_only_samples_and_scores_again(project):
+    project.configure(lambda settings: settings["scoring"].update(images_per_job=48))
+    sampled = set().union(*SAMPLES.values())
+    generated = {("generate", f"{job} {part}") for job in sampled for part in ("0 47", "48 63")}
+    assert project.planned() == generated | {("score", f"{job} 0 63") for job in sampled} | RESULTS
+
+
 def test_figure_setting_redraws_only_the_figure(project):
     project.configure(lambda settings: settings["scoring"].update(grid_images=3))
     assert project.planned() == {("image_grid", "")}

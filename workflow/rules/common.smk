@@ -127,11 +127,11 @@ def student_and_kimg(model):
     return model.rsplit("-", 1)
 
 
-def parts_of_samples(wildcards):
-    """The files, in order, of the jobs that share the generation of a seed block."""
+def sample_files(wildcards):
+    """The samples of a seed block, in order: a file for each job that generates some of them."""
     folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{wildcards.sampler}-{wildcards.steps}"
     parts = run.scoring.parts(range(int(wildcards.first), int(wildcards.last) + 1))
-    return [folder / f"part-{seeds[0]}-{seeds[-1]}.npz" for seeds in parts]
+    return [folder / f"seeds-{seeds[0]}-{seeds[-1]}.npz" for seeds in parts]
 
 
 def churn(wildcards):

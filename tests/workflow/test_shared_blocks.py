@@ -1,0 +1,38 @@
+"""Several jobs that share the generation of a seed block leave the score of one."""
+
+import numpy as np
+
+from mscd.generate import generate
+from mscd.samples import read_samples
+
+SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
+
+
+def share(images_per_job, **settings):
+    return lambda config: config["scoring"].update(images_per_job=images_per_job, **settings)
+
+
+def test_scores_are_those_of_one_job_a_block(finished, project):
+    project.configure(share(48))
+    for name in SCORES:
+        (project.results / name).unlink()
+    ran = project.snakemake(*(f"results/tiny/{name}" for name in SCORES))
+    assert ran.returncode == 0, ran.stderr
+    logs = {path.name for path in project.results.glob("logs/generate/*.log")}
+    assert {f"teacher.ema.heun-2.seeds-{seeds}.log" for seeds in ("0-47", "48-63")} < logs
+    for name in SCORES:
+        assert (project.results / name).read_bytes() == (finished.results / name).read_bytes()
+    assert not list(project.results.glob("samples/**/*.npz"))
+
+
+def test_kept_samples_are_a_file_a_job_and_the_images_of_one(project, tmp_path):
+    project.configure(share(48, keep_samples=True, seed_blocks=[1]))
+    ran = project.snakemake("results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json")
+    assert ran.returncode == 0, ran.stderr
+    folder = project.results / "samples/b-1/ema/euler-1"
+    kept = [folder / "seeds-64-111.npz", folder / "seeds-112-127.npz"]
+    assert set(project.results.glob("samples/**/*.npz")) == set(kept)
+    network = project.results / "students/b/1/ema.safetensors"
+    generate(network, tmp_path / "one.npz", seeds=range(64, 128), sampler="euler", steps=1, batch_size=16)
+    shared = np.concatenate([read_samples(path)[0] for path in kept])
+    assert np.array_equal(shared, read_samples(tmp_path / "one.npz")[0])
