@@ -1,0 +1,97 @@
+"""A real PostgreSQL of a test's own, and a connection on which answers get lost."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+from mlflow_workflows import free_port, wait_until
+
+BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
+USER = "postgres" if os.geteuid() == 0 else None  # its programs refuse root
+
+
+class Postgres:
+    """A cluster in a folder of its own, with a database `mlflow` that belongs to a user `mlflow` with a password."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="mscd-postgres-"))  # which its user, unlike pytest's, may enter
+        if USER:
+            shutil.chown(self.folder, USER)
+        self.port = free_port()
+        self.uri = f"postgresql://mlflow:secret@127.0.0.1:{self.port}/mlflow"
+        self.data = self.folder / "data"
+        self.process: subprocess.Popen | None = None
+        self._run("initdb", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256", "-D", str(self.data))
+        self.start()
+        local = ("-h", str(self.folder), "-p", str(self.port))
+        self._run("psql", *local, "-c", "CREATE USER mlflow PASSWORD 'secret'", "postgres")
+        self._run("createdb", *local, "--owner", "mlflow", "mlflow")
+
+    def start(self) -> None:
+        command = [BINARIES / "postgres", "-D", self.data, "-k", self.folder, "-p", str(self.port), "-c", "fsync=off"]
+        with open(self.folder / "log", "a") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, user=USER, group=USER, stdout=log, stderr=log)
+        ready = [BINARIES / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        wait_until(lambda: subprocess.run(ready).returncode == 0, f"PostgreSQL, see {self.folder}/log")
+
+    def stop(self) -> None:
+        """Stops it at once, as a crash does; does nothing where that was done."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [BINARIES / program, *arguments], cwd=self.folder, user=USER, group=USER, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+class LosesAnswers:
+    """Passes requests on to a server; cuts the connection instead of answering the first few that hold `request`."""
+
+    def __init__(self, server_port: int, request: bytes, times: int):
+        self.server_port, self.request, self.left = server_port, request, times
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self.server_port))
+        with client, server:
+            lose = threading.Event()
+            threading.Thread(target=self._answer, args=(server, client, lose), daemon=True).start()
+            while data := client.recv(65536):
+                if self.request in data and self.left:
+                    self.left -= 1
+                    lose.set()
+                server.sendall(data)
+
+    def _answer(self, server: socket.socket, client: socket.socket, lose: threading.Event) -> None:
+        try:
+            while (data := server.recv(65536)) and not lose.is_set():
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other side has closed its end
+            return
+
+    def close(self) -> None:
+        self.listener.close()

@@ -1,0 +1,130 @@
+"""Real workflows that log to a real MLflow server on a real PostgreSQL, and what becomes of them when those go away."""
+
+import time
+
+import pytest
+from mlflow_postgres import BINARIES, LosesAnswers, Postgres
+from mlflow_resumed import check_job_that_outlives_snakemake, check_requeued_job
+from mlflow_workflows import (
+    SLOW_STATES,
+    Flow,
+    Server,
+    check_curve_of_slow,
+    check_finished_and_failed_jobs,
+    check_outage,
+    has_live_metrics,
+    is_parent,
+    told,
+    wait_until,
+    write_slow,
+)
+
+if BINARIES is None:
+    pytest.skip("Debian's postgresql is not installed", allow_module_level=True)
+pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    database = Postgres()
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def server(postgres, tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"), postgres.uri)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def flow(tmp_path, server):
+    """A project whose experiment is named after the test."""
+    return Flow(tmp_path, server.uri)
+
+
+def test_jobs_of_every_ending_are_nested_runs_on_the_server(flow):
+    check_finished_and_failed_jobs(flow)
+
+
+def test_jobs_of_every_ending_are_nested_runs_in_the_database_without_a_server(tmp_path, postgres, server):
+    check_finished_and_failed_jobs(Flow(tmp_path, postgres.uri))
+
+
+def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp_path, server):
+    flows = [Flow(tmp_path / name, server.uri) for name in ("mine", "yours")]
+    for flow in flows:
+        write_slow(flow)
+        flow.experiment = f"group of {tmp_path.name}"
+    processes = [flow.start("--logger-mlflow-experiment-name", flow.experiment) for flow in flows]
+    wait_until(lambda: sum(run.data.metrics.get("loss", 0) > 3 for run in flow.job_runs("slow")) == 2, "live metrics")
+    for flow in flows:
+        (flow.folder / "go").touch()
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0 and told(stderr) == []
+    found = flow.runs()
+    parents = {run.info.run_name.split()[0]: run.info.run_id for run in found if is_parent(run)}
+    assert sorted(parents) == ["mine", "yours"]
+    for parent in parents.values():
+        children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent]
+        ends = {run.info.run_name: run.info.status for run in children}
+        assert ends | {"workflow": "FINISHED"} == SLOW_STATES and len(children) == 4
+        [slow] = [run for run in children if run.info.run_name == "slow"]
+        curve = flow.history(slow, "loss")
+        assert curve == [(step, float(step)) for step in range(1, len(curve) + 1)]
+
+
+def test_server_killed_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, server):
+    line = check_outage(flow, server.kill, server.start)
+    assert server.uri in line
+
+
+def test_postgres_stopped_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, postgres):
+    line = check_outage(flow, postgres.stop, postgres.start)
+    assert "error 503, as when its database is away" in line
+
+
+def test_postgres_that_comes_back_in_time_is_caught_up_with(flow, postgres):
+    write_slow(flow)
+    process = flow.start()
+    wait_until(lambda: has_live_metrics(flow), "live metrics")
+    postgres.stop()
+    time.sleep(1)
+    postgres.start()
+    [run] = flow.job_runs("slow")
+    wait_until(lambda: has_live_metrics(flow, run.data.metrics["loss"] + 5), "metrics after the outage")
+    (flow.folder / "go").touch()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and len(told(stderr)) == 1
+    assert flow.states() == SLOW_STATES
+    check_curve_of_slow(flow)
+
+
+def test_requeued_job_sends_each_step_once_and_its_new_facts_as_tags(flow):
+    check_requeued_job(flow)
+
+
+def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
+    check_job_that_outlives_snakemake(flow)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, times):
+    proxy = LosesAnswers(int(server.uri.rpartition(":")[2]), b"/runs/create", times)
+    flow = Flow(tmp_path, proxy.uri)
+    write_slow(flow)
+    process = flow.start()
+    wait_until(lambda: has_live_metrics(flow), "live metrics")
+    assert proxy.left == 0
+    (flow.folder / "go").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and flow.states() == SLOW_STATES
+    check_curve_of_slow(flow)
+    [parent] = [run for run in flow.runs() if is_parent(run)]
+    assert {run.data.tags.get("mlflow.parentRunId") for run in flow.runs()} == {None, parent.info.run_id}
+    proxy.close()
