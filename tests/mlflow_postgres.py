@@ -23,9 +23,11 @@ class Postgres:
         if USER:
             shutil.chown(self.folder, USER)
         self.port = free_port()
-        self.uri = f"postgresql://mlflow:secret@127.0.0.1:{self.port}/mlflow"
+        self.uri = f"postgresql+psycopg2://mlflow:secret@127.0.0.1:{self.port}/mlflow"
         self.data = self.folder / "data"
         self.process: subprocess.Popen | None = None
+
+    def create(self) -> None:
         self._run("initdb", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256", "-D", str(self.data))
         self.start()
         local = ("-h", str(self.folder), "-p", str(self.port))

@@ -155,11 +155,13 @@ def test_store_that_is_locked_for_a_while_is_caught_up_with(slow):
 def test_server_that_goes_down_during_the_run_is_told_once_and_filled_by_replay(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     server = Server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
-    server.start()
+    flow = Flow(tmp_path / "flow", server.uri)
     try:
-        line = check_outage(Flow(tmp_path / "flow", server.uri), server.kill, server.start)
+        server.start()
+        line = check_outage(flow, server.kill, server.start)
     finally:
         server.kill()
+        (flow.folder / "go").touch()
     assert server.uri in line
 
 

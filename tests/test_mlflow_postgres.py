@@ -27,8 +27,11 @@ pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
 @pytest.fixture(scope="module")
 def postgres():
     database = Postgres()
-    yield database
-    database.close()
+    try:
+        database.create()
+        yield database
+    finally:
+        database.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +45,35 @@ def server(postgres, tmp_path_factory):
 
 
 @pytest.fixture
-def flow(tmp_path, server):
+def new_flow():
+    """Makes a project in a folder for a store; jobs that wait for the file `go` end with the test."""
+    flows = []
+
+    def new(folder, uri):
+        flows.append(Flow(folder, uri))
+        return flows[-1]
+
+    yield new
+    for flow in flows:
+        (flow.folder / "go").touch()
+
+
+@pytest.fixture
+def flow(tmp_path, server, new_flow):
     """A project whose experiment is named after the test."""
-    return Flow(tmp_path, server.uri)
+    return new_flow(tmp_path, server.uri)
 
 
 def test_jobs_of_every_ending_are_nested_runs_on_the_server(flow):
     check_finished_and_failed_jobs(flow)
 
 
-def test_jobs_of_every_ending_are_nested_runs_in_the_database_without_a_server(tmp_path, postgres, server):
-    check_finished_and_failed_jobs(Flow(tmp_path, postgres.uri))
+def test_jobs_of_every_ending_are_nested_runs_in_the_database_without_a_server(tmp_path, postgres, server, new_flow):
+    check_finished_and_failed_jobs(new_flow(tmp_path, postgres.uri))
 
 
-def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp_path, server):
-    flows = [Flow(tmp_path / name, server.uri) for name in ("mine", "yours")]
+def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp_path, server, new_flow):
+    flows = [new_flow(tmp_path / name, server.uri) for name in ("mine", "yours")]
     for flow in flows:
         write_slow(flow)
         flow.experiment = f"group of {tmp_path.name}"
@@ -114,9 +131,9 @@ def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, times):
+def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, new_flow, times):
     proxy = LosesAnswers(int(server.uri.rpartition(":")[2]), b"/runs/create", times)
-    flow = Flow(tmp_path, proxy.uri)
+    flow = new_flow(tmp_path, proxy.uri)
     write_slow(flow)
     process = flow.start()
     wait_until(lambda: has_live_metrics(flow), "live metrics")
