@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import submitit
 from submitit.core.utils import pickle_load
@@ -18,12 +17,12 @@ TAIL_LINES = 20
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How process `rank` ended, what it said of that in a line, and its log of errors."""
+    """How process `rank` ended, what it said of that in a line, and the last lines of its traceback or log."""
 
     rank: int
     how: str
     said: str
-    log: Path
+    tail: str
 
     def __str__(self) -> str:
         if self.how == KILLED:
@@ -31,10 +30,6 @@ class End:
         if self.how in (RAISED, LOST):
             return f"process {self.rank} failed: {self.said}"
         return self.said
-
-    def tail(self) -> str:
-        """The last lines of its log."""
-        return "\n".join(_lines(self.log)[-TAIL_LINES:])
 
 
 def cause_of(job: submitit.Job) -> End | None:
@@ -46,16 +41,16 @@ def cause_of(job: submitit.Job) -> End | None:
 
 def _end(task: submitit.Job, rank: int) -> End:
     log = task.paths.stderr
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     if not task.paths.result_pickle.exists():
-        return End(rank, KILLED, (_lines(log) or ["none"])[-1], log)
+        return End(rank, KILLED, lines[-1] if lines else "none", _tail(lines))
     outcome, result = pickle_load(task.paths.result_pickle)
     if outcome == "error":
-        said = result.strip().splitlines()[-1]
-        if "OutOfMemoryError" in said:
-            said += "; lower batch_per_process in the profile"
-        return End(rank, RAISED, said, log)
-    return End(rank, *result, log)
+        trace = result.strip().splitlines()
+        hint = "; lower batch_per_process in the profile" if "OutOfMemoryError" in trace[-1] else ""
+        return End(rank, RAISED, trace[-1] + hint, _tail(trace))
+    return End(rank, *result, _tail(lines))
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+def _tail(lines: list[str]) -> str:
+    return "\n".join(lines[-TAIL_LINES:])

@@ -44,9 +44,10 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
-    """Add a line to a file, made with its folder where it is missing, in one write; UserError when it cannot be written.
+    """Add a line, in one write, to a file that is made with its folder where it is missing.
 
-    One write on a descriptor opened for appending is never interleaved with another's, and survives a kill.
+    One write on a descriptor opened for appending is never interleaved with another's, and survives a kill. Raises
+    UserError when the file cannot be written.
     """
     path = Path(path)
     try:

@@ -77,6 +77,8 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord)
     if leg.finished.exists():
         return
     cause = cause_of(job)
+    if cause.rank:  # the lead's log was copied
+        log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
     raise UserError(f"{leg}: {cause} (logs: {folder})")
 
 

@@ -194,7 +194,7 @@ def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None) -
         raise UserError(f"{leg}: Slurm job {record.job_id} {FINAL[state]} {logs}")
     cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
     if cause and cause.how in (FAILED, RAISED):
-        log.error("%s: the last lines of %s:\n%s", leg, cause.log, cause.tail())
+        log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
         raise UserError(f"{leg}: {cause} {logs}")
     return f"Slurm job {record.job_id} ended as {state}" + (f", {cause} {logs}" if cause else "")
 

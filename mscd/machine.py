@@ -71,10 +71,10 @@ def machine_of(resources: Mapping[str, object], threads: int, where: str) -> Mac
     """
     names = [field.name for field in dataclasses.fields(Machine)]
     given = {name: resources[name] for name in names if resources.get(name) not in (None, "")}
-    given.setdefault("cpus_per_task", max(1, threads // int(given.get("processes", 1))))
     for name in ("nodes", "processes", "gpus_per_node", "cpus_per_task", "batch_per_process", "runtime", "mem_mb"):
         if not isinstance(given.get(name, 0), int):
             raise UserError(f"{where}: {name} in the profile has to be a whole number, not {given[name]!r}")
+    given.setdefault("cpus_per_task", max(1, threads // max(1, given.get("processes", 1))))
     machine = Machine(**given)
     machine.check(where)
     if machine.launcher == "slurm" and machine.runtime < 1:

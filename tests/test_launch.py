@@ -1,15 +1,25 @@
 """Launching a leg: failures are one line that says what happened and where to look."""
 
+import contextlib
 import dataclasses
+import logging
 import os
-import signal
 import threading
 import time
 
+import psutil
 import pytest
-from test_train import STUDENT, base, launch_leg, student_leg  # noqa: F401 (base is a fixture)
+from test_train import STUDENT, base, launch_leg, snapshot, student_leg, train  # noqa: F401 (base is a fixture)
 
+from mscd import checkpoint
+from mscd.distributed import Group
 from mscd.errors import UserError
+from mscd.events import read_events
+from mscd.launch import run_leg
+from mscd.launch_record import LaunchRecord, leg_identity
+from mscd.lock import FolderLock
+from mscd.machine import Machine
+from mscd.train import train_leg
 
 
 def test_the_lead_process_log_is_shown_and_the_snapshot_written(base, tmp_path, capfd):  # noqa: F811
@@ -33,22 +43,92 @@ def test_a_missing_file_is_told_before_anything_starts(base, tmp_path):  # noqa:
     assert not (tmp_path / "logs").exists()
 
 
+def kill_when_training(leg, rank):
+    """SIGKILL to the process of this rank, once it trains."""
+    while not leg.events.exists():
+        time.sleep(0.05)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "submitit.core._submit" in process.cmdline() and leg.run_dir in " ".join(process.cmdline()):
+                if process.environ()["SUBMITIT_LOCAL_GLOBALID"] == rank:
+                    process.kill()
+
+
 def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):  # noqa: F811
     leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
 
-    def kill():
-        deadline = time.monotonic() + 60
-        while not leg.events.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    command = open(f"/proc/{entry}/cmdline").read()
-                except OSError:
-                    continue
-                if "submitit.core._submit" in command and str(tmp_path) in command:
-                    os.kill(int(entry), signal.SIGKILL)
-
-    threading.Thread(target=kill).start()
+    threading.Thread(target=kill_when_training, args=[leg, "0"]).start()
     with pytest.raises(UserError, match="process 0 was killed before it could say why"):
         launch_leg(leg, 1, tmp_path / "logs")
+
+
+def test_training_in_this_process_gives_the_snapshot_of_one_process_elsewhere(base, tmp_path):  # noqa: F811
+    files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
+    run_leg(student_leg(base, tmp_path / "inline", 0, 1), Machine("inline"), **files)
+    launch_leg(student_leg(base, tmp_path / "local", 0, 1), 1, tmp_path / "logs")
+    assert snapshot(tmp_path / "inline", 1) == snapshot(tmp_path / "local", 1)
+    events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
+    assert events[:3] == ["start", "params", "tags"] and events.count("metrics") == 1
+
+
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_killed_one_is_the_cause(base, tmp_path):  # noqa: F811
+    leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
+    threading.Thread(target=kill_when_training, args=[leg, "1"]).start()
+    began = time.monotonic()
+    with pytest.raises(UserError, match="process 1 was killed before it could say why"):
+        launch_leg(leg, 2, tmp_path / "logs")
+    assert time.monotonic() < began + 60
+
+
+def finished_by_a_lost_launcher(leg):
+    """As after a launcher's death: its record, and the snapshot that its processes left."""
+    LaunchRecord(leg_identity(leg), "local").changed(leg)
+    train_leg(leg, Group())
+
+
+def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(base, tmp_path):  # noqa: F811
+    leg = student_leg(base, tmp_path / "run", 0, 1)
+    finished_by_a_lost_launcher(leg)
+    launch_leg(leg, 1, tmp_path / "logs")
+    assert not (tmp_path / "logs").exists() and (tmp_path / "run/1/ema.safetensors").exists()
+    assert [e["step"] for e in read_events(tmp_path / "run/e.jsonl") if e["event"] == "metrics"] == [1]
+
+
+def test_what_a_lost_launcher_left_of_other_settings_is_dropped(base, tmp_path, caplog):  # noqa: F811
+    leg = student_leg(base, tmp_path / "run", 0, 1)
+    finished_by_a_lost_launcher(dataclasses.replace(leg, settings=STUDENT.model_copy(update={"learning_rate": 0.1})))
+    with caplog.at_level(logging.INFO):
+        launch_leg(leg, 1, tmp_path / "logs")
+    launch_leg(student_leg(base, tmp_path / "other", 0, 1), 1, tmp_path / "logs")
+    assert "is of other settings or inputs and is dropped" in caplog.text
+    assert snapshot(tmp_path / "run", 1) == snapshot(tmp_path / "other", 1)
+
+
+def test_a_forced_repetition_trains_again(base, tmp_path):  # noqa: F811
+    leg = student_leg(base, tmp_path / "run", 0, 1)
+    for _ in range(2):
+        launch_leg(leg, 1, tmp_path / "logs")
+    assert sorted(os.listdir(tmp_path / "logs")) == ["001", "002"]
+
+
+def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):  # noqa: F811
+    leg = student_leg(base, tmp_path / "run", 0, 1)
+    with FolderLock(tmp_path / "run/lock", "training"), pytest.raises(UserError, match="training in .*/run is held by"):
+        launch_leg(leg, 1, tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_change_of_the_training_code_between_two_legs_is_told(base, tmp_path, caplog):  # noqa: F811
+    train(student_leg(base, tmp_path, 0, 1))
+    path = tmp_path / "1/state.safetensors"
+    tensors, metadata = checkpoint.load_tensors(path)
+    del metadata["digest"]
+    metadata["code"]["digest"] = "0" * 64
+    checkpoint.save_tensors(path, tensors, metadata)
+    train(student_leg(base, tmp_path, 1, 2))
+    assert "the training code changed from" in caplog.text and "at 1000 images" in caplog.text
+    tags = [e["tags"] for e in read_events(tmp_path / "e.jsonl") if e["event"] == "tags"]
+    assert tags[-1]["code_changed"].endswith("at 1000 images")
+    caplog.clear()
+    train(student_leg(base, tmp_path, 2, 3))
+    assert "code changed" not in caplog.text

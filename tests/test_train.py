@@ -83,9 +83,12 @@ def undisturbed(base):
 
 
 def snapshot(run_dir, kimg=3):
-    return {
-        name: (Path(run_dir) / f"{kimg}/{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100", "state")
-    }
+    """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
+    folder = Path(run_dir) / str(kimg)
+    tensors, metadata = checkpoint.load_tensors(folder / "state.safetensors")
+    kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
+    networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
+    return {**networks, "state": checkpoint.content_digest(tensors, kept)}
 
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):

@@ -1,0 +1,83 @@
+"""Where a leg's files lie, and how its finished snapshot gets in place."""
+
+import os
+
+import pytest
+from test_train import STUDENT
+
+from mscd.errors import UserError
+from mscd.leg import Leg, handed_kimgs, take_snapshot
+
+
+@pytest.fixture
+def leg(tmp_path):
+    return Leg("student", "s", STUDENT, "train.zip", str(tmp_path / "run"), 20, 30)
+
+
+def finished(leg, **files):
+    leg.finished.mkdir(parents=True)
+    for name, content in {"ema.safetensors": "new", "state.safetensors": "new state"}.items():
+        (leg.finished / name).write_text(content)
+
+
+def write(path, text="old"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_the_snapshot_is_put_in_place_and_what_is_no_longer_needed_dropped(leg, tmp_path):
+    run = tmp_path / "run"
+    finished(leg)
+    for kimg in (10, 20, 40):
+        write(run / f"{kimg}/state.safetensors")
+    write(run / "30/ema.safetensors")
+    write(run / "rolling/state-000000025000.safetensors")
+    take_snapshot(leg)
+    assert (run / "30/ema.safetensors").read_text() == "new" and (
+        run / "30/state.safetensors"
+    ).read_text() == "new state"
+    assert handed_kimgs(run) == [20, 30, 40]  # two back from this leg, and whatever lies further on
+    assert sorted(path.name for path in run.iterdir()) == ["10", "20", "30", "40", "rolling"]
+    assert not list((run / "rolling").iterdir()) and sorted(os.listdir(run / "30")) == sorted(os.listdir(run / "30"))
+
+
+def test_taking_a_snapshot_may_be_cut_off_and_repeated(leg, tmp_path, monkeypatch):
+    finished(leg)
+    replaced = []
+
+    def cut(source, target):
+        if replaced:
+            raise OSError("disk full")
+        replaced.append(target)
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mscd.leg.os.replace", cut)
+        with pytest.raises(UserError, match="could not be written .*disk full"):
+            take_snapshot(leg)
+    assert leg.finished.exists()
+    take_snapshot(leg)
+    assert sorted(os.listdir(tmp_path / "run/30")) == ["ema.safetensors", "state.safetensors"]
+    assert not leg.folder.parent.exists()
+
+
+def test_a_file_system_without_hard_links_gets_copies(leg, tmp_path, monkeypatch):
+    finished(leg)
+    monkeypatch.setattr("mscd.leg.os.link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+    take_snapshot(leg)
+    assert (tmp_path / "run/30/ema.safetensors").read_text() == "new"
+
+
+def test_the_last_step_of_a_leg_is_whole(leg):
+    assert leg.end_nimg == 30_000 and leg.settings.batch_size == 100
+    assert Leg("student", "s", STUDENT.model_copy(update={"batch_size": 256}), "", "", 0, 1).end_nimg == 1024
+
+
+def test_the_fingerprint_changes_with_all_that_training_depends_on_and_nothing_else(leg):
+    own = leg.fingerprint("data", "teacher")
+    assert own == Leg("student", "other", STUDENT, "elsewhere.zip", "other/run", 0, 10).fingerprint("data", "teacher")
+    other = Leg("student", "s", STUDENT.model_copy(update={"seed": 9}), "", "", 20, 30)
+    assert (
+        len({own, leg.fingerprint("d", "teacher"), leg.fingerprint("data", "t"), other.fingerprint("data", "teacher")})
+        == 4
+    )

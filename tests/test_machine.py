@@ -1,0 +1,41 @@
+"""What a profile may say of where training runs."""
+
+import pytest
+
+from mscd.errors import UserError
+from mscd.machine import Machine, machine_of
+
+SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
+
+
+def test_a_rules_resources_make_a_machine():
+    others = {"tmpdir": "/tmp", "disk_mb": 1000, "slurm_account": "", "mem_mb": 64000}
+    machine = machine_of(SLURM | others, 1, "distill")
+    assert machine == Machine(
+        "slurm", nodes=2, processes=8, gpus_per_node=4, runtime=720, mem_mb=64000, slurm_partition="gpu"
+    )
+    assert machine.processes_per_node == 4
+
+
+def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_each_gets():
+    assert machine_of({"processes": 2}, 5, "r").cpus_per_task == 2
+    assert machine_of({"processes": 4}, 2, "r").cpus_per_task == 1
+    assert machine_of({"processes": 4, "cpus_per_task": 8}, 2, "r").cpus_per_task == 8
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"launcher": "pbs"}, "launcher 'pbs' in the profile is none of inline, local, slurm"),
+        (SLURM | {"processes": 7}, "7 processes cannot be spread over 2 nodes evenly"),
+        (SLURM | {"gpus_per_node": 2}, "2 GPUs a node for 4 processes a node"),
+        (SLURM | {"runtime": 0}, "runtime .* is missing"),
+        (SLURM | {"nodes": "two"}, "nodes in the profile has to be a whole number, not 'two'"),
+        ({"nodes": 2, "processes": 2}, "only launcher slurm reaches 2 nodes"),
+        ({"launcher": "inline", "processes": 2}, "launcher inline is one process"),
+        ({"processes": 0}, "0 processes cannot be spread"),
+    ],
+)
+def test_what_makes_no_machine_is_refused_with_the_rule_and_the_way_out(resources, said):
+    with pytest.raises(UserError, match=f"^distill: {said}"):
+        machine_of(resources, 1, "distill")
