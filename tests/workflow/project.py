@@ -10,7 +10,25 @@ from pathlib import Path
 
 import yaml
 
+REPOSITORY = Path(__file__).parents[2]
 RESULTS = {("fid_table", ""), ("score_vs_kimg", "a"), ("score_vs_kimg", "b"), ("score_vs_nfe", ""), ("image_grid", "")}
+
+
+def profile_settings(name: str) -> dict:
+    """What stands in one of the repository's profiles."""
+    return yaml.safe_load((REPOSITORY / "profiles" / name / "config.yaml").read_text())
+
+
+def clone(folder: Path, **profiles: dict) -> "Project":
+    """The repository's workflow in `folder`, with the tiny configuration and these profiles."""
+    shutil.copytree(REPOSITORY / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    for name, settings in profiles.items():
+        (folder / "profiles" / name).mkdir(parents=True)
+        (folder / "profiles" / name / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config").mkdir()
+    shutil.copy(Path(__file__).parent / "tiny.yaml", folder / "config/config.yaml")
+    return Project(folder)
 
 
 class Project:
