@@ -151,7 +151,7 @@ def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
 
 def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus | None:
     """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm."""
-    told, restarts, seen = "", 0, 0
+    told, restarts, seen = None, 0, 0
     while True:
         status = _patiently(slurm.status, record.job_id)
         if _over(status):
@@ -160,9 +160,9 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus 
         if status.restarts > restarts:
             restarts = status.restarts
             log.info("%s: Slurm job %s was requeued (%d times so far)", leg, record.job_id, restarts)
-        if (now := _in_words(status)) != told:
+        if (now := (status.state, status.reason, status.nodes)) != told:  # the expected start changes all the time
             told = now
-            log.info("%s: Slurm job %s is %s", leg, record.job_id, now)
+            log.info("%s: Slurm job %s is %s", leg, record.job_id, _in_words(status))
         size = leg.events.stat().st_size if leg.events.exists() else 0
         if size != seen and (progress := _progress(leg)):
             seen = size
