@@ -39,15 +39,22 @@ class Group:
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
 
+def this_device(local_rank: int = 0) -> torch.device:
+    """The GPU of process `local_rank` of this node where there are GPUs, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Slurm may show each process its own GPU only, which is then number 0.
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
 @contextlib.contextmanager
 def process_group(rank: int, size: int, local_rank: int, init_method: str) -> Iterator[Group]:
     """Join the group (NCCL where processes see a GPU, else gloo) for the duration of the block.
 
     init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one.
     """
-    cuda = torch.cuda.is_available()
-    # Slurm may show each process its own GPU only, which is then number 0.
-    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    device = this_device(local_rank)
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:

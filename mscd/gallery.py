@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from mscd.config import SamplerSettings
 from mscd.figures import image_grid
@@ -21,6 +22,7 @@ def compare_images(
     samplers: list[SamplerSettings],
     path: str | os.PathLike,
     images: int,
+    device: str | torch.device = "cpu",
 ) -> None:
     """A PNG with a row of the first `images` seeds for the teacher at each student's number of evaluations, the best
     scored snapshot of each student, and the teacher as it scores best.
@@ -32,7 +34,7 @@ def compare_images(
         rows = []
         for number, (label, network, how) in enumerate(_rows(fid_table(scores), Path(folder), samplers)):
             samples = Path(scratch, f"{number}.npz")
-            generate(network, samples, seeds=range(images), **how.model_dump())
+            generate(network, samples, seeds=range(images), device=device, **how.model_dump())
             rows.append((label, samples))
         image_grid(rows, path, columns=images)
 

@@ -15,10 +15,10 @@ rule distill:
         text=logs / "distill/{student}.{kimg}.log",
         events=logs / "distill/{student}.{kimg}.events.jsonl",
     priority: 10
+    retries: 0  # a leg resumes by itself where that can help
     conda:
         "../envs/mscd.yaml"
     threads: 1
-    retries: 0  # a leg resumes by itself where that can help
     resources:
         launcher="local",
         processes=1,

@@ -17,10 +17,10 @@ rule train_teacher:
         text=logs / "train_teacher/{kimg}.log",
         events=logs / "train_teacher/{kimg}.events.jsonl",
     priority: 10
+    retries: 0  # a leg resumes by itself where that can help
     conda:
         "../envs/mscd.yaml"
     threads: 2
-    retries: 0  # a leg resumes by itself where that can help
     resources:
         launcher="local",
         processes=2,

@@ -1,6 +1,7 @@
 """Sample a network for a block of seeds."""
 
 from mscd.config import SamplerSettings, load_config
+from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.generate import generate
 from mscd.job import logged
@@ -12,7 +13,12 @@ with logged(snakemake.log.text):
         how = next((asked for asked in scoring.teacher_samplers if asked.label == how.label), how)
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     made = generate(
-        snakemake.input.network, snakemake.output[0], seeds=seeds, batch_size=scoring.batch_size, **how.model_dump()
+        snakemake.input.network,
+        snakemake.output[0],
+        seeds=seeds,
+        batch_size=scoring.batch_size,
+        device=this_device(),
+        **how.model_dump(),
     )
     events = EventLog(snakemake.log.events)
     events.start()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mscd.config import load_config
+from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.gallery import compare_images
 from mscd.job import logged
@@ -11,7 +12,12 @@ from mscd.report import read_scores
 with logged(snakemake.log.text):
     samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent
     compare_images(
-        read_scores(snakemake.input.scores), folder, samplers, snakemake.output[0], images=snakemake.params.images
+        read_scores(snakemake.input.scores),
+        folder,
+        samplers,
+        snakemake.output[0],
+        images=snakemake.params.images,
+        device=this_device(),
     )
     events = EventLog(snakemake.log.events)
     events.start()

@@ -1,12 +1,13 @@
 """Score a sample batch."""
 
+from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.job import logged
 from mscd.score import score
 
 with logged(snakemake.log.text):
     files = snakemake.input
-    result = score(files.samples, files.reference, files.detector, snakemake.output[0])
+    result = score(files.samples, files.reference, files.detector, snakemake.output[0], device=this_device())
     events = EventLog(snakemake.log.events)
     events.start()
     events.params({name: result[name] for name in ("metric", "nfe", "images", "network_digest", "reference_digest")})
