@@ -74,10 +74,12 @@ GresTypes=gpu
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=5
+# memory beyond what was asked for kills, as it does on a cluster
+JobAcctGatherFrequency=2
+JobAcctGatherParams=OverMemoryKill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU=512
+DefMemPerCPU=2000
 # each node may claim more CPUs than it sees
 SlurmdParameters=config_overrides
 MpiDefault=none
@@ -101,6 +103,7 @@ JobCompLoc=$D/log/jobcomp.txt
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStorageUser=root
+AccountingStorageTRES=gres/gpu
 C
 port=17001
 for n in "${NODES[@]}"; do

@@ -1,0 +1,164 @@
+"""The whole workflow with profiles/slurm on a real Slurm: its results, its failures, and what is left of it."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+import yaml
+from project import clone, profile_settings, wait_for
+
+TRAINING = ("train_teacher", "distill")
+SCORES = {
+    "a-1": "results/tiny/scores/a-1/ema/euler-2/seeds-64-127.json",
+    "a-2": "results/tiny/scores/a-2/ema/euler-2/seeds-64-127.json",
+    "b-1": "results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json",
+}
+
+
+def slurm_profile(partition):
+    """profiles/slurm fitted to this small site as its comments say, and quicker to notice that a job has ended."""
+    profile = profile_settings("slurm")
+    profile["default-resources"] |= {"slurm_partition": partition, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5}
+    small = {"processes": 2, "gpus_per_node": 0, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5, "poll_seconds": 1}
+    for rule in TRAINING:
+        profile["set-resources"][rule] = profile["set-resources"][rule] | small
+    return profile | {"slurm-init-seconds-before-status-checks": 1}
+
+
+class Job(NamedTuple):
+    id: str
+    state: str
+    nodes: int
+    gpus: str
+
+
+def jobs(project):
+    """What each Slurm job submitted in the project's folder was for -> the newest such job."""
+    form = ",".join(f"{field}:|" for field in ("JobID", "Comment", "State", "NumNodes", "tres-per-job", "WorkDir"))
+    listed = subprocess.check_output(["squeue", "--noheader", "--states=all", "--sort=i", "--Format", form], text=True)
+    found = {}
+    for number, purpose, state, nodes, gpus, folder, _ in (line.split("|") for line in listed.splitlines()):
+        if folder == str(project.folder):
+            found[purpose.removeprefix("rule_")] = Job(number, state, int(nodes), gpus)
+    return found
+
+
+def job_for(project, purpose, states=("PENDING", "RUNNING")):
+    """The job whose purpose starts so, once it is in one of the states."""
+    found = []
+
+    def look():
+        found[:] = [job for name, job in jobs(project).items() if name.startswith(purpose) and job.state in states]
+        return found
+
+    wait_for(look, 60)
+    return found[0]
+
+
+def with_another_seed_block(finished, folder, partition="main"):
+    project = finished.copy(folder)
+    (folder / "profiles/slurm/config.yaml").write_text(yaml.safe_dump(slurm_profile(partition)))
+    project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project in which everything ran on Slurm, followed by MLflow."""
+    default = profile_settings("default") | {"cores": 2}
+    project = clone(tmp_path_factory.mktemp("slurm") / "project", default=default, slurm=slurm_profile("main"))
+    ran = project.snakemake("--profile", "profiles/slurm", "all")
+    assert ran.returncode == 0, ran.stderr
+    return project
+
+
+def test_every_rule_runs_where_the_profile_says(finished):
+    ran = jobs(finished)
+    assert {job.state for job in ran.values()} == {"COMPLETED"}
+    ordinary = {name: job for name, job in ran.items() if not name.endswith(" kimg")}
+    assert Counter(name.split("_wildcards_")[0] for name in ordinary) == {
+        "pack_data": 1,
+        "train_detector": 1,
+        "reference_statistics": 1,
+        "generate": 8,
+        "score": 8,
+        "fid_table": 1,
+        "score_vs_kimg": 2,
+        "score_vs_nfe": 1,
+        "image_grid": 1,
+    }
+    for name, job in ordinary.items():
+        on_cpus = name.startswith(("pack_data", "fid_table", "score_vs"))
+        assert (job.nodes, job.gpus) == (1, "N/A" if on_cpus else "gres:gpu:1"), name
+    legs = {name: job.nodes for name, job in ran.items() if name.endswith(" kimg")}
+    assert legs == {f"{leg} kimg": 2 for leg in ("teacher, leg to 1", "a, leg to 1", "a, leg to 2", "b, leg to 1")}
+    assert "running on n[1-2]" in (finished.results / "logs/distill/b.1.log").read_text()
+
+
+def test_results_are_those_of_this_machine_alone(finished, tmp_path):
+    local = clone(tmp_path / "local", default={"cores": 2})
+    scores = ("results/tiny/scores/a-2/ema/euler-2/seeds-0-63.json", "results/tiny/scores/b-1/ema/euler-1/seeds-0-63.json")
+    ran = local.snakemake(*scores, "--set-resources", "distill:processes=2", "--set-threads", "distill=2")
+    assert ran.returncode == 0, ran.stderr
+    for score in scores:  # with the network's digest in it
+        assert (finished.folder / score).read_bytes() == (local.folder / score).read_bytes()
+
+
+def test_mlflow_has_one_run_a_job_written_by_the_submitting_snakemake_alone(finished):
+    assert len(list((finished.folder / ".snakemake/mlflow").glob("*.jsonl"))) == 1
+    with sqlite3.connect(finished.folder / "mlflow.db") as database:
+        runs = database.execute("select name, status from runs").fetchall()
+    assert {status for _, status in runs} == {"FINISHED"}
+    assert len({name for name, _ in runs}) == len(runs) == 29 + 2  # each job's, and those of `all` and the workflow
+
+
+def test_failed_and_cancelled_jobs_fail_their_part_and_the_same_command_completes(finished, tmp_path):
+    project = with_another_seed_block(finished, tmp_path / "project")
+    network = project.results / "students/b/1/ema.safetensors"
+    whole = network.read_bytes()
+    network.write_bytes(whole[:-100])
+    command = ("--profile", "profiles/slurm", "--retries", "0", *SCORES.values())
+    process = project.start(*command)
+    cancelled = job_for(project, "generate_wildcards_a-1_")
+    subprocess.run(["scancel", cancelled.id], check=True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"SLURM-job '{cancelled.id}' failed, SLURM status is: 'CANCELLED'" in err
+    failed = jobs(project)["generate_wildcards_b-1_ema_euler_1_64_127"]
+    assert f"SLURM-job '{failed.id}' failed, SLURM status is: 'FAILED'" in err
+    log = "results/tiny/logs/generate/b-1.ema.euler-1.seeds-64-127.log"
+    assert f"log: {log}, " in err
+    assert "students/b/1/ema.safetensors" in (project.folder / log).read_text().splitlines()[-1]
+    assert [name for name, path in SCORES.items() if (project.folder / path).exists()] == ["a-2"]
+
+    network.write_bytes(whole)
+    ran = project.snakemake(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert all((project.folder / path).exists() for path in SCORES.values())
+
+
+def test_preempted_job_runs_again(finished, tmp_path):
+    project = with_another_seed_block(finished, tmp_path / "project", partition="low")
+    process = project.start("--profile", "profiles/slurm", SCORES["b-1"])
+    job = job_for(project, "generate", states=("RUNNING",))
+    subprocess.run(
+        ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"], check=True
+    )
+    wait_for(lambda: jobs(project)["generate_wildcards_b-1_ema_euler_1_64_127"] != job, 60)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+
+
+def test_ctrl_c_cancels_the_jobs(finished, tmp_path):
+    project = with_another_seed_block(finished, tmp_path / "project")
+    process = project.start("--profile", "profiles/slurm", SCORES["b-1"])
+    job_for(project, "generate", states=("RUNNING",))
+    wait_for(lambda: list((project.folder / ".snakemake/incomplete").iterdir()))  # Snakemake knows its id
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    wait_for(lambda: {job.state for job in jobs(project).values()} == {"CANCELLED"}, 30)
