@@ -101,7 +101,10 @@ def test_every_rule_runs_where_the_profile_says(finished):
 
 def test_results_are_those_of_this_machine_alone(finished, tmp_path):
     local = clone(tmp_path / "local", default={"cores": 2})
-    scores = ("results/tiny/scores/a-2/ema/euler-2/seeds-0-63.json", "results/tiny/scores/b-1/ema/euler-1/seeds-0-63.json")
+    scores = (
+        "results/tiny/scores/a-2/ema/euler-2/seeds-0-63.json",
+        "results/tiny/scores/b-1/ema/euler-1/seeds-0-63.json",
+    )
     ran = local.snakemake(*scores, "--set-resources", "distill:processes=2", "--set-threads", "distill=2")
     assert ran.returncode == 0, ran.stderr
     for score in scores:  # with the network's digest in it
