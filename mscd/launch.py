@@ -6,9 +6,11 @@ import contextlib
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mscd.errors import UserError
 from mscd.launch_local import end_local, train_inline, train_local
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.launch_slurm import end_on_slurm, train_on_slurm
@@ -19,23 +21,46 @@ from mscd.machine import Machine
 log = logging.getLogger(__name__)
 TRAIN = {"inline": train_inline, "local": train_local, "slurm": train_on_slurm}
 COPY_SECONDS = 1.0
+SECONDS_TO_LEAVE = 60
 
 
-def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Path) -> None:
+def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Path, parent: int | None = None) -> None:
     """Train `leg` on `machine`, wait, and put its snapshot in place; what happens is logged.
 
     log_dir: folder for the processes' own logs, a fresh one inside it each time; events: file that gets the leg's
-    events, live. A snapshot that a lost launcher's job finished is taken as it is, and a job that it left alive is
-    waited for. Raises UserError with the cause in one line when training fails or is stopped (a state is saved
-    before, and a Slurm job cancelled), and when another launcher is at work in the same folder.
+    events, live; parent: process id of the Snakemake that started this process, without which it ends (a Slurm job
+    goes on; processes of this machine save a state), None where it depends on nobody. A snapshot that a lost
+    launcher's job finished is taken as it is, and a job that it left alive is waited for. Raises UserError with the
+    cause in one line when training fails or is stopped (a state is saved before, and a Slurm job cancelled), and when
+    another launcher is at work in the same folder.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     machine.check(str(leg))
-    with FolderLock(Path(leg.run_dir) / "lock", f"training in {leg.run_dir}"):
+    with _alone(leg, parent):
         record = _record(leg, machine)
         with _copied(leg.events, Path(events)):
-            TRAIN[machine.launcher](leg, machine, Path(log_dir), record)
+            TRAIN[machine.launcher](leg, machine, Path(log_dir), record, parent)
         take_snapshot(leg)
+
+
+@contextlib.contextmanager
+def _alone(leg: Leg, parent: int | None) -> Iterator[None]:
+    """Hold the run's folder; UserError where another launcher does.
+
+    Snakemake holds its own, so the other one of its launcher has lost its Snakemake, and is given the time to end.
+    """
+    deadline = time.monotonic() + (SECONDS_TO_LEAVE if parent else 0)
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(FolderLock(Path(leg.run_dir) / "lock", f"training in {leg.run_dir}"))
+                break
+            except UserError as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log.info("%s: %s", leg, error)
+                time.sleep(2.0)
+        yield
 
 
 def _record(leg: Leg, machine: Machine) -> LaunchRecord:
@@ -56,7 +81,8 @@ def _record(leg: Leg, machine: Machine) -> LaunchRecord:
 def _copied(source: Path, target: Path) -> Iterator[None]:
     """While the block runs, what is appended to `source` is appended to `target` as well, which starts empty."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(b"")
+    target.unlink(missing_ok=True)  # not emptied: another name of the file may keep it
+    target.touch()
     ended = threading.Event()
 
     def copy() -> None:

@@ -19,7 +19,7 @@ from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.rank import run_rank
-from mscd.stop import StopRequest
+from mscd.stop import StopRequest, is_gone
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
@@ -29,7 +29,7 @@ TIMEOUT_MINUTES = 60 * 24 * 30
 SECONDS_TO_FOLLOW = 30
 
 
-def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in this process, on its first GPU if there is one. Raises UserError when it fails or is stopped."""
     import torch
 
@@ -40,17 +40,17 @@ def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord
         return
     torch.set_num_threads(machine.cpus_per_task)
     try:
-        with StopRequest() as stop, process_group(0, 1, 0, "") as group:
+        with StopRequest(parent) as stop, process_group(0, 1, 0, "") as group:
             train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop)
     except Interrupted as error:
         raise UserError(f"{leg}: {error}") from error
 
 
-def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in processes of this machine, and wait; the lead process's log is copied to stderr.
 
-    Raises UserError with the cause in one line when training fails or is stopped; SIGTERM and Ctrl-C are passed on, and
-    training saves a state before it ends.
+    Raises UserError with the cause in one line when training fails or is stopped; SIGTERM, Ctrl-C and the end of the
+    process `parent` are passed on, and training saves a state before it ends.
     """
     end_local(leg, record)
     if leg.finished.exists():
@@ -67,6 +67,8 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord)
         shown, most, all_there = 0, 0, time.monotonic()
         while job._process.poll() is None:
             shown = _copy_news(job.paths.stderr, shown)
+            if is_gone(parent):
+                stop.pass_on()
             running = _running(controller)
             if running >= most:
                 most, all_there = running, time.monotonic()
@@ -99,10 +101,10 @@ class _Stop:
     """While the block runs, SIGINT and SIGTERM to this process become SIGTERM to the job submitted in it."""
 
     def __enter__(self) -> _Stop:
-        self.job = None
+        self.job, self.passed = None, False
         self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in self.before:
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self.pass_on)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -113,14 +115,17 @@ class _Stop:
         """Submit; the job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.job = executor.submit(function, *arguments)
-        signal.signal(signal.SIGINT, self._pass_on)
+        signal.signal(signal.SIGINT, self.pass_on)
         return self.job
 
-    def _pass_on(self, number: int, frame: object) -> None:
+    def pass_on(self, *signal_and_frame: object) -> None:
+        """Have the job save a state and end."""
         if self.job is None:
             raise KeyboardInterrupt
-        print("stopping: training saves a state first", file=sys.stderr, flush=True)
-        self.job._process.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
+        if not self.passed:
+            log.info("stopping: training saves a state first")
+            self.job._process.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
+        self.passed = True
 
 
 def _running(controller: psutil.Process) -> int:

@@ -24,6 +24,7 @@ from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
+from mscd.stop import is_gone
 
 log = logging.getLogger(__name__)
 # A controller that is busy or being restarted refuses for a while.
@@ -36,12 +37,17 @@ FINAL = {
 }
 
 
-def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> None:
+class _Orphaned(Exception):
+    """The Snakemake that started this launcher is gone."""
+
+
+def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train as a Slurm job, and wait. A job that a lost launcher left is waited for; no other is submitted beside it.
 
     A job that ended by no fault of its own (time limit, a node or a process lost) is submitted again, unless
     STARTS_WITHOUT_PROGRESS of them in a row got nowhere. Raises UserError with the cause in one line for what another
-    job would not mend, and when this process is told to stop: then the job is cancelled.
+    job would not mend, when this process is told to stop (then the job is cancelled), and when the process `parent` is
+    gone (then it goes on).
     """
     slurm.check_there()
     idle = 0
@@ -52,7 +58,7 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
                 reached = _newest_state(leg)
                 if record.job_id is None:
                     record = _submit(leg, machine, log_dir, record)
-                status = _watch(leg, machine, record)
+                status = _watch(leg, machine, record, parent)
                 if leg.finished.exists():
                     return
                 cause = _why_again(leg, record, status)
@@ -63,6 +69,8 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
                 record = record.changed(leg, job_id=None, name=None)
         except KeyboardInterrupt:
             raise UserError(f"{leg}: {_stopped(leg)}") from None
+        except _Orphaned:
+            raise UserError(f"{leg}: Snakemake is gone; Slurm job {record.job_id} goes on without it") from None
 
 
 def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
@@ -149,8 +157,11 @@ def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus | None:
-    """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm."""
+def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None) -> slurm.JobStatus | None:
+    """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm.
+
+    Raises _Orphaned when the process `parent` is gone.
+    """
     told, restarts, seen = None, 0, 0
     while True:
         status = _patiently(slurm.status, record.job_id)
@@ -167,7 +178,11 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord) -> slurm.JobStatus 
         if size != seen and (progress := _progress(leg)):
             seen = size
             log.info("%s: %s", leg, progress)
-        time.sleep(1.0 if leg.finished.exists() else machine.poll_seconds)
+        asked = time.monotonic()
+        while time.monotonic() < asked + (1.0 if leg.finished.exists() else machine.poll_seconds):
+            if is_gone(parent):
+                raise _Orphaned
+            time.sleep(min(1.0, machine.poll_seconds))
 
 
 def _in_words(status: slurm.JobStatus) -> str:

@@ -30,12 +30,15 @@ class StopRequest:
         self.signalled = True
 
     def __bool__(self) -> bool:
-        return self.signalled or (self.launcher is not None and not _alive(self.launcher))
+        return self.signalled or is_gone(self.launcher)
 
 
-def _alive(process: int) -> bool:
+def is_gone(process: int | None) -> bool:
+    """Whether the process of this id has ended; None, for no process, never does."""
+    if process is None:
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
-    return True
+        return True
+    return False

@@ -1,11 +1,13 @@
 """The checked settings, and where everything lies. Rules hold no functions; they are all here."""
 
+import atexit
 import re
 import sys
 from pathlib import Path
 
 from mscd.config import check_share, check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
+from mscd.lock import FolderLock
 from mscd.machine import machine_of
 
 
@@ -13,6 +15,21 @@ def stop(error):
     """End before anything runs, with the one line that says why."""
     print(error, file=sys.stderr)
     sys.exit(1)
+
+
+def hold_folder():
+    """Refuse to work in a folder where another Snakemake does. Unlike Snakemake's own lock, which profiles/default
+    switches off, this one is taken over from a Snakemake that was killed."""
+    lock = FolderLock(Path(".snakemake/workflow.lock"), "a workflow in this folder")
+    try:
+        lock.__enter__()
+    except UserError as error:
+        stop(error)
+    atexit.register(lock.__exit__)
+
+
+onstart:
+    hold_folder()
 
 
 # Another file given by --configfile stands alone; Snakemake would merge the two.

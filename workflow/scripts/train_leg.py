@@ -1,5 +1,6 @@
 """Train one leg of the teacher, or of a student."""
 
+import os
 from pathlib import Path
 
 from mscd.config import load_config
@@ -29,4 +30,5 @@ with logged(snakemake.log.text):
         machine_of(snakemake.resources, snakemake.threads, snakemake.rule),
         log_dir=Path(snakemake.log.text).with_suffix(""),
         events=snakemake.log.events,
+        parent=os.getppid(),
     )

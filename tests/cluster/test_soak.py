@@ -1,0 +1,107 @@
+"""One run of many legs through twenty random faults: the last snapshot is that of an undisturbed run."""
+
+import os
+import random
+import shutil
+import time
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+from project import clone, profile_settings
+
+from cluster.test_workflow import slurm_profile
+from cluster.training import kill_rank, lose_node, no_job_left, preempt, rank_of, requeue, tell_slurm, wait_for
+
+FAULTS = 20
+LEGS, KIMG = 8, 12
+PROFILE = profile_settings("default") | {"cores": 2}
+LAST = f"results/tiny/students/a/{LEGS * KIMG}"
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A project whose student `a` trained in many legs, with a state every thousand images, on this machine."""
+
+    def settings(config):
+        config["students"] = {"a": config["students"]["a"] | {"duration_kimg": LEGS * KIMG, "snapshot_kimg": KIMG}}
+        config["students"]["a"] |= {"tick_kimg": 1, "state_kimg": 1}
+
+    silent = {name: value for name, value in PROFILE.items() if name != "logger"}
+    project = clone(tmp_path / "whole", default=silent, slurm=slurm_profile("low"))
+    project.configure(settings)
+    sharing = ("--set-resources", "distill:processes=2", "--set-threads", "distill=2")
+    ran = project.snakemake(f"{LAST}/ema.safetensors", *sharing)
+    assert ran.returncode == 0, ran.stderr
+    return project
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """The same with everything still to be trained but the teacher."""
+    project = whole.copy(tmp_path / "project")
+    shutil.rmtree(project.results / "students")
+    (project.folder / "profiles/default/config.yaml").write_text(yaml.safe_dump(PROFILE))
+    project.calls = []
+    yield project
+    for call in project.calls:
+        call.kill()
+    for line in tell_slurm("squeue", "--noheader", "--format=%i %Z").splitlines():
+        job_id, folder = line.split(maxsplit=1)
+        if folder == str(project.folder):
+            tell_slurm("scancel", job_id)
+    wait_for(no_job_left, "jobs to end")
+
+
+def training_job(project):
+    """Id of the job that trains the student just now, once both its processes are at work on images."""
+    for line in tell_slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines():
+        job_id, name = line.split(maxsplit=1)
+        kimg = name.split("-")[2] if name.startswith("mscd-a-") else None
+        attempts = project.results / f"students/a/in_flight/{kimg}/attempts.jsonl"
+        began = attempts.exists() and job_id in attempts.read_text().splitlines()[-1]
+        if began and rank_of(job_id, 0) and rank_of(job_id, 1):
+            return job_id
+    return None
+
+
+def start(project):
+    project.calls.append(project.start("--profile", "profiles/slurm", f"{LAST}/ema.safetensors"))
+    return project.calls[-1]
+
+
+def test_twenty_random_faults_change_nothing(run, whole):
+    seed = int.from_bytes(os.urandom(4), "big")
+    draws = random.Random(seed)
+    print("seed", seed)
+    snakemake = start(run)
+    done = []
+    while len(done) < FAULTS:
+        job_id = wait_for(lambda: training_job(run), "a job that trains", 180)
+        time.sleep(draws.uniform(0.5, 3))
+        fault = draws.choice([preempt, requeue, lose_node, kill_rank, "snakemake"])
+        if fault == "snakemake":
+            snakemake.kill()  # its launcher notices
+            snakemake.wait()
+            snakemake = start(run)
+        elif training_job(run) == job_id:
+            fault(job_id)
+        else:
+            continue
+        done.append((job_id, getattr(fault, "__name__", fault)))
+    out, err = snakemake.communicate(timeout=400)
+    assert snakemake.returncode == 0, (done, err)
+
+    for name in ("ema", "phema-0.100"):
+        path = f"{LAST}/{name}.safetensors"
+        assert (run.folder / path).read_bytes() == (whole.folder / path).read_bytes(), (seed, done)
+    assert curve(run) == list(range(1, LEGS * KIMG + 1)), (seed, done)
+
+
+def curve(project):
+    """Steps of the loss in the finished MLflow runs of all legs, in order."""
+    client = MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    finished = client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1000)
+    legs = [found for found in finished if found.info.run_name.startswith("distill")]
+    return sorted(point.step for leg in legs for point in client.get_metric_history(leg.info.run_id, "loss"))
