@@ -12,6 +12,7 @@ import yaml
 from project import clone, profile_settings, wait_for
 
 TRAINING = ("train_teacher", "distill")
+SETUP = "true && . config/site.sh"
 SCORES = {
     "a-1": "results/tiny/scores/a-1/ema/euler-2/seeds-64-127.json",
     "a-2": "results/tiny/scores/a-2/ema/euler-2/seeds-64-127.json",
@@ -25,8 +26,9 @@ def slurm_profile(partition):
     profile["default-resources"] |= {"slurm_partition": partition, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5}
     small = {"processes": 2, "gpus_per_node": 0, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5, "poll_seconds": 1}
     for rule in TRAINING:
-        profile["set-resources"][rule] = profile["set-resources"][rule] | small
-    return profile | {"slurm-init-seconds-before-status-checks": 1}
+        profile["set-resources"][rule] = profile["set-resources"][rule] | small | {"slurm_setup": SETUP}
+    profile["set-resources"]["pack_data"] = {}
+    return profile | {"precommand": SETUP, "slurm-init-seconds-before-status-checks": 1}
 
 
 class Job(NamedTuple):
@@ -71,6 +73,7 @@ def finished(tmp_path_factory):
     """A project in which everything ran on Slurm, followed by MLflow."""
     default = profile_settings("default") | {"cores": 2}
     project = clone(tmp_path_factory.mktemp("slurm") / "project", default=default, slurm=slurm_profile("main"))
+    (project.folder / "config/site.sh").write_text('echo "set up on $SLURMD_NODENAME"\n')
     ran = project.snakemake("--profile", "profiles/slurm", "all")
     assert ran.returncode == 0, ran.stderr
     return project
@@ -97,6 +100,9 @@ def test_every_rule_runs_where_the_profile_says(finished):
     legs = {name: job.nodes for name, job in ran.items() if name.endswith(" kimg")}
     assert legs == {f"{leg} kimg": 2 for leg in ("teacher, leg to 1", "a, leg to 1", "a, leg to 2", "b, leg to 1")}
     assert "running on n[1-2]" in (finished.results / "logs/distill/b.1.log").read_text()
+    [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/b-1_ema_euler_1_0_63/*.log")
+    [training_log] = finished.results.glob("logs/distill/b.1/001/*_0_log.out")
+    assert "set up on n" in score_log.read_text() and "set up on n" in training_log.read_text()
 
 
 def test_results_are_those_of_this_machine_alone(finished, tmp_path):
