@@ -19,6 +19,7 @@ from mscd.lock import FolderLock
 from mscd.machine import Machine
 
 log = logging.getLogger(__name__)
+END = {"inline": end_local, "local": end_local, "slurm": end_on_slurm}
 TRAIN = {"inline": train_inline, "local": train_local, "slurm": train_on_slurm}
 COPY_SECONDS = 1.0
 SECONDS_TO_LEAVE = 60
@@ -66,9 +67,12 @@ def _alone(leg: Leg, parent: int | None) -> Iterator[None]:
 def _record(leg: Leg, machine: Machine) -> LaunchRecord:
     """What an earlier launcher left of this very leg, or a new record; what it left of another is ended and dropped."""
     identity = leg_identity(leg)
-    left = LaunchRecord.read(leg)
+    for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time: of another settings may have left it
+        if folder != leg.folder and (other := LaunchRecord.read(folder)):
+            END[other.launcher](leg, other)
+    left = LaunchRecord.read(leg.folder)
     if left and (left.launcher != machine.launcher or left.identity != identity):
-        {"slurm": end_on_slurm, "local": end_local, "inline": end_local}[left.launcher](leg, left)
+        END[left.launcher](leg, left)
     if left and left.identity == identity:
         return left.changed(leg, launcher=machine.launcher)
     if leg.folder.exists():

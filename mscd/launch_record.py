@@ -11,6 +11,8 @@ from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.leg import Leg
 
+NAME = "launch.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class LaunchRecord:
@@ -29,15 +31,15 @@ class LaunchRecord:
     began: float | None = None
 
     @staticmethod
-    def read(leg: Leg) -> LaunchRecord | None:
-        """The record of the last launcher of this leg, if it left one."""
-        path = _path(leg)
+    def read(folder: Path) -> LaunchRecord | None:
+        """The record that the last launcher of the leg of this folder left, if any."""
+        path = folder / NAME
         return LaunchRecord(**json.loads(path.read_text())) if path.exists() else None
 
     def changed(self, leg: Leg, **fields: object) -> LaunchRecord:
         """This record with other values, written down."""
         record = dataclasses.replace(self, **fields)
-        with written_whole(_path(leg)) as file:
+        with written_whole(leg.folder / NAME) as file:
             file.write(json.dumps(dataclasses.asdict(record)).encode())
         return record
 
@@ -65,10 +67,6 @@ def fresh_folder(log_dir: Path) -> Path:
     folder = log_dir / f"{number:03d}"
     folder.mkdir()
     return folder
-
-
-def _path(leg: Leg) -> Path:
-    return leg.folder / "launch.json"
 
 
 def _seen(path: Path) -> list:

@@ -221,7 +221,7 @@ def _newest_state(leg: Leg) -> str:
 
 def _stopped(leg: Leg) -> str:
     """Cancel the job of a launcher that is told to stop; returns what to tell."""
-    record = LaunchRecord.read(leg)
+    record = LaunchRecord.read(leg.folder)
     job_id = record and (record.job_id or record.name)
     if job_id is None:
         return "stopped"

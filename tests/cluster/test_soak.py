@@ -14,7 +14,7 @@ from cluster.test_workflow import slurm_profile
 from cluster.training import kill_rank, lose_node, no_job_left, preempt, rank_of, requeue, tell_slurm, wait_for
 
 FAULTS = 20
-LEGS, KIMG = 8, 12
+LEGS, KIMG = 6, 16
 PROFILE = profile_settings("default") | {"cores": 2}
 LAST = f"results/tiny/students/a/{LEGS * KIMG}"
 

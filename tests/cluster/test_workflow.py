@@ -95,7 +95,7 @@ def test_every_rule_runs_where_the_profile_says(finished):
         "image_grid": 1,
     }
     for name, job in ordinary.items():
-        on_cpus = name.startswith(("pack_data", "fid_table", "score_vs"))
+        on_cpus = name.startswith(("pack_data", "train_detector", "fid_table", "score_vs"))
         assert (job.nodes, job.gpus) == (1, "N/A" if on_cpus else "gres:gpu:1"), name
     legs = {name: job.nodes for name, job in ran.items() if name.endswith(" kimg")}
     assert legs == {f"{leg} kimg": 2 for leg in ("teacher, leg to 1", "a, leg to 1", "a, leg to 2", "b, leg to 1")}
@@ -103,6 +103,19 @@ def test_every_rule_runs_where_the_profile_says(finished):
     [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/b-1_ema_euler_1_0_63/*.log")
     [training_log] = finished.results.glob("logs/distill/b.1/001/*_0_log.out")
     assert "set up on n" in score_log.read_text() and "set up on n" in training_log.read_text()
+
+
+def test_a_leg_trains_while_the_snapshot_before_it_is_scored(finished):
+    form = "SubmitTime:|,EndTime:|"
+    ran = jobs(finished)
+
+    def times(purpose):
+        asked = ["squeue", "--noheader", "--states=all", "--jobs", ran[purpose].id, "--Format", form]
+        return subprocess.check_output(asked, text=True).split("|")[:2]
+
+    submitted, _ = times("a, leg to 2 kimg")
+    _, scored = times("score_wildcards_a-1_ema_euler_2_0_63")
+    assert submitted < scored
 
 
 def test_results_are_those_of_this_machine_alone(finished, tmp_path):

@@ -75,7 +75,7 @@ class Training:
 
     @property
     def job_id(self) -> str | None:
-        record = LaunchRecord.read(self.leg)
+        record = LaunchRecord.read(self.leg.folder)
         return record and record.job_id
 
     @property
