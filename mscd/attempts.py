@@ -3,6 +3,7 @@ may write. A node that was given up may still train; two of a run would otherwis
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -10,10 +11,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from mscd.errors import UserError
 from mscd.files import append_line
 
 
-class Superseded(Exception):
+class Superseded(UserError):
     """A newer attempt at this leg has begun; this one has to end."""
 
 
@@ -42,11 +44,7 @@ def read_attempts(path: str | os.PathLike) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def without_progress(path: str | os.PathLike, nimg: int) -> int:
-    """How many of the last attempts in a row started from image `nimg`, where training stands now."""
-    count = 0
-    for attempt in reversed(read_attempts(path)):
-        if attempt["nimg"] != nimg:
-            break
-        count += 1
-    return count
+def starts_in_place(path: str | os.PathLike) -> int:
+    """How many of the last attempts in a row started from the same image."""
+    starts = [attempt["nimg"] for attempt in read_attempts(path)]
+    return sum(1 for _ in itertools.takewhile(lambda nimg: nimg == starts[-1], reversed(starts)))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+
+from mscd.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,19 +51,21 @@ def this_device(local_rank: int = 0) -> torch.device:
 
 
 @contextlib.contextmanager
-def process_group(rank: int, size: int, local_rank: int, init_method: str) -> Iterator[Group]:
-    """Join the group (NCCL where processes see a GPU, else gloo) for the duration of the block.
+def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus: bool = False) -> Iterator[Group]:
+    """Join the group, over NCCL where it computes on `gpus`, else gloo, for the duration of the block.
 
-    init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one.
+    init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one. Raises UserError
+    where there should be a GPU and is none. After an exception the group is left to end with the process: taking NCCL
+    down would wait for processes that wait for this one.
     """
-    device = this_device(local_rank)
+    device = this_device(local_rank) if gpus else torch.device("cpu")
     cuda = device.type == "cuda"
+    if gpus and not cuda:
+        raise UserError(f"PyTorch sees no GPU on {socket.gethostname()}; check its driver, or gpus_per_node in the profile")
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group("nccl" if cuda else "gloo", init_method=init_method, rank=rank, world_size=size)
-    try:
-        yield Group(rank, size, device)
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
+    yield Group(rank, size, device)
+    if size > 1:
+        dist.destroy_process_group()

@@ -11,7 +11,7 @@ from mscd.rank import FAILED, FINISHED, LOST, STOPPED
 
 RAISED, KILLED = "raised", "killed"
 # The first of these that some process ended by is the cause of the others.
-CAUSES = (FAILED, RAISED, KILLED, STOPPED, LOST)
+CAUSES = (FAILED, RAISED, STOPPED, KILLED, LOST)
 TAIL_LINES = 20
 
 
@@ -47,9 +47,17 @@ def _end(task: submitit.Job, rank: int) -> End:
     outcome, result = pickle_load(task.paths.result_pickle)
     if outcome == "error":
         trace = result.strip().splitlines()
-        hint = "; lower batch_per_process in the profile" if "OutOfMemoryError" in trace[-1] else ""
-        return End(rank, RAISED, trace[-1] + hint, _tail(trace))
+        said = _exception(trace)
+        hint = "; lower batch_per_process in the profile" if "OutOfMemoryError" in said else ""
+        return End(rank, RAISED, said + hint, _tail(trace))
     return End(rank, *result, _tail(lines))
+
+
+def _exception(trace: list[str]) -> str:
+    """The first line of the exception that a traceback ends with: the first not indented after its last frame."""
+    frames = [number for number, line in enumerate(trace) if line.startswith('  File "')]
+    after = trace[frames[-1] + 1 :] if frames else trace
+    return next((line for line in after if line and not line.startswith(" ")), trace[-1])
 
 
 def _tail(lines: list[str]) -> str:

@@ -54,7 +54,10 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, f"{line}\n".encode())
+            content, before = f"{line}\n".encode(), os.fstat(descriptor).st_size
+            if os.write(descriptor, content) < len(content):  # the disk is full: leave no half line
+                os.ftruncate(descriptor, before)
+                raise OSError("No space left on device")
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -30,7 +30,7 @@ SECONDS_TO_FOLLOW = 30
 
 
 def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
-    """Train in this process, on its first GPU if there is one. Raises UserError when it fails or is stopped."""
+    """Train in this process. Raises UserError when it fails or is stopped."""
     import torch
 
     from mscd.distributed import process_group
@@ -40,7 +40,7 @@ def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord
         return
     torch.set_num_threads(machine.cpus_per_task)
     try:
-        with StopRequest(parent) as stop, process_group(0, 1, 0, "") as group:
+        with StopRequest(parent) as stop, process_group(0, 1, 0, "", machine.gpus_per_node > 0) as group:
             train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop)
     except Interrupted as error:
         raise UserError(f"{leg}: {error}") from error
@@ -58,7 +58,10 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord,
     folder = fresh_folder(log_dir)
     executor = submitit.LocalExecutor(folder)
     executor.update_parameters(
-        tasks_per_node=machine.processes, gpus_per_node=machine.gpus_per_node, timeout_min=TIMEOUT_MINUTES
+        tasks_per_node=machine.processes,
+        gpus_per_node=machine.gpus_per_node,
+        visible_gpus=_visible_gpus(),
+        timeout_min=TIMEOUT_MINUTES,
     )
     with _Stop() as stop:
         job = stop.submit(executor, run_rank, leg, machine, os.getpid(), f"file://{folder.resolve()}/rendezvous")
@@ -95,6 +98,12 @@ def end_local(leg: Leg, record: LaunchRecord) -> None:
             controller.wait()
     except psutil.NoSuchProcess:
         return
+
+
+def _visible_gpus() -> tuple[int, ...]:
+    """GPUs by number that CUDA_VISIBLE_DEVICES leaves to this process; none where it does not choose by number."""
+    numbers = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return tuple(map(int, numbers)) if all(number.strip().isdigit() for number in numbers) else ()
 
 
 class _Stop:

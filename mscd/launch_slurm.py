@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import time
@@ -16,6 +17,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from mscd import slurm
+from mscd.attempts import read_attempts, starts_in_place
 from mscd.code import copy_package
 from mscd.ended import RAISED, cause_of
 from mscd.errors import UserError
@@ -29,8 +31,10 @@ from mscd.stop import is_gone
 log = logging.getLogger(__name__)
 # A controller that is busy or being restarted refuses for a while.
 SUBMISSIONS, SECONDS_BETWEEN = 10, 30
+SECONDS_TO_BE_SEEN = 60
 BUSY = ("timed out", "Unable to contact", "temporarily", "Connection refused", "try again")
-FINAL = {
+LIMIT = "MaxSubmit"  # as in QOSMaxSubmitJobPerUserLimit: other jobs have to end first
+CAUSES = {
     "CANCELLED": "was cancelled (scancel); started again, the leg goes on from its last state",
     "OUT_OF_MEMORY": "ran out of memory: raise mem_mb, or lower batch_per_process, in the profile",
     "DEADLINE": "met its deadline",
@@ -50,21 +54,22 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
     gone (then it goes on).
     """
     slurm.check_there()
-    idle = 0
     with _interruptible():
         try:
             record = _attach(leg, machine, record)
+            idle = 0
             while record.job_id or not leg.finished.exists():
-                reached = _newest_state(leg)
+                begun = len(read_attempts(leg.attempts))
                 if record.job_id is None:
                     record = _submit(leg, machine, log_dir, record)
                 status = _watch(leg, machine, record, parent)
-                if leg.finished.exists():
+                if _has_finished(leg, status):
                     return
                 cause = _why_again(leg, record, status)
-                idle = 0 if _newest_state(leg) > reached else idle + 1
-                if idle == STARTS_WITHOUT_PROGRESS:
-                    raise UserError(f"{leg}: given up after {idle} jobs without progress; of the last: {cause}")
+                idle = idle + 1 if len(read_attempts(leg.attempts)) == begun else 0
+                starts = max(idle, starts_in_place(leg.attempts))
+                if starts >= STARTS_WITHOUT_PROGRESS:
+                    raise UserError(f"{leg}: given up after {starts} starts without progress; of the last: {cause}")
                 log.warning("%s: %s; submitting it again", leg, cause)
                 record = record.changed(leg, job_id=None, name=None)
         except KeyboardInterrupt:
@@ -105,7 +110,8 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
     """Submit a job and note it down, first by name."""
     folder = fresh_folder(log_dir).resolve()
     code = copy_package(folder / "code")
-    for attempt in range(SUBMISSIONS):
+    refused = 0
+    while True:
         name = f"mscd-{leg.model}-{leg.end_kimg}-{uuid.uuid4().hex[:8]}"
         record = record.changed(leg, name=name, folder=str(folder), processes=machine.processes)
         executor = submitit.SlurmExecutor(folder)
@@ -114,7 +120,8 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
             job_id = executor.submit(run_rank, leg, machine, None, None).job_id
         except FailedJobError as error:
             said = " ".join(str(error).split())
-            if attempt + 1 == SUBMISSIONS or not any(words in said for words in BUSY):
+            refused += LIMIT not in said
+            if refused == SUBMISSIONS or not any(words in said for words in (*BUSY, LIMIT)):
                 raise UserError(
                     f"{leg}: sbatch refused the job: {said}; check the profile's partition, account and limits"
                 ) from error
@@ -125,7 +132,6 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
         else:
             log.info("%s: submitted as Slurm job %s (logs: %s)", leg, job_id, folder)
             return record.changed(leg, job_id=job_id)
-    raise AssertionError("unreachable")
 
 
 def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
@@ -150,8 +156,8 @@ def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
             f"export OMP_NUM_THREADS={machine.cpus_per_task}",
         ],
-        # The others would wait for a dead process; and srun takes no CPU count from the job since Slurm 22.05.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={machine.cpus_per_task}"],
+        # The others would wait for one that ended; and srun takes no CPU count from the job since Slurm 22.05.
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=60", f"--cpus-per-task={machine.cpus_per_task}"],
         "additional_parameters": {"requeue": True},
     }
     return {name: value for name, value in wanted.items() if value is not None}
@@ -164,7 +170,9 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None)
     """
     told, restarts, seen = None, 0, 0
     while True:
-        status = _patiently(slurm.status, record.job_id)
+        status = _patiently(slurm.status, record.job_id, parent=parent)
+        if leg.finished.exists() and status and status.state == "PENDING":  # requeued in its last moments
+            _patiently(slurm.cancel, record.job_id)
         if _over(status):
             log.info("%s: Slurm job %s is over: %s", leg, record.job_id, status.state if status else "unknown to Slurm")
             return status
@@ -205,8 +213,8 @@ def _progress(leg: Leg) -> str | None:
 def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None) -> str:
     """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
     state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
-    if state in FINAL:
-        raise UserError(f"{leg}: Slurm job {record.job_id} {FINAL[state]} {logs}")
+    if state in CAUSES:
+        raise UserError(f"{leg}: Slurm job {record.job_id} {CAUSES[state]} {logs}")
     cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
     if cause and cause.how in (FAILED, RAISED):
         log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
@@ -214,13 +222,21 @@ def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None) -
     return f"Slurm job {record.job_id} ended as {state}" + (f", {cause} {logs}" if cause else "")
 
 
-def _newest_state(leg: Leg) -> str:
-    """The name of the furthest rolling state; such names sort by images seen."""
-    return max((path.name for path in (Path(leg.run_dir) / "rolling").glob("state-*")), default="")
+def _has_finished(leg: Leg, status: slurm.JobStatus | None) -> bool:
+    """Whether the leg is finished; a shared disk may show that some time after the job's end."""
+    deadline = time.monotonic() + SECONDS_TO_BE_SEEN
+    while not leg.finished.exists():
+        if status is None or status.state != "COMPLETED" or time.monotonic() > deadline:
+            return False
+        os.listdir(leg.folder)  # what was not there is otherwise remembered by NFS
+        time.sleep(1.0)
+    return True
 
 
 def _stopped(leg: Leg) -> str:
     """Cancel the job of a launcher that is told to stop; returns what to tell."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # an impatient second one must not end scancel
+        signal.signal(number, signal.SIG_IGN)
     record = LaunchRecord.read(leg.folder)
     job_id = record and (record.job_id or record.name)
     if job_id is None:
@@ -244,8 +260,8 @@ def _wait_until_gone(job_id: str) -> None:
         time.sleep(1.0)
 
 
-def _patiently(ask: Callable, *arguments: str) -> object:
-    """The answer, however long Slurm is away."""
+def _patiently(ask: Callable, *arguments: str, parent: int | None = None) -> object:
+    """The answer, however long Slurm is away. Raises _Orphaned when the process `parent` is gone meanwhile."""
     away = False
     while True:
         try:
@@ -254,6 +270,8 @@ def _patiently(ask: Callable, *arguments: str) -> object:
             if not away:
                 log.warning("Slurm does not answer (%s); asking again every 10 s", error)
             away = True
+            if is_gone(parent):
+                raise _Orphaned from None
             time.sleep(10.0)
 
 

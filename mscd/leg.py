@@ -89,6 +89,7 @@ def take_snapshot(leg: Leg) -> None:
         state.unlink()
     for kimg in [k for k in handed_kimgs(run_dir) if k <= leg.end_kimg][:-KEPT_HANDED]:
         (run_dir / str(kimg) / STATE_NAME).unlink()
+    leg.finished.rename(leg.folder / "taken")  # a folder that is half deleted must not be taken again
     shutil.rmtree(leg.folder)
     with contextlib.suppress(OSError):  # another leg may lie in it
         leg.folder.parent.rmdir()

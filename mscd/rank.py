@@ -5,23 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import time
+from typing import TYPE_CHECKING
 
 import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
 from mscd import slurm
-from mscd.attempts import Superseded, without_progress
+from mscd.attempts import Superseded, starts_in_place
 from mscd.errors import UserError
 from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.stop import StopRequest
 
+if TYPE_CHECKING:
+    from mscd.train import Interrupted
+
 log = logging.getLogger(__name__)
 # Words: how a process ended. LOST is for one that another process of its group left behind.
 FINISHED, STOPPED, FAILED, LOST = "finished", "stopped", "failed", "lost"
 STARTS_WITHOUT_PROGRESS = 3
-# What gloo and NCCL say when a process of the group is gone.
-LOST_PEER = re.compile(r"by peer|connection refused|broken pipe|timed out|timeout|nccl|remote process", re.IGNORECASE)
+RUNS = ("RUNNING", "SIGNALING")
+SECONDS_TO_BE_KILLED = 300  # more than the grace time of a preemption
+# What gloo and NCCL say when a process of the group is gone, or their port taken: another start can mend both.
+LOST_PEER = re.compile(
+    r"by peer|connection refused|broken pipe|timed out|timeout|nccl|remote process|address already in use|eaddrinuse",
+    re.IGNORECASE,
+)
 
 
 def run_rank(leg: Leg, machine: Machine, launcher: int | None, rendezvous: str | None) -> tuple[str, str]:
@@ -38,15 +49,17 @@ def _run(leg: Leg, machine: Machine, stop: StopRequest, rendezvous: str | None) 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     environment = submitit.JobEnvironment()
     environment.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before a requeue
+    if leg.finished.exists():  # requeued in its last moments
+        return FINISHED, ""
     if rendezvous is None:
         address = TorchDistributedEnvironment()
         rendezvous = f"tcp://{address.master_addr}:{address.master_port}"
     try:
         return _train(leg, machine, stop, environment, rendezvous)
-    except UserError as error:
-        return FAILED, str(error)
     except Superseded as error:
         return STOPPED, str(error)
+    except UserError as error:
+        return FAILED, str(error)
     except RuntimeError as error:
         if environment.num_tasks > 1 and LOST_PEER.search(str(error)):
             return LOST, str(error).splitlines()[0]
@@ -62,12 +75,12 @@ def _train(
     from mscd.train import Interrupted, train_leg
 
     torch.set_num_threads(machine.cpus_per_task)
-    rank, size = environment.global_rank, environment.num_tasks
+    rank, size, gpus = environment.global_rank, environment.num_tasks, machine.gpus_per_node > 0
     try:
-        with process_group(rank, size, environment.local_rank, rendezvous) as group:
+        with process_group(rank, size, environment.local_rank, rendezvous, gpus) as group:
             train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop, facts=_facts())
     except Interrupted as error:
-        return _go_on_later(leg, error.nimg, str(error)) if machine.launcher == "slurm" else (STOPPED, str(error))
+        return _go_on_later(leg, stop, error) if machine.launcher == "slurm" else (STOPPED, str(error))
     return FINISHED, ""
 
 
@@ -78,19 +91,26 @@ def _facts() -> dict[str, str]:
     return {"requeues": "0", **job} if "slurm_job_id" in job else {}
 
 
-def _go_on_later(leg: Leg, nimg: int, stopped: str) -> tuple[str, str]:
-    """After a stop at image `nimg`: have Slurm run the job again, unless Slurm itself is ending it."""
-    if without_progress(leg.attempts, nimg) >= STARTS_WITHOUT_PROGRESS:
+def _go_on_later(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> tuple[str, str]:
+    """After a stop: have Slurm run the job again where it said that time is up; else wait for what Slurm has in mind.
+
+    SIGTERM alone comes when another process of the job failed, or at preemption: Slurm then ends this one as well.
+    """
+    if not interrupted.saved and starts_in_place(leg.attempts) >= STARTS_WITHOUT_PROGRESS:
         return FAILED, (
-            f"no progress beyond {nimg} images in {STARTS_WITHOUT_PROGRESS} starts, each ended by Slurm too soon: "
-            "raise runtime in the profile"
+            f"{STARTS_WITHOUT_PROGRESS} starts in a row left no state, each ended by Slurm too soon: raise runtime in the "
+            "profile"
         )
-    job_id = os.environ["SLURM_JOB_ID"]
+    deadline = time.monotonic() + SECONDS_TO_BE_KILLED
     try:
-        status = slurm.status(job_id)
-        if status and status.state == "RUNNING":
-            log.info("%s; asking Slurm to run the job again", stopped)
-            slurm.requeue(job_id)
+        while (status := slurm.status(os.environ["SLURM_JOB_ID"])) and status.state in RUNS:
+            if signal.SIGUSR2 in stop.signals:
+                log.info("%s; asking Slurm to run the job again", interrupted)
+                slurm.requeue(os.environ["SLURM_JOB_ID"])
+                break
+            if time.monotonic() > deadline:
+                break
+            time.sleep(2.0)
     except slurm.SlurmAway as error:
         log.warning("the job could not be requeued (%s); its launcher submits another", error)
-    return STOPPED, stopped
+    return STOPPED, str(interrupted)

@@ -20,7 +20,7 @@ from mscd.errors import UserError
 from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
 
-STATE_FORMAT = "mscd-state-1"
+STATE_FORMAT = "mscd-state-2"
 KEPT_ROLLING = 2
 log = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ class StateFolder:
         checkpoint.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
     def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
-        """Dump a rolling state; of those there are, the last two and the best scored stay."""
+        """Dump a rolling state; of those that this run has, the last two and the best scored stay."""
         path = self.rolling_state(state.nimg)
         self.save(state, path, score)
-        states = sorted(self.rolling.glob("state-*.safetensors"))
+        states = [state for state in sorted(self.rolling.glob("state-*.safetensors")) if self._is_own(state)]
         keep = set(states[-KEPT_ROLLING:])
         best = min(states, key=_score)
         if _score(best) < math.inf:
@@ -104,6 +104,14 @@ class StateFolder:
         for old in set(states) - keep:
             old.unlink()
         return path
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a state may be gone on from: one of this run, and undamaged as far as its header tells."""
+        try:
+            metadata = checkpoint.read_metadata(path)
+        except UserError:
+            return False
+        return (metadata.get("format"), metadata.get("fingerprint")) == (STATE_FORMAT, self.fingerprint)
 
     def candidates(self, start_kimg: int, end_nimg: int) -> Iterator[Path]:
         """State files a leg from start_kimg to end_nimg images may go on from, the furthest first."""
@@ -119,8 +127,12 @@ class StateFolder:
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:
-                if checkpoint.read_metadata(path).get("fingerprint") != self.fingerprint:
+                metadata = checkpoint.read_metadata(path)
+                if metadata.get("fingerprint") != self.fingerprint:
                     log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
+                    continue
+                if metadata["format"] != STATE_FORMAT:
+                    log.warning("%s was written by another version of mscd: not resumed", path)
                     continue
                 tensors, metadata = checkpoint.load_tensors(path)
             except UserError as error:

@@ -11,12 +11,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class StopRequest:
     """Whether to stop: SIGTERM, SIGINT or SIGUSR2 (Slurm's word before a time limit) came, or the launcher is gone.
 
-    While its block runs, in the main thread, it takes the place of these signals' handlers. launcher: process id of who
+    While its block runs, in the main thread, it takes the place of these signals' handlers. signals: those that came; launcher: process id of who
     waits for this one on the same machine, or None where nobody has to.
     """
 
     def __init__(self, launcher: int | None = None) -> None:
-        self.launcher, self.signalled = launcher, False
+        self.launcher, self.signals = launcher, set()
 
     def __enter__(self) -> StopRequest:
         self.before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -27,10 +27,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.signalled = True
+        self.signals.add(number)
 
     def __bool__(self) -> bool:
-        return self.signalled or is_gone(self.launcher)
+        return bool(self.signals) or is_gone(self.launcher)
 
 
 def is_gone(process: int | None) -> bool:
@@ -39,6 +39,6 @@ def is_gone(process: int | None) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # gone, its id perhaps another user's by now
         return True
     return False

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -43,11 +44,14 @@ STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
 class Interrupted(Exception):
-    """Training was asked to stop at image `nimg` and left a state to go on from; the text says where."""
+    """Training was asked to stop; the text says at which image, and from which state it goes on when started again.
 
-    def __init__(self, nimg: int, state: Path | None) -> None:
-        super().__init__(f"stopped at {nimg} images; started again it goes on from {state}")
-        self.nimg = nimg
+    saved: whether this attempt has left a state, so that it was not for nothing.
+    """
+
+    def __init__(self, nimg: int, state: Path | None, saved: bool) -> None:
+        super().__init__(f"stopped at {nimg} images; started again it goes on from {state or 'the beginning'}")
+        self.saved = saved
 
 
 def train_leg(
@@ -83,7 +87,8 @@ def train_leg(
 
 @dataclasses.dataclass
 class _Run:
-    """What a leg in training consists of; last_good is the newest state file known to be sound."""
+    """What a leg in training consists of; last_good is the newest state file known to be sound, and `saved`
+    whether this attempt wrote it."""
 
     leg: Leg
     group: Group
@@ -99,6 +104,7 @@ class _Run:
     validation: Validation | None
     attempts: Attempts
     last_good: Path | None
+    saved: bool
     tick_began: float
     tick_nimg: int
 
@@ -133,6 +139,7 @@ def _begin(
         validation=Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None,
         attempts=attempts,
         last_good=resumed and resumed.path,
+        saved=False,
         tick_began=time.monotonic(),
         tick_nimg=state.nimg,
     )
@@ -193,7 +200,7 @@ def _tick(run: _Run, before: int, ended: bool) -> None:
 def _save(run: _Run, score: float | None) -> None:
     """A rolling state, unless the weights may have gone bad."""
     if int(run.ticks.streak) == 0:
-        run.last_good = run.folder.save_rolling(run.state, score)
+        run.last_good, run.saved = run.folder.save_rolling(run.state, score), True
 
 
 def _leave(run: _Run) -> None:
@@ -201,7 +208,7 @@ def _leave(run: _Run) -> None:
     run.attempts.check_newest()
     if run.last_good != run.folder.rolling_state(run.state.nimg):
         _save(run, None)
-    raise Interrupted(run.state.nimg, run.last_good)
+    raise Interrupted(run.state.nimg, run.last_good, run.saved)
 
 
 def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
@@ -362,6 +369,7 @@ def _write_snapshot(run: _Run) -> None:
     """Write every averaged network and the state to hand over; they appear in leg.finished together."""
     leg, dataset = run.leg, run.dataset
     partial = leg.finished.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed here
     run.folder.save(run.state, partial / STATE_NAME)
     student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
     data = {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")}

@@ -1,8 +1,12 @@
 """Which attempt at a leg may write, and how many of them got nowhere."""
 
+import os
+import subprocess
+
 import pytest
 
-from mscd.attempts import Attempts, Superseded, read_attempts, without_progress
+from mscd.attempts import Attempts, Superseded, read_attempts, starts_in_place
+from mscd.errors import UserError
 
 
 def test_only_the_newest_attempt_goes_on(tmp_path):
@@ -21,7 +25,7 @@ def test_only_the_newest_attempt_goes_on(tmp_path):
 
 def test_a_torn_last_line_is_left_out_and_no_file_is_no_attempt(tmp_path):
     path = tmp_path / "attempts.jsonl"
-    assert read_attempts(path) == [] and without_progress(path, 0) == 0
+    assert read_attempts(path) == [] and starts_in_place(path) == 0
     Attempts(path).begin(5, {})
     with open(path, "a") as file:
         file.write('{"token": "half')
@@ -29,10 +33,25 @@ def test_a_torn_last_line_is_left_out_and_no_file_is_no_attempt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("starts", "nimg", "count"),
-    [([0], 0, 1), ([0, 0, 0], 0, 3), ([0, 0, 7, 7], 7, 2), ([7, 0], 7, 0), ([0, 0, 0], 5, 0), ([5, 0, 5], 5, 1)],
+    ("starts", "count"), [([], 0), ([0], 1), ([0, 0, 0], 3), ([0, 0, 7, 7], 2), ([7, 0], 1), ([5, 0, 5, 5, 5], 3)]
 )
-def test_attempts_without_progress_are_those_last_ones_that_began_where_training_stands(tmp_path, starts, nimg, count):
+def test_starts_in_place_are_those_last_ones_that_began_at_the_same_image(tmp_path, starts, count):
     for start in starts:
         Attempts(tmp_path / "a.jsonl").begin(start, {})
-    assert without_progress(tmp_path / "a.jsonl", nimg) == count
+    assert starts_in_place(tmp_path / "a.jsonl") == count
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_no_half_line(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk]).returncode:
+        pytest.skip("this machine allows no mount")
+    try:
+        attempts = Attempts(disk / "attempts.jsonl")
+        with pytest.raises(UserError, match="could not be written.*free some space"):
+            for start in range(1000):
+                attempts.begin(start, {"nodes": "n" * 100})
+        assert [attempt["nimg"] for attempt in read_attempts(attempts.path)] == list(range(start))
+    finally:
+        subprocess.run(["umount", disk], check=True)

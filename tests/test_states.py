@@ -34,6 +34,13 @@ def test_the_last_two_states_and_the_best_scored_one_are_kept(state, tmp_path):
     assert save(folder, state, (4, 5.0), (5, 3.0), (6, 4.0), (7, None), (8, None)) == [5, 7, 8]
 
 
+def test_states_of_other_settings_take_no_place_of_this_runs(state, tmp_path):
+    save(StateFolder(tmp_path, "other"), state, (30, 1.0), (40, None))
+    folder = StateFolder(tmp_path, "f")
+    assert save(folder, state, (1, None), (2, None), (3, 5.0), (4, None), (5, None)) == [3, 4, 5, 30, 40]
+    assert folder.resume(state, 0, 1000).path == folder.rolling_state(5)
+
+
 def test_a_state_comes_back_equal_with_adams_moments(state, tmp_path):
     folder = StateFolder(tmp_path, "f")
     folder.save_rolling(state)

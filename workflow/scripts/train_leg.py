@@ -1,10 +1,9 @@
 """Train one leg of the teacher, or of a student."""
 
-import os
 from pathlib import Path
 
 from mscd.config import load_config
-from mscd.job import logged
+from mscd.job import logged, snakemake_process
 from mscd.launch import run_leg
 from mscd.leg import Leg
 from mscd.machine import machine_of
@@ -30,5 +29,5 @@ with logged(snakemake.log.text):
         machine_of(snakemake.resources, snakemake.threads, snakemake.rule),
         log_dir=Path(snakemake.log.text).with_suffix(""),
         events=snakemake.log.events,
-        parent=os.getppid(),
+        parent=snakemake_process(),
     )

@@ -1,0 +1,73 @@
+"""What a process of a Slurm job does when it was told to stop."""
+
+import signal
+
+import pytest
+from test_train import STUDENT
+
+from mscd import rank, slurm
+from mscd.attempts import Attempts
+from mscd.leg import Leg
+from mscd.rank import FAILED, LOST_PEER, STOPPED
+from mscd.slurm import JobStatus
+from mscd.stop import StopRequest
+from mscd.train import Interrupted
+
+
+@pytest.fixture
+def leg(tmp_path):
+    return Leg("student", "s", STUDENT, "train.zip", str(tmp_path), 0, 10)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What Slurm is told, and the states that it answers with, the last one for ever."""
+    said, states = [], ["RUNNING"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: said.append(f"requeue {job_id}"))
+    monkeypatch.setattr(slurm, "status", lambda job_id: JobStatus(states.pop(0) if len(states) > 1 else states[0]))
+    monkeypatch.setattr(rank.time, "sleep", lambda seconds: said.append("waited"))
+    return said, states
+
+
+def stopped_by(*signals):
+    stop = StopRequest()
+    stop.signals |= set(signals)
+    return stop
+
+
+def test_at_the_end_of_its_time_a_job_is_queued_again(leg, told):
+    outcome = rank._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    assert outcome[0] == STOPPED and told[0] == ["requeue 7"]
+
+
+def test_sigterm_alone_waits_for_what_slurm_does(leg, told):
+    told[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
+    outcome = rank._go_on_later(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
+    assert outcome[0] == STOPPED and told[0] == ["waited", "waited"]
+
+
+def test_a_cancelled_job_is_left_at_once(leg, told):
+    told[1][:] = ["CANCELLED"]
+    rank._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    assert told[0] == []
+
+
+@pytest.mark.parametrize(("starts", "saved", "ended"), [(2, False, STOPPED), (3, False, FAILED), (3, True, STOPPED)])
+def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, ended):
+    for _ in range(starts):
+        Attempts(leg.attempts).begin(100, {})
+    how, said = rank._go_on_later(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
+    assert how == ended and (how == STOPPED or "raise runtime in the profile" in said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4001",
+        "NCCL error in: ProcessGroupNCCL.cpp:2251, remote process exited or there was a network error",
+        "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, EADDRINUSE",
+    ],
+)
+def test_what_another_start_can_mend_is_told_from_a_mistake(said):
+    assert LOST_PEER.search(said) and not LOST_PEER.search("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)")
