@@ -61,7 +61,9 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
     device = this_device(local_rank) if gpus else torch.device("cpu")
     cuda = device.type == "cuda"
     if gpus and not cuda:
-        raise UserError(f"PyTorch sees no GPU on {socket.gethostname()}; check its driver, or gpus_per_node in the profile")
+        raise UserError(
+            f"PyTorch sees no GPU on {socket.gethostname()}; check its driver, or gpus_per_node in the profile"
+        )
     if cuda:
         torch.cuda.set_device(device)
     if size > 1:

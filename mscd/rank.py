@@ -98,8 +98,8 @@ def _go_on_later(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> tuple
     """
     if not interrupted.saved and starts_in_place(leg.attempts) >= STARTS_WITHOUT_PROGRESS:
         return FAILED, (
-            f"{STARTS_WITHOUT_PROGRESS} starts in a row left no state, each ended by Slurm too soon: raise runtime in the "
-            "profile"
+            f"{STARTS_WITHOUT_PROGRESS} starts in a row left no state, each ended by Slurm too soon: raise runtime in "
+            "the profile"
         )
     deadline = time.monotonic() + SECONDS_TO_BE_KILLED
     try:

@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 class StopRequest:
     """Whether to stop: SIGTERM, SIGINT or SIGUSR2 (Slurm's word before a time limit) came, or the launcher is gone.
 
-    While its block runs, in the main thread, it takes the place of these signals' handlers. signals: those that came; launcher: process id of who
-    waits for this one on the same machine, or None where nobody has to.
+    While its block runs, in the main thread, it takes the place of these signals' handlers. signals: those that came;
+    launcher: process id of who waits for this one on the same machine, or None where nobody has to.
     """
 
     def __init__(self, launcher: int | None = None) -> None:

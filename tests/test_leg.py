@@ -38,7 +38,10 @@ def test_the_snapshot_is_put_in_place_and_what_is_no_longer_needed_dropped(leg, 
     ).read_text() == "new state"
     assert handed_kimgs(run) == [20, 30, 40]  # two back from this leg, and whatever lies further on
     assert sorted(path.name for path in run.iterdir()) == ["10", "20", "30", "40", "rolling"]
-    assert not list((run / "rolling").iterdir()) and sorted(os.listdir(run / "30")) == ["ema.safetensors", "state.safetensors"]
+    assert not list((run / "rolling").iterdir()) and sorted(os.listdir(run / "30")) == [
+        "ema.safetensors",
+        "state.safetensors",
+    ]
 
 
 def test_taking_a_snapshot_may_be_cut_off_and_repeated(leg, tmp_path, monkeypatch):

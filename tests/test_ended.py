@@ -1,0 +1,65 @@
+"""Which process of a job is told as the cause, and in which words."""
+
+import pytest
+from submitit import LocalJob
+from submitit.core.utils import cloudpickle_dump
+
+from mscd.ended import cause_of
+from mscd.rank import FAILED, FINISHED, LOST, STOPPED
+
+TRACE = """Traceback (most recent call last):
+  File "train.py", line 5, in step
+    loss.backward()
+    ~~~~~~~~~~~~~^^
+torch.AcceleratorError: CUDA error: device-side assert triggered
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+"""
+MEMORY = """Traceback (most recent call last):
+  File "a.py", line 1, in f
+    f()
+torch.OutOfMemoryError: CUDA out of memory.
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of which process k left results[k], None for none."""
+
+    def made(*results):
+        job = LocalJob(tmp_path, "1", tasks=range(len(results)))
+        for rank, result in enumerate(results):
+            paths = job.task(rank).paths
+            paths.stderr.parent.mkdir(exist_ok=True, parents=True)
+            paths.stderr.write_text(f"first\nlast of {rank}\n")
+            if result is not None:
+                cloudpickle_dump(
+                    ("error", result) if isinstance(result, str) else ("success", result), paths.result_pickle
+                )
+        return job
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        (((FINISHED, ""), (FINISHED, "")), "None"),
+        (((LOST, "closed by peer"), None), "process 1 was killed before it could say why; its last words: last of 1"),
+        (((LOST, "closed by peer"), (FINISHED, "")), "process 0 failed: closed by peer"),
+        ((None, (FAILED, "no such file")), "no such file"),
+        (((LOST, "x"), TRACE), "process 1 failed: torch.AcceleratorError: CUDA error: device-side assert triggered"),
+        (
+            (MEMORY, None),
+            "process 0 failed: torch.OutOfMemoryError: CUDA out of memory.; lower batch_per_process in the profile",
+        ),
+        (((STOPPED, "stopped at 5 images"), None), "stopped at 5 images"),
+    ],
+)
+def test_the_first_cause_is_told(job, results, told):
+    assert str(cause_of(job(*results))) == told
+
+
+@pytest.mark.parametrize(("result", "tail"), [(TRACE, TRACE.strip()), (None, "first\nlast of 1")])
+def test_the_last_lines_are_those_of_the_cause(job, result, tail):
+    assert cause_of(job((LOST, "x"), result)).tail == tail
