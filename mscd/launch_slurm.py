@@ -19,7 +19,7 @@ from submitit.core.utils import FailedJobError
 from mscd import slurm
 from mscd.attempts import read_attempts, starts_in_place
 from mscd.code import copy_package
-from mscd.ended import RAISED, cause_of
+from mscd.ended import RAISED, End, cause_of
 from mscd.errors import UserError
 from mscd.events import read_events
 from mscd.launch_record import LaunchRecord, fresh_folder
@@ -63,14 +63,15 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
                 if record.job_id is None:
                     record = _submit(leg, machine, log_dir, record)
                 status = _watch(leg, machine, record, parent)
-                if _has_finished(leg, status):
+                cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
+                if _has_finished(leg, cause):
                     return
-                cause = _why_again(leg, record, status)
+                why = _why_again(leg, record, status, cause)
                 idle = idle + 1 if len(read_attempts(leg.attempts)) == begun else 0
                 starts = max(idle, starts_in_place(leg.attempts))
                 if starts >= STARTS_WITHOUT_PROGRESS:
-                    raise UserError(f"{leg}: given up after {starts} starts without progress; of the last: {cause}")
-                log.warning("%s: %s; submitting it again", leg, cause)
+                    raise UserError(f"{leg}: given up after {starts} starts without progress; of the last: {why}")
+                log.warning("%s: %s; submitting it again", leg, why)
                 record = record.changed(leg, job_id=None, name=None)
         except KeyboardInterrupt:
             raise UserError(f"{leg}: {_stopped(leg)}") from None
@@ -210,23 +211,22 @@ def _progress(leg: Leg) -> str | None:
     return f"{kimg} of {leg.end_kimg} kimg, {speed:.0f} img/s, {left} left"
 
 
-def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None) -> str:
+def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None, cause: End | None) -> str:
     """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
     state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
     if state in CAUSES:
         raise UserError(f"{leg}: Slurm job {record.job_id} {CAUSES[state]} {logs}")
-    cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
     if cause and cause.how in (FAILED, RAISED):
         log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
         raise UserError(f"{leg}: {cause} {logs}")
     return f"Slurm job {record.job_id} ended as {state}" + (f", {cause} {logs}" if cause else "")
 
 
-def _has_finished(leg: Leg, status: slurm.JobStatus | None) -> bool:
-    """Whether the leg is finished; a shared disk may show that some time after the job's end."""
+def _has_finished(leg: Leg, cause: End | None) -> bool:
+    """Whether the leg is finished; where all its processes say so, a shared disk may show it some time later."""
     deadline = time.monotonic() + SECONDS_TO_BE_SEEN
     while not leg.finished.exists():
-        if status is None or status.state != "COMPLETED" or time.monotonic() > deadline:
+        if cause or time.monotonic() > deadline:
             return False
         os.listdir(leg.folder)  # what was not there is otherwise remembered by NFS
         time.sleep(1.0)

@@ -177,7 +177,7 @@ def test_jobs_that_get_nowhere_are_given_up(training):
     training.machine = dataclasses.replace(training.machine, slurm_setup="exit 3")
     training.start()
     line = training.fails(90)
-    assert "given up after 3 jobs without progress" in line and training.log.count("submitted as Slurm job") == 3
+    assert "given up after 3 starts without progress" in line and training.log.count("submitted as Slurm job") == 3
 
 
 def test_a_refused_submission_is_told_in_one_line(training):
