@@ -184,3 +184,15 @@ def test_ctrl_c_cancels_the_jobs(finished, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err, err
     wait_for(lambda: {job.state for job in jobs(project).values()} == {"CANCELLED"}, 30)
+
+
+def test_ctrl_c_cancels_the_job_of_a_leg_and_says_so(finished, tmp_path):
+    project = with_another_seed_block(finished, tmp_path / "project")
+    project.configure(lambda settings: settings["students"]["b"].update(duration_kimg=200, snapshot_kimg=200))
+    process = project.start("--profile", "profiles/slurm", "results/tiny/students/b/200/ema.safetensors")
+    job = job_for(project, "b, leg to 200 kimg", states=("RUNNING",))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert f"b, leg to 200 kimg: stopped; Slurm job {job.id} is cancelled" in err
+    wait_for(lambda: jobs(project)["b, leg to 200 kimg"].state == "CANCELLED", 30)
