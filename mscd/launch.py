@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mscd.errors import UserError
+from mscd.events import EventLog
 from mscd.launch_local import end_local, train_inline, train_local
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.launch_slurm import end_on_slurm, train_on_slurm
@@ -41,6 +42,8 @@ def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Pa
         record = _record(leg, machine)
         with _copied(leg.events, Path(events)):
             TRAIN[machine.launcher](leg, machine, Path(log_dir), record, parent)
+        # A line of this moment: a copy equal to an earlier launcher's would pass for that one's, not read again.
+        EventLog(events).tags({"launcher": machine.launcher})
         take_snapshot(leg)
 
 

@@ -89,9 +89,11 @@ def finished_by_a_lost_launcher(leg):
 def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(base, tmp_path):  # noqa: F811
     leg = student_leg(base, tmp_path / "run", 0, 1)
     finished_by_a_lost_launcher(leg)
+    left = leg.events.read_bytes()
     launch_leg(leg, 1, tmp_path / "logs")
     assert not (tmp_path / "logs").exists() and (tmp_path / "run/1/ema.safetensors").exists()
     assert [e["step"] for e in read_events(tmp_path / "run/e.jsonl") if e["event"] == "metrics"] == [1]
+    assert (tmp_path / "run/e.jsonl").read_bytes() != left  # or else it would not be read as this launcher's
 
 
 def test_what_a_lost_launcher_left_of_other_settings_is_dropped(base, tmp_path, caplog):  # noqa: F811

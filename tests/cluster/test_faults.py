@@ -51,8 +51,9 @@ def test_two_nodes_give_the_snapshot_of_two_local_processes(training, undisturbe
     training.start().finish()
     assert snapshot(training.folder, KIMG) == undisturbed
     assert steps(training) == list(range(1, KIMG + 1))
-    [tags] = [e["tags"] for e in read_events(training.folder / "events.jsonl") if e["event"] == "tags"]
+    tags, launched = [e["tags"] for e in read_events(training.folder / "events.jsonl") if e["event"] == "tags"]
     assert tags["nodes"] == "n[1-2]" and tags["requeues"] == "0" and tags["slurm_job_id"].isdigit()
+    assert launched == {"launcher": "slurm"}
     for words in ("submitted as Slurm job", "is running on n[1-2]", f"of {KIMG} kimg, ", "is over: COMPLETED"):
         assert words in training.log
     assert not (training.folder / "in_flight").exists()
