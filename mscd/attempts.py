@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mscd.errors import UserError
-from mscd.files import append_line
+from mscd.files import append_line, whole_lines
 
 
 class Superseded(UserError):
@@ -39,9 +39,7 @@ class Attempts:
 
 def read_attempts(path: str | os.PathLike) -> list[dict]:
     """The attempts, in order; a torn last line is left out."""
-    path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def starts_in_place(path: str | os.PathLike) -> int:

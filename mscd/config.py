@@ -405,13 +405,3 @@ def check_source(config: Config, *, name: str) -> None:
     source = config.data.source
     if source != "digits" and not Path(source).exists():
         raise UserError(f"{name}: data.source: there is no {source} (a folder or zip of images, or digits)")
-
-
-def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
-    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
-    if batch_size % (processes * max(batch_per_process, 1)):
-        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
-        raise UserError(
-            f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
-            "change it, or processes and batch_per_process in the profile"
-        )

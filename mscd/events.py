@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mscd.files import append_line
+from mscd.files import append_line, whole_lines
 
 
 class EventLog:
@@ -53,9 +53,7 @@ class EventLog:
 def read_events(path: str | os.PathLike) -> Iterator[dict]:
     """The events of a file that still hold, in order: see `start` above. A torn last line is left out."""
     held: list[dict] = []
-    for line in Path(path).read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
+    for line in whole_lines(path):
         event = json.loads(line)
         if event["event"] == "start":
             step = event["step"]

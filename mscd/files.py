@@ -64,6 +64,13 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
 
 
+def whole_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a file by `append_line`, without one that a kill tore; none where there is no such file."""
+    path = Path(path)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -56,7 +56,7 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
     slurm.check_there()
     with _interruptible():
         try:
-            record = _attach(leg, machine, record)
+            record = _attach(leg, record)
             idle = 0
             while record.job_id or not leg.finished.exists():
                 begun = len(read_attempts(leg.attempts))
@@ -88,7 +88,7 @@ def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
         _wait_until_gone(job_id)
 
 
-def _attach(leg: Leg, machine: Machine, record: LaunchRecord) -> LaunchRecord:
+def _attach(leg: Leg, record: LaunchRecord) -> LaunchRecord:
     """The record with the job that a lost launcher left alive, or with none."""
     job_id = _job_id(record)
     if job_id is None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mscd import checkpoint, ema
 from mscd.attempts import Attempts
 from mscd.code import code_identity
-from mscd.config import StudentSettings, TeacherSettings, check_share
+from mscd.config import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.distributed import Group
@@ -30,6 +30,7 @@ from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
 from mscd.events import EventLog
 from mscd.leg import STATE_NAME, Leg
+from mscd.machine import check_share
 from mscd.networks import EDMPrecond
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.states import Resumed, StateFolder, TrainingState

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mscd.config import Config, check_share, check_source, digest, load_config
+from mscd.config import Config, check_source, digest, load_config
 from mscd.config_docs import docs
 from mscd.errors import UserError
 
@@ -140,18 +140,6 @@ def test_missing_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="mine: data.source: there is no"):
         check_source(config, name="mine")
     check_source(load_config(changed("data.source", str(tmp_path))), name="mine")
-
-
-@pytest.mark.parametrize(
-    ("batch", "processes", "piece", "fits"),
-    [(64, 1, 0, True), (64, 4, 0, True), (64, 3, 0, False), (64, 2, 16, True), (64, 2, 24, False), (64, 2, 64, False)],
-)
-def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
-    if fits:
-        check_share("x", batch, processes, piece)
-    else:
-        with pytest.raises(UserError, match=f"x.batch_size: {processes} processes.* cannot share {batch} images"):
-            check_share("x", batch, processes, piece)
 
 
 OPERATIONAL = (

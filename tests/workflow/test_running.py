@@ -71,32 +71,33 @@ def test_empty_data_folder_is_told_in_one_line_and_starts_nothing_else(unfinishe
     assert not (unfinished_project.results / "data/train.zip").exists()
 
 
-def test_interrupted_call_goes_on_from_its_state(project):
+def cut_in_a_leg(project, number):
+    """Snakemake that got the signal in the middle of a leg."""
     long_leg(project)
     process = project.start("results/tiny/students/a/4/ema.safetensors")
     wait_for(lambda: list(project.results.glob("students/a/rolling/state-*.safetensors")))
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and "Traceback" not in err, err
-    assert not (project.results / "students/a/4/ema.safetensors").exists()
+    os.killpg(process.pid, number)
+    return process
+
+
+def goes_on(project):
     ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
     assert ran.returncode == 0, ran.stderr
-    assert (
-        "going on from results/tiny/students/a/rolling/state-" in (project.results / "logs/distill/a.4.log").read_text()
-    )
+    log = (project.results / "logs/distill/a.4.log").read_text()
+    assert "going on from results/tiny/students/a/rolling/state-" in log
+
+
+def test_interrupted_call_goes_on_from_its_state(project):
+    process = cut_in_a_leg(project, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "Traceback" not in err, err
+    assert not (project.results / "students/a/4/ema.safetensors").exists()
+    goes_on(project)
 
 
 def test_killed_call_goes_on_from_its_state(project):
-    long_leg(project)
-    process = project.start("results/tiny/students/a/4/ema.safetensors")
-    wait_for(lambda: list(project.results.glob("students/a/rolling/state-*.safetensors")))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
-    assert ran.returncode == 0, ran.stderr
-    assert (
-        "going on from results/tiny/students/a/rolling/state-" in (project.results / "logs/distill/a.4.log").read_text()
-    )
+    cut_in_a_leg(project, signal.SIGKILL).wait()
+    goes_on(project)
 
 
 def test_second_call_on_one_folder_is_refused(project):

@@ -5,10 +5,10 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config import check_share, check_source, digest, load_config, read_yaml
+from mscd.config import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
 from mscd.lock import FolderLock
-from mscd.machine import machine_of
+from mscd.machine import check_share, machine_of
 
 
 def stop(error):
