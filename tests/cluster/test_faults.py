@@ -69,9 +69,10 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed, fault):
     assert ("submitting it again" in training.log) == (fault is kill_rank)
 
 
-def test_before_a_time_limit_a_state_is_saved_at_the_signal(base, tmp_path, training):  # noqa: F811
-    settings = LONG.model_copy(update={"duration_kimg": 1000, "snapshot_kimg": 1000, "state_kimg": 1000})
-    training.leg = student_leg(base, tmp_path / "run", 0, 1000, settings)
+def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base, tmp_path, training):  # noqa: F811
+    kimg = 100  # more than a job trains in its minute
+    settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
+    training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
     training.machine = dataclasses.replace(training.machine, runtime=1)
     training.start()
     wait_for(lambda: training.leg.attempts.exists(), "training to begin")
@@ -80,6 +81,11 @@ def test_before_a_time_limit_a_state_is_saved_at_the_signal(base, tmp_path, trai
     metrics = [e for e in read_events(training.leg.events) if e["event"] == "metrics"]
     reached, told = int(state.stem.removeprefix("state-")), metrics[-1]["step"] * 1000
     assert told <= reached < told + 1000 + 100  # the steps after the last tick, one of them begun at the signal
+    training.finish(240)
+    whole = student_leg(base, tmp_path / "whole", 0, kimg, settings)
+    launch_leg(whole, 2, tmp_path / "logs")
+    assert snapshot(training.folder, kimg) == snapshot(tmp_path / "whole", kimg)
+    assert steps(training) == list(range(1, kimg + 1))
 
 
 def test_scancel_fails_the_leg_soon_in_one_line_and_the_next_call_goes_on(training, undisturbed):
