@@ -9,8 +9,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from mscd.errors import UserError
 
 
@@ -39,14 +37,6 @@ def logged(log: str | os.PathLike) -> Iterator[None]:
         _end(terminal, f"{type(error).__name__}: {error} (all of it in {log})", 1)
     finally:
         os.close(terminal)
-
-
-def snakemake_process() -> int:
-    """Id of the Snakemake that runs this job; older shells stand between the two."""
-    for process in psutil.Process().parents():
-        if any(Path(word).name == "snakemake" for word in process.cmdline()[:3]):
-            return process.pid
-    return os.getppid()
 
 
 def _end(terminal: int, line: str, status: int) -> None:

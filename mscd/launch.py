@@ -18,6 +18,7 @@ from mscd.launch_slurm import end_on_slurm, train_on_slurm
 from mscd.leg import Leg, take_snapshot
 from mscd.lock import FolderLock
 from mscd.machine import Machine
+from mscd.stop import is_gone
 
 log = logging.getLogger(__name__)
 END = {"inline": end_local, "local": end_local, "slurm": end_on_slurm}
@@ -39,6 +40,8 @@ def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Pa
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     machine.check(str(leg))
     with _alone(leg, parent):
+        if is_gone(parent):
+            raise UserError(f"{leg}: Snakemake is gone; nothing was started")
         record = _record(leg, machine)
         with _copied(leg.events, Path(events)):
             TRAIN[machine.launcher](leg, machine, Path(log_dir), record, parent)

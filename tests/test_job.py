@@ -34,13 +34,3 @@ def test_other_error_is_one_line_on_terminal_and_its_traceback_in_the_log(tmp_pa
 @pytest.mark.parametrize(("body", "status"), [("raise KeyboardInterrupt", 130), ("sys.exit(7)", 7)])
 def test_interruption_and_exit_keep_their_status(tmp_path, body, status):
     assert run(tmp_path, body)[0].returncode == status
-
-
-def test_the_snakemake_of_a_job_is_found_behind_a_shell(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text("from mscd.job import snakemake_process; print(snakemake_process())")
-    (tmp_path / "Snakefile").write_text(f"rule a:\n    shell: 'bash -c \"{sys.executable} {script} > out; true\"'\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "1"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
-    assert process.wait() == 0 and int((tmp_path / "out").read_text()) == process.pid

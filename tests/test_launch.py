@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import subprocess
 import threading
 import time
 
@@ -111,6 +112,31 @@ def test_a_forced_repetition_trains_again(base, tmp_path):  # noqa: F811
     for _ in range(2):
         launch_leg(leg, 1, tmp_path / "logs")
     assert sorted(os.listdir(tmp_path / "logs")) == ["001", "002"]
+
+
+def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tmp_path):  # noqa: F811
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
+    with pytest.raises(UserError, match="Snakemake is gone; nothing was started"):
+        run_leg(student_leg(base, tmp_path / "run", 0, 1), Machine(), **files, parent=gone.pid)
+    assert not (tmp_path / "logs").exists() and not (tmp_path / "run/lock").exists()
+
+
+def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_path):  # noqa: F811
+    leg = student_leg(base, tmp_path / "run", 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
+    files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
+    parent = subprocess.Popen(["sleep", "600"])
+
+    def end_when_training():
+        while not leg.events.exists():
+            time.sleep(0.05)
+        parent.kill()
+        parent.wait()
+
+    threading.Thread(target=end_when_training).start()
+    with pytest.raises(UserError, match="stopped at .* goes on from .*rolling/state-"):
+        run_leg(leg, Machine(), **files, parent=parent.pid)
 
 
 def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):  # noqa: F811

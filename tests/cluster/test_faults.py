@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import subprocess
 import time
 
 import pytest
@@ -116,6 +117,18 @@ def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed, when)
     training.start().finish()
     assert snapshot(training.folder, KIMG) == undisturbed and steps(training) == list(range(1, KIMG + 1))
     assert training.log.count("submitted as Slurm job") == 1 and f"Slurm job {job_id}" in training.log
+
+
+def test_a_launcher_that_loses_its_snakemake_leaves_the_job_to_the_next(training, undisturbed):
+    snakemake = subprocess.Popen(["sleep", "600"])
+    training.parent = snakemake.pid
+    training.start().wait_until_at(1)
+    snakemake.kill()
+    snakemake.wait()
+    assert f"Snakemake is gone; Slurm job {training.job_id} goes on without it" in training.fails(30)
+    training.parent = None
+    training.start().finish()
+    assert training.log.count("submitted as Slurm job") == 1 and snapshot(training.folder, KIMG) == undisturbed
 
 
 def test_a_second_launcher_is_refused_and_disturbs_nothing(training, undisturbed):

@@ -36,6 +36,7 @@ class Training:
 
     leg: Leg
     machine: Machine = TWO_NODES
+    parent: int | None = None
     launcher: subprocess.Popen | None = None
 
     @property
@@ -49,11 +50,12 @@ class Training:
     def start(self) -> "Training":
         """A launcher, as a rule of the workflow starts it; its error, if any, is the last line of the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        task = pickle.dumps((self.leg, self.machine)).hex()
+        task = pickle.dumps((self.leg, self.machine, self.parent)).hex()
         code = (
             "import pickle, sys; from mscd.launch import run_leg; from mscd.errors import UserError\n"
-            f"leg, machine = pickle.loads(bytes.fromhex('{task}'))\n"
-            "try: run_leg(leg, machine, log_dir=leg.run_dir + '/logs', events=leg.run_dir + '/events.jsonl')\n"
+            f"leg, machine, parent = pickle.loads(bytes.fromhex('{task}'))\n"
+            "files = dict(log_dir=leg.run_dir + '/logs', events=leg.run_dir + '/events.jsonl')\n"
+            "try: run_leg(leg, machine, **files, parent=parent)\n"
             "except UserError as error: sys.exit(str(error))"
         )
         with open(self.folder / "launcher.log", "a") as log:

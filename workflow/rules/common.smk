@@ -1,6 +1,7 @@
 """The checked settings, and where everything lies. Rules hold no functions; they are all here."""
 
 import atexit
+import os
 import re
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ def hold_folder():
 
 onstart:
     hold_folder()
+
+
+# For scripts that end with their Snakemake: who was started just before it died cannot find it among its ancestors.
+os.environ.update(MSCD_SNAKEMAKE=str(os.getpid()))
 
 
 # Another file given by --configfile stands alone; Snakemake would merge the two.

@@ -1,9 +1,10 @@
 """Train one leg of the teacher, or of a student."""
 
+import os
 from pathlib import Path
 
 from mscd.config import load_config
-from mscd.job import logged, snakemake_process
+from mscd.job import logged
 from mscd.launch import run_leg
 from mscd.leg import Leg
 from mscd.machine import machine_of
@@ -29,5 +30,5 @@ with logged(snakemake.log.text):
         machine_of(snakemake.resources, snakemake.threads, snakemake.rule),
         log_dir=Path(snakemake.log.text).with_suffix(""),
         events=snakemake.log.events,
-        parent=snakemake_process(),
+        parent=int(os.environ["MSCD_SNAKEMAKE"]),
     )
