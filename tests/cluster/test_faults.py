@@ -39,8 +39,8 @@ def training(base, tmp_path):  # noqa: F811
     yield training
     if training.launcher and training.launcher.poll() is None:
         training.launcher.kill()
-    if training.job_id:
-        tell_slurm("scancel", training.job_id)
+    if training.recorded_job:
+        tell_slurm("scancel", training.recorded_job)
     wait_for(no_job_left, "jobs to end")
 
 

@@ -76,7 +76,12 @@ class Training:
         return self.log.splitlines()[-1]
 
     @property
-    def job_id(self) -> str | None:
+    def job_id(self) -> str:
+        """Slurm's number of the job, as soon as the launcher has recorded it: the job itself may be faster."""
+        return wait_for(lambda: self.recorded_job, "the job's record")
+
+    @property
+    def recorded_job(self) -> str | None:
         record = LaunchRecord.read(self.leg.folder)
         return record and record.job_id
 
@@ -98,7 +103,8 @@ class Training:
 
     def requeued(self, times: int = 1) -> None:
         """Until Slurm has put the job back into the queue."""
-        wait_for(lambda: slurm.status(self.job_id).restarts >= times, "the requeue")
+        job_id = self.job_id
+        wait_for(lambda: slurm.status(job_id).restarts >= times, "the requeue")
 
 
 def rank_of(job_id: str | None, number: int) -> psutil.Process | None:
