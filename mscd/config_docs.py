@@ -10,7 +10,12 @@ from mscd.config import (
     ClassifierSettings,
     Config,
     DataSettings,
+    FileSettings,
+    InceptionSettings,
     NetworkSettings,
+    PosthocSettings,
+    PublishedStudent,
+    PublishedTeacher,
     ReferenceSettings,
     SamplerSettings,
     ScoringSettings,
@@ -22,7 +27,7 @@ from mscd.config import (
 DOCS_HEADER = """\
 # Settings
 
-Made from the models in `mscd/config.py` by `python -m mscd.config_docs`; change it there.
+Made from the models in `mscd/config*.py` by `python -m mscd.config_docs`; change it there.
 
 The file that is read is `config/config.yaml`, or what `snakemake --configfile FILE` names. Unknown keys are refused.
 Changing a setting repeats what it reaches and nothing else; those marked *operational* (how long, how often, how
@@ -35,11 +40,16 @@ SECTIONS = {
     "data": DataSettings,
     "reference": ReferenceSettings,
     "reference.classifier": ClassifierSettings,
+    "reference.inception": InceptionSettings,
+    "reference.statistics": FileSettings,
     "teacher": TeacherSettings,
     "teacher.network": NetworkSettings,
+    "teacher, published": PublishedTeacher,
     "students.<name>": StudentSettings,
+    "published_students.<name>": PublishedStudent,
     "scoring": ScoringSettings,
     "scoring.teacher_samplers": SamplerSettings,
+    "posthoc_ema": PosthocSettings,
 }
 
 
@@ -73,7 +83,7 @@ def _type_name(field: Any) -> str:
 def _schema_name(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_schema_name(part) for part in schema["anyOf"])
-    if "$ref" in schema or "allOf" in schema:
+    if "$ref" in schema or "allOf" in schema or "oneOf" in schema:
         return "section"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])

@@ -2,10 +2,17 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
+
+from mscd.settings import NAME_PATTERN, SHA256_PATTERN
+
+PATTERNS = {
+    NAME_PATTERN: "must be letters, digits, '.', '_' or '-', and start with a letter or digit",
+    SHA256_PATTERN: "must be 64 lower-case hex digits",
+}
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
@@ -17,12 +24,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_one(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
-    path = [str(part) for part in problem["loc"] if part != "[key]"]
-    where = ".".join(path)
+    where = ".".join(_path(problem["loc"]))
     context, got = problem.get("ctx", {}), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key{_nearest(path, model)}"
+            return f"{where}: unknown key{_nearest(problem['loc'], model)}"
         case "missing":
             return f"{where}: is missing"
         case "value_error":
@@ -30,7 +36,7 @@ def _describe_one(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
         case "greater_than_equal":
             what = f"must be at least {context['ge']}"
         case "string_pattern_mismatch":
-            what = "must be letters, digits, '.', '_' or '-', and start with a letter or digit"
+            what = PATTERNS[context["pattern"]]
         case "too_short":
             what = "must not be empty"
         case "literal_error":
@@ -45,13 +51,34 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(path: list[str], model: type[BaseModel]) -> str:
-    for part in path[:-1]:
-        field = model.model_fields.get(part)
-        inner = _inner_model(field.annotation) if field else None
-        model = inner or model
-    close = difflib.get_close_matches(path[-1], model.model_fields, n=1)
-    return f", did you mean {close[0]}?" if close else f" (known here: {', '.join(model.model_fields)})"
+def _path(location: Sequence[str | int]) -> list[str]:
+    """The keys of an error's location as the user typed them."""
+    return [str(part) for part in location if part != "[key]" and not _is_tag(part)]
+
+
+def _is_tag(part: str | int) -> bool:
+    """Whether a part of a location is no key but the tag of the member of a union that was tried."""
+    return str(part).startswith("<")
+
+
+def _model_at(location: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel]:
+    """The model that the last key of a location belongs to."""
+    annotation: Any = None
+    for part in location[:-1]:
+        if _is_tag(part):
+            members = get_args(annotation)
+            annotation = next(member for member in members if Tag(part) in getattr(member, "__metadata__", ()))
+        else:
+            field = model.model_fields.get(str(part))
+            annotation = field and field.annotation
+        model = _inner_model(annotation) or model
+    return model
+
+
+def _nearest(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    known = _model_at(location, model).model_fields
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f", did you mean {close[0]}?" if close else f" (known here: {', '.join(known)})"
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

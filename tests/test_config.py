@@ -35,9 +35,12 @@ SETTINGS = {
 }
 
 
-def changed(where: str, value) -> dict:
-    """SETTINGS with the key at the dotted path `where` set."""
-    settings = copy.deepcopy(SETTINGS)
+PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["teacher"]["network"]}
+
+
+def changed(where: str, value, settings=SETTINGS) -> dict:
+    """The settings with the key at the dotted path `where` set."""
+    settings = copy.deepcopy(settings)
     *path, key = where.split(".")
     inner = settings
     for part in path:
@@ -93,7 +96,6 @@ def test_wrong_value_is_told_in_one_line(where, value, line):
         ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks holds a block twice"),
         ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers holds heun-8 "),
         ("scoring.teacher_samplers.0.S_churn", 1, "scoring.teacher_samplers.0: S_churn is an option of the heun"),
-        ("scoring.images_per_job", 257, "scoring: images_per_job 257 is not a multiple of batch_size 256: a batch has"),
         ("students.s8.sigma_max_anchor", 0.6, None),
     ],
 )
@@ -106,6 +108,52 @@ def test_impossible_combination_is_told_in_one_line(where, value, line):
     with pytest.raises(UserError) as error:
         load_config(settings)
     assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "line"),
+    [
+        ("teacher.seed", 1, "teacher.seed: unknown key (known here: source, sha256, license, network)"),
+        ("teacher.shas256", "0" * 64, "teacher.shas256: unknown key, did you mean sha256?"),
+        ("teacher.sha256", "abc", "teacher.sha256: must be 64 lower-case hex digits (got 'abc')"),
+        ("teacher.network.num_block", 1, "teacher.network.num_block: unknown key, did you mean num_blocks?"),
+        ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
+        ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
+        ("published_students.s8", {"source": "x", "segments": 8, "snapshot_kimg": 1}, "published_students: s8 is the"),
+        ("posthoc_ema", {"stds": [0.05]}, "posthoc_ema: students.s8 keeps no phema_stds to reconstruct from"),
+        ("posthoc_ema", {"stds": [0.05, 0.0501]}, "posthoc_ema: stds are told apart by three decimals"),
+        ("reference.statistics", {"source": "ref.npz"}, "reference: published statistics are of Inception's features"),
+    ],
+)
+def test_mistakes_about_files_of_others_are_told_in_one_line(where, value, line):
+    settings = changed("teacher", PUBLISHED)
+    settings["reference"] = {}
+    settings["published_students"] = {}
+    with pytest.raises(UserError) as error:
+        load_config(changed(where, value, settings))
+    assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
+
+
+def test_posthoc_snapshots_have_to_be_snapshots():
+    settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
+    settings["posthoc_ema"] = {"stds": [0.05], "snapshots": [3]}
+    with pytest.raises(UserError, match="posthoc_ema.snapshots: students.s8 has no snapshot at 3 kimg"):
+        load_config(settings)
+    assert load_config(changed("posthoc_ema.snapshots", None, settings)).posthoc_snapshots("s8") == [4]
+
+
+def test_of_a_published_file_the_source_alone_is_identity():
+    before = load_config(changed("teacher", PUBLISHED)).teacher
+    after = load_config(changed("teacher", {**PUBLISHED, "sha256": "0" * 64, "license": "MIT"})).teacher
+    assert before.identity() == after.identity() and before.identity()["source"] == PUBLISHED["source"]
+
+
+def test_samplers_with_and_without_churn_have_names_of_their_own():
+    heun = {"sampler": "heun", "steps": 256}
+    churned = {**heun, "S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
+    samplers = load_config(changed("scoring.teacher_samplers", [heun, churned])).scoring.teacher_samplers
+    assert [sampler.label for sampler in samplers] == ["heun-256", "heun-256-churn40"]
+    assert [sampler.nfe for sampler in samplers] == [511, 511]
 
 
 def test_song_options_are_refused_for_dhariwal():
@@ -136,10 +184,10 @@ def test_missing_file_is_refused(tmp_path):
 
 
 def test_missing_data_is_refused(tmp_path):
-    config = load_config(changed("data.source", str(tmp_path / "none")))
     with pytest.raises(UserError, match="mine: data.source: there is no"):
-        check_source(config, name="mine")
-    check_source(load_config(changed("data.source", str(tmp_path))), name="mine")
+        check_source(str(tmp_path / "none"), "data.source", name="mine")
+    for source in ("digits", str(tmp_path), f"file://{tmp_path}", "https://example.org/none.zip"):
+        check_source(source, "data.source", name="mine")
 
 
 OPERATIONAL = (
@@ -182,19 +230,20 @@ def test_seed_blocks_follow_each_other():
 
 
 @pytest.mark.parametrize(
-    ("images_per_job", "parts"),
+    ("evaluations_per_job", "parts"),
     [
         (None, [range(200, 300)]),
-        (40, [range(200, 240), range(240, 280), range(280, 300)]),
-        (50, [range(200, 250), range(250, 300)]),
-        (100, [range(200, 300)]),
-        (120, [range(200, 300)]),
+        (329, [range(200, 240), range(240, 280), range(280, 300)]),
+        (400, [range(200, 250), range(250, 300)]),
+        (800, [range(200, 300)]),
+        (960, [range(200, 300)]),
+        (1, [range(first, first + 10) for first in range(200, 300, 10)]),
     ],
 )
-def test_jobs_share_a_seed_block_in_whole_batches(images_per_job, parts):
-    settings = {**SETTINGS["scoring"], "batch_size": 10, "images_per_job": images_per_job}
+def test_jobs_share_a_seed_block_in_whole_batches(evaluations_per_job, parts):
+    settings = {**SETTINGS["scoring"], "batch_size": 10, "evaluations_per_job": evaluations_per_job}
     scoring = load_config(changed("scoring", settings)).scoring
-    assert scoring.parts(scoring.seeds(2)) == parts
+    assert scoring.parts(scoring.seeds(2), nfe=8) == parts
 
 
 def test_unet_options_are_those_of_the_model_type():

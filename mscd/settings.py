@@ -1,0 +1,71 @@
+"""What every part of the configuration is made of: checked, frozen settings, their digests and common types."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Kimg = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Width = Annotated[int, Field(ge=1)]
+PhemaStd = Annotated[float, Field(gt=0, le=0.28)]  # t**gamma needs gamma > 0, that is a std below sqrt(1/12)
+Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
+
+
+def operational(default: Any, description: str) -> Any:
+    """A field that says how long or how closely watched a run is, or what is only checked: no part of its identity."""
+    return Field(default, description=description, json_schema_extra={"operational": True})
+
+
+class Settings(BaseModel):
+    """A part of the configuration: unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that reach the result, as plain JSON values; two runs with equal identities are the same run."""
+        kept = {}
+        for key, field in type(self).model_fields.items():
+            if not (field.json_schema_extra or {}).get("operational", False):
+                kept[key] = _plain(getattr(self, key))
+        return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.identity()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value` (settings, or plain JSON values) as canonical JSON."""
+    canonical = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class FileSettings(Settings):
+    """A file that others made."""
+
+    source: str = Field(
+        min_length=1,
+        description="Path of the file, or its address (`https://`, `http://`, `file://`), from which it is downloaded "
+        "once, into downloads/. Another path or address counts as another file.",
+    )
+    sha256: Sha256 | None = operational(
+        None, "sha256 that the file must have; null: that of its first use, which downloads.lock keeps."
+    )
+    license: str | None = operational(
+        None, "Its licence, carried into all that is made from it; null: as far as mscd knows it."
+    )
