@@ -1,0 +1,88 @@
+"""A local HTTP server for tests that serves a folder, and misbehaves when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `folder` at `address`. Set an attribute to have it misbehave from the next request on.
+
+    truncate: send only so many bytes of a file, under a Content-Length that promises all of it, and hang up.
+    stall: the same, but stay silent instead of hanging up, until `released` is set or the server ends.
+    failures: answer so many requests with `failure` (a status); float("inf") for ever.
+    instead: serve this content in place of every file.
+    requests: paths asked for so far, in order. sent: set when the first bytes of a stalled answer are on their way.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), functools.partial(_Handler, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        self.truncate: int | None = None
+        self.stall: int | None = None
+        self.failures: float = 0
+        self.failure = 500
+        self.instead: bytes | None = None
+        self.requests: list[str] = []
+        self.sent, self.released = threading.Event(), threading.Event()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            self.send_error(self.server.failure)
+            return
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes() if self.server.instead is None else self.server.instead
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # a killed client
+            self._send(content)
+
+    def _send(self, content: bytes) -> None:
+        cuts = [cut for cut in (self.server.truncate, self.server.stall) if cut is not None]
+        self.wfile.write(content[: min(cuts, default=len(content))])
+        if self.server.stall is not None:
+            self.server.sent.set()
+            self.server.released.wait()
+
+    def log_message(self, *arguments: object) -> None:
+        """Tests read what is asked for from `requests`."""
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Server]:
+    """The server of a folder, which can be told to misbehave."""
+    with Server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.released.set()
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address under which the files of `folder` are served, for as long as the block lasts."""
+    with running(folder) as server:
+        yield server.address
