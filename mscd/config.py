@@ -107,6 +107,18 @@ class Config(Settings):
         """The teacher's settings if it is trained here."""
         return self.teacher if isinstance(self.teacher, TeacherSettings) else None
 
+    def files(self) -> dict[str, FileSettings | DataSettings]:
+        """What is taken from others, by the key that names it in the settings: files to download, or to find."""
+        files: dict[str, FileSettings | DataSettings] = {"data": self.data}
+        if isinstance(self.teacher, PublishedTeacher):
+            files["teacher"] = self.teacher
+        files |= {f"published_students.{name}": student for name, student in self.published_students.items()}
+        if self.reference.detector == "inception":
+            files["reference.inception"] = self.reference.inception
+        if self.reference.statistics is not None:
+            files["reference.statistics"] = self.reference.statistics
+        return files
+
     def posthoc_snapshots(self, student: str) -> list[int]:
         """kimg of the snapshots of a student at which EMA lengths are reconstructed."""
         if self.posthoc_ema is None:

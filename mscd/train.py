@@ -257,8 +257,9 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
 
 
 def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
+    classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher passes labels over
     wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
-    found = (dataset.resolution, dataset.channels, dataset.label_dim)
+    found = (dataset.resolution, dataset.channels, classes)
     if wanted != found:
         raise UserError(
             f"{leg.data}: images of (resolution, channels, classes) {found} don't fit the teacher {leg.teacher}, "
@@ -373,9 +374,16 @@ def _write_snapshot(run: _Run) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed here
     run.folder.save(run.state, partial / STATE_NAME)
     student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
-    data = {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")}
+    about = {
+        "model": leg.model,
+        "snapshot_kimg": leg.end_kimg,
+        "nimg": run.state.nimg,
+        "data": {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
+        "student": student,
+        "run": run.folder.fingerprint,
+        **(origin_of(checkpoint.read_metadata(leg.teacher)) if leg.teacher else {}),
+    }
     for name, net in run.state.averages.items():
-        metadata = {"model": leg.model, "snapshot_kimg": leg.end_kimg, "ema": name, "data": data, "student": student}
-        checkpoint.save_network(partial / f"{name}.safetensors", net, metadata)
+        checkpoint.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
     run.attempts.check_newest()
     partial.rename(leg.finished)

@@ -11,7 +11,9 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
-RESULTS = {("fid_table", ""), ("score_vs_kimg", "a"), ("score_vs_kimg", "b"), ("score_vs_nfe", ""), ("image_grid", "")}
+RESULTS = {("fid_table", ""), ("score_vs_nfe", ""), ("image_grid", "")} | {
+    (rule, student) for rule in ("score_vs_kimg", "export") for student in "ab"
+}
 
 
 def profile_settings(name: str) -> dict:

@@ -22,9 +22,13 @@ def test_impossible_combination(unfinished_project):
     assert "students.a: snapshot_kimg 5 does not divide duration_kimg 2" in refused(unfinished_project)
 
 
-def test_missing_data(unfinished_project):
+def test_missing_data_is_no_hindrance_to_a_plan_but_to_a_run(unfinished_project):
     unfinished_project.configure(lambda settings: settings["data"].update(source="photos"))
-    assert refused(unfinished_project).startswith("config/config.yaml: data.source: there is no photos")
+    assert ("pack_data", "") in unfinished_project.planned()
+    ran = unfinished_project.snakemake("all")
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert "config/config.yaml: data.source: there is no photos; put it there" in ran.stderr
+    assert not unfinished_project.results.exists()
 
 
 @pytest.mark.parametrize("resources", ["distill:processes=3", "distill:batch_per_process=30"])

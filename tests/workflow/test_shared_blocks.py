@@ -8,18 +8,18 @@ from mscd.samples import read_samples
 SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
 
 
-def share(images_per_job, **settings):
-    return lambda config: config["scoring"].update(images_per_job=images_per_job, **settings)
+def share(evaluations, **settings):
+    return lambda config: config["scoring"].update(evaluations_per_job=evaluations, **settings)
 
 
 def test_scores_are_those_of_one_job_a_block(finished, project):
-    project.configure(share(48))
+    project.configure(share(100))
     for name in SCORES:
         (project.results / name).unlink()
     ran = project.snakemake(*(f"results/tiny/{name}" for name in SCORES))
     assert ran.returncode == 0, ran.stderr
     logs = {path.name for path in project.results.glob("logs/generate/*.log")}
-    assert {f"teacher.ema.heun-2.seeds-{seeds}.log" for seeds in ("0-47", "48-63")} < logs
+    assert {f"teacher.ema.heun-2.seeds-{seeds}.log" for seeds in ("0-31", "32-63")} < logs
     for name in SCORES:
         assert (project.results / name).read_bytes() == (finished.results / name).read_bytes()
     assert not list(project.results.glob("samples/**/*.npz"))

@@ -70,10 +70,11 @@ def test_detector_setting_scores_again_and_trains_no_network(project):
 
 
 def test_how_jobs_share_seed_blocks_only_samples_and_scores_again(project):
-    project.configure(lambda settings: settings["scoring"].update(images_per_job=48))
-    sampled = set().union(*SAMPLES.values())
-    generated = {("generate", f"{job} {part}") for job in sampled for part in ("0 47", "48 63")}
-    assert project.planned() == generated | {("score", f"{job} 0 63") for job in sampled} | RESULTS
+    project.configure(lambda settings: settings["scoring"].update(evaluations_per_job=100))
+    of_three, of_two = {"teacher ema heun 2"}, {"teacher ema euler 2"} | SAMPLES["a"]  # evaluations an image
+    generated = {("generate", f"{job} {part}") for job in of_three for part in ("0 31", "32 63")}
+    generated |= {("generate", f"{job} {part}") for job in of_two for part in ("0 47", "48 63")}
+    assert project.planned() == generated | {("score", f"{job} 0 63") for job in of_three | of_two} | RESULTS
 
 
 def test_figure_setting_redraws_only_the_figure(project):
@@ -90,7 +91,7 @@ def test_how_closely_training_is_watched_retrains_nothing(project, key):
 def test_another_student_leaves_the_others_alone(project):
     project.configure(lambda settings: settings["students"].update(c=settings["students"]["b"] | {"seed": 9}))
     scored = {(rule, f"c-1 {ema} euler 1 0 63") for rule in ("generate", "score") for ema in EMAS}
-    assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c")} | scored | RESULTS
+    assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c"), ("export", "c")} | scored | RESULTS
 
 
 def test_comments_and_file_dates_retrain_nothing(project):

@@ -6,7 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config import check_source, digest, load_config, read_yaml
+from mscd.config import SamplerSettings, check_source, digest, is_address, load_config, read_yaml
+from mscd.download import local_path
 from mscd.errors import UserError
 from mscd.lock import FolderLock
 from mscd.machine import check_share, machine_of
@@ -29,7 +30,21 @@ def hold_folder():
     atexit.register(lock.__exit__)
 
 
+def check_sources():
+    """Refuse to begin where a file of the user's is missing that something still has to be made of."""
+    made = {"data": data_zip, "teacher": teacher_file, "reference.inception": detector_file}
+    made |= {f"published_students.{name}": published_network(name) for name in run.published_students}
+    made |= {"reference.statistics": reference_file}
+    try:
+        for key, settings in run.files().items():
+            if not made[key].exists():
+                check_source(settings.source, f"{key}.source", name=settings_name())
+    except UserError as error:
+        stop(error)
+
+
 onstart:
+    check_sources()
     hold_folder()
 
 
@@ -55,14 +70,14 @@ def settings_name():
 
 try:
     run = load_config(config, name=settings_name())
-    check_source(run, name=settings_name())
 except UserError as error:
     stop(error)
 
 results = Path("results", run.name)
 logs = results / "logs"
 data_zip = results / "data/train.zip"
-detector_file = results / f"reference/{run.reference.detector}.safetensors"
+detector_suffix = "safetensors" if run.reference.detector == "classifier" else "pt"
+detector_file = results / f"reference/{run.reference.detector}.{detector_suffix}"
 reference_file = results / f"reference/{run.reference.detector}.npz"
 teacher_file = results / "teacher/network.safetensors"
 table_files = [results / "fid_table.csv", results / "fid_table.md"]
@@ -70,19 +85,36 @@ figure_files = [
     results / "figures/score-vs-nfe.png",
     results / "figures/images.png",
     *(results / f"figures/score-vs-kimg-{student}.png" for student in run.students),
+    *(results / f"figures/score-vs-ema-length-{student}.png" for student in run.students if run.posthoc_ema),
 ]
+exports = [results / f"export/{student}" for student in run.students]
 
 
 report: "../report/workflow.rst"
 
 
+def any_of(names):
+    """The regular expression of these names; of no name, one that nothing matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+# Files behind addresses, by the place where they are put.
+downloads = {
+    str(local_path(settings.source)): key for key, settings in run.files().items() if is_address(settings.source)
+}
+
+
 wildcard_constraints:
-    student="|".join(map(re.escape, run.students)),
+    student=any_of(run.students),
+    published=any_of(run.published_students),
     kimg=r"\d+",
-    model=rf"teacher|(?:{'|'.join(map(re.escape, run.students))})-\d+",
-    ema=r"ema|phema-\d\.\d{3}",
+    model=rf"teacher|(?:{any_of([*run.students, *run.published_students])})-\d+",
+    ema=r"ema|phema-\d\.\d{3}|posthoc-\d\.\d{3}",
+    std=r"\d\.\d{3}",
     sampler="euler|heun",
     steps=r"\d+",
+    churn=r"(?:-churn[\d.e+-]+)?",
+    downloaded=any_of(downloads),
     first=r"\d+",
     last=r"\d+",
 
@@ -93,7 +125,11 @@ wildcard_constraints:
 data_identity = digest(run.data)
 detector_identity = digest([run.data, run.reference])
 teacher_training_identity = digest([run.data, run.teacher])
-teacher_identity = digest([teacher_training_identity, run.teacher.duration_kimg])
+teacher_identity = digest([teacher_training_identity, *([run.teacher.duration_kimg] if run.trained_teacher else [])])
+
+
+def published_student_identity(wildcards):
+    return digest(run.published_students[wildcards.published])
 
 
 def student_identity(wildcards):
@@ -101,14 +137,17 @@ def student_identity(wildcards):
 
 
 def network_identity(model):
-    """Identity of a network that is sampled: the teacher, or a snapshot of a student."""
+    """Identity of a network that is sampled: the teacher, a published student, or a snapshot of a student."""
     if model == "teacher":
         return teacher_identity
-    return digest([teacher_identity, run.students[student_and_kimg(model)[0]]])
+    student = student_and_kimg(model)[0]
+    if student in run.published_students:
+        return digest(run.published_students[student])
+    return digest([teacher_identity, run.students[student]])
 
 
 def samples_identity(wildcards):
-    return digest([network_identity(wildcards.model), churn(wildcards)])
+    return digest([network_identity(wildcards.model), sampling_settings(wildcards)])
 
 
 def score_identity(wildcards):
@@ -117,11 +156,29 @@ def score_identity(wildcards):
 
 def scores_identity(wildcards):
     """Identity of all that the table holds; the paths tell snapshots, samplers and seeds apart."""
-    networks = [network_identity(model) for model in ["teacher", *(f"{student}-0" for student in run.students)]]
-    return digest([detector_identity, networks, run.scoring.teacher_samplers])
+    models = ["teacher", *(f"{student}-0" for student in [*run.students, *run.published_students])]
+    return digest([detector_identity, [network_identity(model) for model in models], run.scoring.teacher_samplers])
 
 
 # ---- which file is whose
+
+
+def key_of_download(wildcards):
+    return downloads[wildcards.downloaded]
+
+
+def downloaded(key):
+    """The file of `key` (of run.files) if it has to be downloaded; one that the user has is no file of the workflow."""
+    source = run.files()[key].source
+    return [local_path(source)] if is_address(source) else []
+
+
+def downloaded_student(wildcards):
+    return downloaded(f"published_students.{wildcards.published}")
+
+
+def published_network(student):
+    return results / f"students/{student}/{run.published_students[student].snapshot_kimg}/ema.safetensors"
 
 
 def teacher_leg_before(wildcards):
@@ -149,36 +206,74 @@ def student_and_kimg(model):
     return model.rsplit("-", 1)
 
 
+def stored_averages(wildcards):
+    """The power-function EMAs of a student's snapshots up to the one at which another length is reconstructed."""
+    student = run.students[wildcards.student]
+    folder = results / "students" / wildcards.student
+    return [
+        folder / f"{kimg}/{ema}.safetensors"
+        for kimg in student.snapshots()
+        for ema in student.emas()
+        if kimg <= int(wildcards.kimg) and ema != "ema"
+    ]
+
+
+def sampling_settings(wildcards):
+    """How a network is sampled; a student takes Euler steps."""
+    how = SamplerSettings(sampler=wildcards.sampler, steps=wildcards.steps)
+    if wildcards.model != "teacher":
+        return how
+    label = how.label + wildcards.churn
+    return next((asked for asked in run.scoring.teacher_samplers if asked.label == label), how)
+
+
 def sample_files(wildcards):
     """The samples of a seed block, in order: a file for each job that generates some of them."""
-    folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{wildcards.sampler}-{wildcards.steps}"
-    parts = run.scoring.parts(range(int(wildcards.first), int(wildcards.last) + 1))
-    return [folder / f"seeds-{seeds[0]}-{seeds[-1]}.npz" for seeds in parts]
+    how = f"{wildcards.sampler}-{wildcards.steps}{wildcards.churn}"
+    folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{how}"
+    seeds = range(int(wildcards.first), int(wildcards.last) + 1)
+    parts = run.scoring.parts(seeds, sampling_settings(wildcards).nfe)
+    return [folder / f"seeds-{part[0]}-{part[-1]}.npz" for part in parts]
 
 
-def churn(wildcards):
-    """The churn settings a network is sampled with; a student has none."""
-    label = f"{wildcards.sampler}-{wildcards.steps}"
-    if wildcards.model == "teacher":
-        return next((sampler for sampler in run.scoring.teacher_samplers if sampler.label == label), label)
-    return label
+def block_scores(model, ema, sampler):
+    """The score files of a network's average under one sampler, one a seed block."""
+    blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
+    folder = results / f"scores/{model}/{ema}/{sampler}"
+    return [folder / f"seeds-{seeds[0]}-{seeds[-1]}.json" for seeds in blocks]
 
 
 def score_files():
-    """A file for each network, average, sampler and seed block."""
+    """A file for each network, average, sampler and seed block; averages of reconstructed lengths stand apart."""
     made = [("teacher", "ema", sampler.label) for sampler in run.scoring.teacher_samplers]
+    for name, student in run.published_students.items():
+        made.append((f"{name}-{student.snapshot_kimg}", "ema", f"euler-{student.segments}"))
     for name, student in run.students.items():
         made += [
             (f"{name}-{kimg}", ema, f"euler-{student.segments}")
             for kimg in student.snapshots()
             for ema in student.emas()
         ]
-    blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
-    return [
-        results / f"scores/{model}/{ema}/{sampler}/seeds-{seeds[0]}-{seeds[-1]}.json"
-        for model, ema, sampler in made
-        for seeds in blocks
-    ]
+    return [path for scored in made for path in block_scores(*scored)]
+
+
+def posthoc_score_files(student):
+    """Scores of the EMA lengths that are reconstructed for a student."""
+    sampler, emas = f"euler-{run.students[student].segments}", run.posthoc_ema.emas() if run.posthoc_ema else []
+    models = [f"{student}-{kimg}" for kimg in run.posthoc_snapshots(student)]
+    return [path for model in models for ema in emas for path in block_scores(model, ema, sampler)]
+
+
+def ema_length_scores(wildcards):
+    """Scores by EMA length: the reconstructed ones, and beside them those kept in training."""
+    student = run.students[wildcards.student]
+    models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
+    stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in student.emas() if ema != "ema"]
+    return [*posthoc_score_files(wildcards.student), *(path for scored in stored for path in block_scores(*scored))]
+
+
+def all_score_files():
+    return score_files() + [path for student in run.students for path in posthoc_score_files(student)]
 
 
 def check_machine(rule_name, settings_of):

@@ -1,4 +1,6 @@
 rule pack_data:
+    input:
+        downloaded("data"),
     output:
         zip=data_zip,
         summary=results / "data/summary.json",

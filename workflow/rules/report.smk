@@ -1,6 +1,6 @@
 rule fid_table:
     input:
-        scores=score_files(),
+        scores=all_score_files(),
     output:
         csv=report(table_files[0], caption="../report/fid_table.rst", category="Scores"),
         md=table_files[1],
@@ -38,7 +38,7 @@ rule score_vs_kimg:
 
 rule score_vs_nfe:
     input:
-        scores=score_files(),
+        scores=all_score_files(),
     output:
         report(
             results / "figures/score-vs-nfe.png",
@@ -60,7 +60,7 @@ rule score_vs_nfe:
 rule image_grid:
     input:
         teacher=teacher_file,
-        scores=score_files(),
+        scores=all_score_files(),
     output:
         report(
             results / "figures/images.png",

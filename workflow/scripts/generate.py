@@ -10,7 +10,8 @@ with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards
     how = SamplerSettings(sampler=wildcards.sampler, steps=wildcards.steps)
     if wildcards.model == "teacher":
-        how = next((asked for asked in scoring.teacher_samplers if asked.label == how.label), how)
+        label = how.label + wildcards.churn
+        how = next((asked for asked in scoring.teacher_samplers if asked.label == label), how)
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     made = generate(
         snakemake.input.network,

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from mscd.config import load_config
 from mscd.data import pack
+from mscd.download import fetch_for
 from mscd.events import EventLog
 from mscd.job import logged
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).data
-    summary = pack(dest=snakemake.output.zip, workers=snakemake.threads, **settings.model_dump())
+    source = settings.source if settings.source == "digits" else fetch_for(settings)[0]
+    summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
     events = EventLog(snakemake.log.events)
     events.start()

@@ -1,0 +1,158 @@
+"""The whole workflow from published files: CIFAR-10's archive, a pickled teacher and student, a TorchScript detector and
+reference statistics, served by a server of the test's own; a tiny network, S = 2."""
+
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from file_server import running
+from nvidia_pickle import write_pickle
+from standin_detector import write_standin
+
+from mscd.checkpoint import read_metadata
+from mscd.networks import EDMPrecond
+
+IMAGES = 300
+LICENSE = "CC BY-NC-SA 4.0 (non-commercial)"
+
+
+def write_cifar(path: Path) -> None:
+    """`cifar-10-python.tar.gz` with a few images in each of its five batches: a bright square, elsewhere by class."""
+    draws = np.random.RandomState(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(1, 6):
+            labels = [int(label) for label in draws.permutation(IMAGES // 5) % 10]
+            images = draws.randint(0, 64, (IMAGES // 5, 3, 32, 32)).astype(np.uint8)
+            for image, label in zip(images, labels, strict=True):
+                image[:, 3 * label : 3 * label + 5, 3 * label : 3 * label + 5] = 255
+            batch = {b"data": images.reshape(-1, 3072), b"labels": labels, b"batch_label": b"", b"filenames": []}
+            content = pickle.dumps(batch, protocol=2)
+            member = tarfile.TarInfo(f"cifar-10-batches-py/data_batch_{number}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def network(seed: int) -> EDMPrecond:
+    """A network as CIFAR-10's, with augmentation labels, of random weights."""
+    torch.manual_seed(seed)
+    options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+    return EDMPrecond(32, 3, 10, attn_resolutions=[16], augment_dim=9, dropout=0.13, **options)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """What serves a folder of published files."""
+    folder = tmp_path_factory.mktemp("published files")
+    write_cifar(folder / "cifar-10-python.tar.gz")
+    write_pickle(folder / "teacher.pkl", network(0))
+    write_pickle(folder / "student.pkl", network(1), student_segments=2, nimg=5000)
+    write_standin(folder / "standin.pt", dim=16)
+    features = np.random.RandomState(1).randn(100, 16)
+    np.savez(folder / "reference.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    with running(folder) as server:
+        server.folder = folder
+        yield server
+
+
+@pytest.fixture(scope="module")
+def project(fresh, server, tmp_path_factory):
+    """A project folder after `snakemake all` from those files."""
+    project = fresh.copy(tmp_path_factory.mktemp("published") / "project")
+    folder = server.folder
+    text = (Path(__file__).parent / "published.yaml").read_text()
+    known = {"server": server.address, "folder": str(folder), "standin": sha256(folder / "standin.pt")}
+    for name, value in known.items():
+        text = text.replace(f"{{{name}}}", value)
+    project.config_file.write_text(text)
+    project.results = project.folder / "results/published"
+    ran = project.snakemake("all")
+    assert ran.returncode == 0, ran.stderr
+    return project
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_table_holds_teacher_published_student_ours_and_the_best_reconstructed_ema(project):
+    table = pd.read_csv(project.results / "fid_table.csv")
+    assert set(table["metric"]) == {"FD(standin)"} and set(table["images"]) == {40}
+    rows = list(table[["model", "snapshot_kimg", "ema", "nfe"]].itertuples(index=False, name=None))
+    posthoc = [row for row in rows if row[2].startswith("posthoc-")]
+    ours = [("s2", kimg, ema, 2) for kimg in (1, 2) for ema in ("ema", "phema-0.100")]
+    others = [row for row in rows if row[0] != "teacher" and row not in posthoc]
+    assert sorted(others) == sorted([*ours, ("theirs", 5, "ema", 2)])
+    assert len(posthoc) == 1 and posthoc[0][:2] == ("s2", 2)
+    teacher = table[table["model"] == "teacher"]
+    assert sorted(zip(teacher["sampler"], teacher["nfe"], strict=True)) == sorted(
+        [("euler", 2), ("heun", 3), ("heun S_churn=1 S_min=0 S_max=inf S_noise=1", 3)]
+    )
+    assert np.isfinite(table[["min", "mean", "std"]]).all(axis=None)
+
+
+def test_every_file_is_pinned_and_its_licence_carried_on(project, server):
+    folder = server.folder
+    pinned = yaml.safe_load((project.folder / "downloads.lock").read_text())
+    addresses = [f"{server.address}/{name}" for name in ("cifar-10-python.tar.gz", "student.pkl", "teacher.pkl")]
+    assert sorted(pinned) == sorted([*addresses, str(folder / "reference.npz")])
+    assert pinned[addresses[2]] == sha256(folder / "teacher.pkl")
+    for network in ("teacher/network", "students/s2/2/ema", "students/s2/2/posthoc-0.080"):
+        origin = read_metadata(project.results / f"{network}.safetensors")["origin"]
+        assert origin == {"source": addresses[2], "sha256": pinned[addresses[2]], "license": LICENSE}
+    log = next(project.results.glob("logs/download/**/teacher.pkl.log")).read_text()
+    assert f"teacher.pkl: licence {LICENSE}" in log
+    assert "CC BY-NC-SA 4.0" in (project.results / "export/s2/README.md").read_text()
+
+
+def test_labels_and_pixels_are_cifars(project):
+    summary = json.loads((project.results / "data/summary.json").read_text())
+    assert (summary["images"], summary["resolution"], summary["channels"]) == (IMAGES, 32, 3)
+    assert summary["class_counts"] == [30] * 10
+
+
+def test_once_made_nothing_asks_for_the_files_again(project, tmp_path):
+    project = project.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "downloads")
+    assert project.planned() == set()
+
+
+def test_a_changed_file_stops_with_both_hashes(project, server, tmp_path):
+    folder, project = server.folder, again(project, tmp_path)
+    server.instead = b"another file"
+    ran = project.snakemake("results/published/teacher/network.safetensors")
+    server.instead = None
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert sha256(folder / "teacher.pkl") in ran.stderr and hashlib.sha256(b"another file").hexdigest() in ran.stderr
+    assert not list(project.folder.glob("downloads/**/*.pkl"))
+
+
+def test_without_a_connection_one_line_says_what_where_and_where_to_put_it(project, tmp_path):
+    project = again(project, tmp_path)
+    project.configure(lambda settings: settings["teacher"].update(source="http://127.0.0.1:9/teacher.pkl"))
+    ran = project.snakemake("results/published/teacher/network.safetensors")
+    [line] = {line for line in ran.stderr.splitlines() if "cannot be fetched" in line}
+    assert "http://127.0.0.1:9/teacher.pkl" in line and "put it at downloads/127.0.0.1_9/teacher.pkl" in line
+
+
+def test_another_network_than_the_settings_say_is_refused_by_name(project, tmp_path):
+    project = again(project, tmp_path)
+    project.configure(lambda settings: settings["teacher"]["network"].update(num_blocks=2))
+    ran = project.snakemake("--forcerun", "published_teacher", "--", "results/published/teacher/network.safetensors")
+    assert ran.returncode == 1 and "num_blocks" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def again(project, folder):
+    """A copy of the project in which the teacher has to be fetched and converted again."""
+    project = project.copy(folder / "project")
+    shutil.rmtree(project.folder / "downloads")
+    (project.results / "teacher/network.safetensors").unlink()
+    return project

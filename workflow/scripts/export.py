@@ -1,0 +1,14 @@
+"""Export the best network of a student for use elsewhere."""
+
+from pathlib import Path
+
+from mscd.events import EventLog
+from mscd.export import export
+from mscd.job import logged
+from mscd.report import best_network
+
+with logged(snakemake.log.text):
+    table, student = Path(snakemake.input.table), snakemake.wildcards.student
+    export(best_network(table, student), snakemake.output[0], table=table)
+    events = EventLog(snakemake.log.events)
+    events.start()

@@ -1,0 +1,17 @@
+"""Put the Inception network that images are compared by into the run's folder, checked."""
+
+import shutil
+
+from mscd.config import load_config
+from mscd.download import fetch_for
+from mscd.events import EventLog
+from mscd.files import written_whole
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    path, origin = fetch_for(load_config(snakemake.config).reference.inception)
+    with open(path, "rb") as source, written_whole(snakemake.output[0]) as file:
+        shutil.copyfileobj(source, file)
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.params(origin)

@@ -1,0 +1,13 @@
+"""Reconstruct the average of another length of a student's snapshot."""
+
+from mscd.events import EventLog
+from mscd.job import logged
+from mscd.posthoc import reconstruct
+
+with logged(snakemake.log.text):
+    std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)
+    made = reconstruct(list(snakemake.input), snakemake.output[0], std=std, kimg=kimg)
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.params({"std": std, "snapshot_kimg": kimg})
+    events.tags({"network": made["digest"]})

@@ -1,0 +1,24 @@
+"""Make a published student one of the models that are scored."""
+
+from mscd.config import load_config
+from mscd.convert import convert
+from mscd.download import fetch_for
+from mscd.events import EventLog
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    name = snakemake.wildcards.published
+    settings = load_config(snakemake.config).published_students[name]
+    path, origin = fetch_for(settings)
+    made = convert(
+        path,
+        snakemake.output[0],
+        model=name,
+        snapshot_kimg=settings.snapshot_kimg,
+        segments=settings.segments,
+        origin=origin,
+    )
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.params(origin)
+    events.tags({"network": made["digest"]})

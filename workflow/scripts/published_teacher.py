@@ -1,0 +1,23 @@
+"""Make a published diffusion model the teacher of the students."""
+
+import json
+
+from mscd.config import load_config
+from mscd.convert import convert
+from mscd.download import fetch_for
+from mscd.events import EventLog
+from mscd.files import written_whole
+from mscd.job import logged
+
+with logged(snakemake.log.text):
+    config = load_config(snakemake.config)
+    path, origin = fetch_for(config.teacher)
+    made = convert(
+        path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network()
+    )
+    with written_whole(snakemake.output.source) as file:
+        file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.params(origin)
+    events.tags({"network": made["digest"]})

@@ -1,0 +1,13 @@
+"""Draw the score of a student against the length of its average."""
+
+from mscd.events import EventLog
+from mscd.figures import score_vs_ema_length
+from mscd.job import logged
+from mscd.report import read_scores
+
+with logged(snakemake.log.text):
+    student = snakemake.wildcards.student
+    score_vs_ema_length(read_scores(snakemake.input.scores), snakemake.output[0], student)
+    events = EventLog(snakemake.log.events)
+    events.start()
+    events.artifact(snakemake.output[0])
