@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import pooch
@@ -25,9 +25,10 @@ import yaml
 
 from mscd.errors import UserError
 from mscd.files import sha256_of, written_whole
-from mscd.licenses import license_text
+from mscd.licenses import license_text, origin
 from mscd.lock import FolderLock
 
+FOLDER, LOCK = "downloads", "downloads.lock"  # in the working folder
 ATTEMPTS = 5
 BACK_OFF = 1.0  # seconds before the second attempt, doubled before each further one
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0  # seconds: for a connection, and without a single byte on it
@@ -38,13 +39,21 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 log = logging.getLogger(__name__)
 
 
+class FileSettings(Protocol):
+    """What a config says of a file."""
+
+    source: str
+    sha256: str | None
+    license: str | None
+
+
 def fetch(
     source: str | os.PathLike,
     *,
     sha256: str | None = None,
     license: str | None = None,
-    folder: str | os.PathLike = "downloads",
-    lock: str | os.PathLike = "downloads.lock",
+    folder: str | os.PathLike = FOLDER,
+    lock: str | os.PathLike = LOCK,
     progress: bool = True,
 ) -> Path:
     """The local file of `source`, downloaded where it is not there yet, its sha256 checked.
@@ -55,29 +64,19 @@ def fetch(
     None: what is known of the address. progress: a bar on stderr. Raises UserError for a file that cannot be had, and
     for a changed one, saying both hashes.
     """
-    source, path = os.fspath(source), local_path(source, folder)
-    log.info("%s: licence %s", path.name, license_text(source, license))
-    if path.is_dir() and sha256 is None:
-        return path
-    pin = _Pin(source, sha256, Path(lock))
-    if not path.exists() and _is_remote(source):
-        with _locked(path.with_name(f".{path.name}.held"), f"the download of {source}", DOWNLOAD_WAIT):
-            if not path.exists():  # another process may have fetched it meanwhile
-                _download(source, path, pin, progress)
-                return path
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; put it there or correct its path")
-    try:
-        actual = sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its disk") from error
-    if actual != pin.expected(actual):
-        mend = "move it away to have it fetched again" if _is_remote(source) else "put the right one there"
-        raise UserError(f"{path}: not the file it was; {pin.both(actual)}; {mend}, or {pin.to_accept}")
-    return path
+    return _fetched(os.fspath(source), sha256, license, Path(folder), Path(lock), progress)[0]
 
 
-def local_path(source: str | os.PathLike, folder: str | os.PathLike = "downloads") -> Path:
+def fetch_for(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
+    """`fetch` of what the settings name, and its origin for the metadata of what is made from it.
+
+    The origin holds "source" as the settings have it, "sha256" (None for a folder) and "license". Raises as `fetch`.
+    """
+    path, sha256 = _fetched(settings.source, settings.sha256, settings.license, Path(FOLDER), Path(LOCK), progress=True)
+    return path, origin(settings.source, sha256, settings.license)
+
+
+def local_path(source: str | os.PathLike, folder: str | os.PathLike = FOLDER) -> Path:
     """Where the file of `source` lies or will lie: folder/<host>/<path> for http(s)://, else its own path.
 
     Looks at nothing but the text. Raises UserError for an address that names no file or is of another kind.
@@ -105,6 +104,31 @@ def local_path(source: str | os.PathLike, folder: str | os.PathLike = "downloads
 
 def _is_remote(source: str) -> bool:
     return urlsplit(source).scheme in ("http", "https")
+
+
+def _fetched(
+    source: str, sha256: str | None, license: str | None, folder: Path, lock: Path, progress: bool
+) -> tuple[Path, str | None]:
+    """`fetch`'s file and its sha256, None for a folder."""
+    path = local_path(source, folder)
+    log.info("%s: licence %s", path.name, license_text(source, license))
+    if path.is_dir() and sha256 is None:
+        return path, None
+    pin = _Pin(source, sha256, lock)
+    if not path.exists() and _is_remote(source):
+        with _locked(path.with_name(f".{path.name}.held"), f"the download of {source}", DOWNLOAD_WAIT):
+            if not path.exists():  # another process may have fetched it meanwhile
+                return path, _download(source, path, pin, progress)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; put it there or correct its path")
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its disk") from error
+    if actual != pin.expected(actual):
+        mend = "move it away to have it fetched again" if _is_remote(source) else "put the right one there"
+        raise UserError(f"{path}: not the file it was; {pin.both(actual)}; {mend}, or {pin.to_accept}")
+    return path, actual
 
 
 class _Pin:
@@ -180,8 +204,8 @@ def _locked(path: Path, what: str, seconds: float) -> Iterator[None]:
         yield
 
 
-def _download(source: str, path: Path, pin: _Pin, progress: bool) -> None:
-    """Put the file at `path` when it is whole and the expected one. The caller holds the lock of the path."""
+def _download(source: str, path: Path, pin: _Pin, progress: bool) -> str:
+    """Put the file at `path` when it is whole and the expected one; its sha256. The caller holds the path's lock."""
     for leftover in path.parent.iterdir():  # of a killed process, as the lock is ours
         if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+\.tmp", leftover.name):
             leftover.unlink()
@@ -192,6 +216,7 @@ def _download(source: str, path: Path, pin: _Pin, progress: bool) -> None:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != pin.expected(actual):
             raise UserError(f"{source}: the file there has changed; {pin.both(actual)}; {pin.to_accept}")
+    return actual
 
 
 def _transfer(source: str, file: IO[bytes], path: Path, progress: bool) -> None:

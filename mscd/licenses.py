@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from mscd.files import sha256_of
-
 CC_BY_NC_SA = "CC BY-NC-SA 4.0 (non-commercial)"
 _NVIDIA = "nvlabs-fi-cdn.nvidia.com"
 # By the beginning of host and path; the longest one that fits counts.
@@ -45,6 +43,6 @@ def license_text(source: str | os.PathLike, license: str | None = None) -> str:
     return license or license_of(source) or f"not known: see {source}"
 
 
-def origin(source: str | os.PathLike, path: str | os.PathLike, license: str | None = None) -> dict[str, str]:
-    """What metadata says of the fetched file `path`: "source" as the user gave it, "sha256" and "license"."""
-    return {"source": os.fspath(source), "sha256": sha256_of(path), "license": license_text(source, license)}
+def origin(source: str | os.PathLike, sha256: str | None, license: str | None = None) -> dict[str, str | None]:
+    """What metadata says of a file by others: "source" as the user gave it, its "sha256" and its "license"."""
+    return {"source": os.fspath(source), "sha256": sha256, "license": license_text(source, license)}

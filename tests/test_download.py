@@ -1,6 +1,7 @@
 """Getting files: from a server that misbehaves in every way, and from plain places."""
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import logging
 import os
@@ -17,7 +18,7 @@ from file_server import running, serving
 from lock_holders import holding
 
 from mscd import download
-from mscd.download import fetch, local_path
+from mscd.download import fetch, fetch_for, local_path
 from mscd.errors import UserError
 
 CONTENT = bytes(range(256)) * 4096
@@ -405,3 +406,20 @@ def test_the_licence_is_logged_for_every_file(source, served, caplog):
         fetch(served / "nets" / "teacher.pkl", license="MIT")
     licences = [line for line in caplog.messages if ": licence " in line]
     assert licences == [f"teacher.pkl: licence not known: see {source}", "teacher.pkl: licence MIT"]
+
+
+@dataclasses.dataclass
+class File:
+    source: str
+    sha256: str | None = None
+    license: str | None = None
+
+
+def test_what_settings_name_comes_with_its_origin(served, source):
+    path, origin = fetch_for(File(source, license="MIT"))
+    assert path.read_bytes() == CONTENT
+    assert origin == {"source": source, "sha256": SHA256, "license": "MIT"}
+    assert fetch_for(File(source)) == (path, {**origin, "license": f"not known: see {source}"})
+    assert fetch_for(File(str(served)))[1]["sha256"] is None
+    with pytest.raises(UserError, match=OTHER_SHA256):
+        fetch_for(File(str(path), OTHER_SHA256))
