@@ -6,10 +6,19 @@ appendix C. Betas are numbers on the host: they depend on counters only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
+
+
+def std_of(name: str) -> float | None:
+    """Relative standard deviation of the power-function average called `phema-0.050` or `posthoc-0.075`, else None."""
+    match = re.fullmatch(r"(?:phema|posthoc)-(\d\.\d{3})", name)
+    return float(match[1]) if match else None
 
 
 def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int, batch_size: int) -> float:
@@ -67,10 +76,34 @@ def posthoc_coefficients(
     Stored snapshot i was averaged with in_std[i] and taken at in_nimg[i] images; wanted are out_std[j] at out_nimg[j].
     Each column is normalised to sum 1.
     """
-    t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)[:, None]
-    g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
-    g_out = np.array([std_to_exponent(std) for std in out_std])[:, None]
-    stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
-    wanted = profile_correlation(t_in, g_in, t_out.T, g_out.T)
+    stored, wanted, _ = _correlations(in_nimg, in_std, out_nimg, out_std)
     coefficients = np.linalg.solve(stored, wanted)
     return coefficients / coefficients.sum(axis=0)
+
+
+def posthoc_misfit(
+    coefficients: np.ndarray,
+    in_nimg: Sequence[float],
+    in_std: Sequence[float],
+    out_nimg: Sequence[float],
+    out_std: Sequence[float],
+) -> np.ndarray:
+    """How far the profiles that `coefficients` [in, out] make lie from the wanted ones, float64 [out].
+
+    The L2 norm of the difference over that of the wanted profile: 0 is exact, 1 as bad as nothing at all.
+    """
+    stored, wanted, itself = _correlations(in_nimg, in_std, out_nimg, out_std)
+    made = ((stored @ coefficients) * coefficients).sum(axis=0)
+    squared = itself - 2 * (wanted * coefficients).sum(axis=0) + made
+    return np.sqrt(np.maximum(squared, 0) / itself)
+
+
+def _correlations(
+    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inner products of profiles: stored with stored [in, in], with wanted ones [in, out]; wanted with itself [out]."""
+    t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)
+    g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
+    g_out = np.array([std_to_exponent(std) for std in out_std])
+    stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
+    return stored, profile_correlation(t_in, g_in, t_out, g_out), profile_correlation(t_out, g_out, t_out, g_out)
