@@ -19,6 +19,7 @@ import torch
 from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.networks import EDMPrecond
+from mscd.pickles import read_pickle
 
 NETWORK_FORMAT = "mscd-network-1"
 # safetensors writes several metadata entries in random order, so there is one: equal content, equal bytes.
@@ -90,14 +91,18 @@ def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, st
 
 
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
-    """The network of a `save_network` file, in eval mode. Nothing in the file is executed.
+    """The network of a `save_network` file, or of a pickled checkpoint (`.pkl`, mscd.pickles), in eval mode.
 
+    Nothing in the file is executed.
     Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.
     """
+    if Path(path).suffix == ".pkl":
+        return read_pickle(path).network.to(device)
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != NETWORK_FORMAT:
         raise UserError(f"{path}: not a network (its format is {metadata.get('format')!r}, wanted {NETWORK_FORMAT!r})")
-    net = EDMPrecond(**metadata["network"])
+    with torch.device("meta"):  # the weights are the file's: none are drawn
+        net = EDMPrecond(**metadata["network"])
     expected = net.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise UserError(
@@ -107,5 +112,5 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
             raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False).to(device)
+    net.to_empty(device=device).load_state_dict(tensors)
+    return net.eval().requires_grad_(False)

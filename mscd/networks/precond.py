@@ -16,9 +16,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class EDMPrecond(torch.nn.Module):
     """Denoiser D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) with the U-Net F as submodule `model`.
 
-    `precision` ("fp32", "bf16" or "fp16") is the dtype F runs in; x, D and the parameters are float32. `use_fp16=True`
-    means precision "fp16", as published checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the
-    constructor's arguments as JSON takes them: EDMPrecond(**net.init_kwargs) is the same network with other weights.
+    `precision` ("fp32", "bf16" or "fp16") is the dtype F runs in; x, D and the parameters are float32. On a CPU "fp16"
+    runs in float32, as the reference does. `use_fp16=True` means precision "fp16", as published checkpoints have it.
+    Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes them:
+    EDMPrecond(**net.init_kwargs) is the same network with other weights.
 
     Raises UserError for an unknown model_type, precision or U-Net option and for options that fit no network.
     """
@@ -90,8 +91,9 @@ class EDMPrecond(torch.nn.Module):
         c_out = sigma * self.sigma_data * variance.rsqrt()
         c_in = variance.rsqrt()
         c_noise = sigma.log().flatten() / 4
-        x_in = (c_in * x).to(PRECISIONS[self.precision])
-        if x.device.type == "cpu":
+        on_cpu = x.device.type == "cpu"
+        x_in = (c_in * x).to(torch.float32 if on_cpu and self.precision == "fp16" else PRECISIONS[self.precision])
+        if on_cpu:
             x_in = x_in.to(memory_format=torch.channels_last)  # in which the CPU convolves fastest
         F_x = self.model(x_in, c_noise, class_labels, augment_labels)
         return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))

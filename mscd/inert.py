@@ -1,0 +1,237 @@
+"""A reader of pickles that runs nothing: it carries out the few instructions that data needs, on values of its own.
+
+Names in a pickle are never imported. A name counts only when the caller's table has it, and a call by that name is a
+call of the table's function. Every other instruction, name or form raises Refused; memory and steps are bounded.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+LARGEST_INTEGER = 16  # bytes
+LONGEST_NAME = 200  # bytes
+SCALARS = (str, int, float, type(None))
+Calls = Mapping[str, Callable[[tuple], object]]
+
+
+class Refused(Exception):
+    """What a pickle holds or asks for that is not admitted; the text goes on from "refused: "."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that a pickle names, "module.attribute"; nothing but the name."""
+
+    name: str
+
+
+@dataclass
+class Object:
+    """An instance in a pickle, as it is told there: what it is, its constructor's arguments and its state."""
+
+    kind: str
+    args: tuple = ()
+    state: object = None
+
+
+class InertReader:
+    """Reads the pickles that lie one after another in `data`.
+
+    calls: for each admitted name "module.attribute" the function of ours that gets a call's arguments as a tuple.
+    persistent: gets what a persistent id consists of; None: there must be none. max_steps: instructions in all.
+    Byte strings are returned as views into `data`, OrderedDicts and the like as the table's functions make them.
+    """
+
+    def __init__(
+        self,
+        data: memoryview,
+        calls: Calls,
+        persistent: Callable[[object], object] | None = None,
+        max_steps: int = 1_000_000,
+    ) -> None:
+        self.data, self.calls, self.persistent = data, calls, persistent
+        self.at, self.steps_left = 0, max_steps
+
+    def load(self) -> object:
+        """The value of the next pickle; `at` is then the first byte after it. Raises Refused."""
+        self.stack, self.outer_stacks, self.memo = [], [], {}
+        if self._unsigned(1) != pickle.PROTO[0] or not 2 <= self._unsigned(1) <= 5:
+            raise Refused("it is not a pickle of protocol 2 or later")
+        while (code := self._unsigned(1)) != pickle.STOP[0]:
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                raise Refused("it has more instructions than any network")
+            if code in VALUES:
+                value = VALUES[code](self)  # which may leave another stack
+                self.stack.append(value)
+            elif code in ACTIONS:
+                ACTIONS[code](self)
+            else:
+                raise Refused(
+                    f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which no network needs"
+                )
+        return self._pop()
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes. Raises Refused where there are fewer."""
+        end = self.at + size
+        if end > len(self.data):
+            raise Refused(f"it is cut short (at byte {len(self.data)})")
+        piece, self.at = self.data[self.at : end], end
+        return piece
+
+    def _unsigned(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def _integer(self, size: int) -> int:
+        if size > LARGEST_INTEGER:
+            raise Refused(f"it has an integer of {size} bytes")
+        return int.from_bytes(self.take(size), "little", signed=True)
+
+    def _text(self, size: int) -> str:
+        try:
+            return str(self.take(size), "utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise Refused(f"it has text that is not UTF-8 (before byte {self.at})") from error
+
+    def _pop(self) -> object:
+        if not self.stack:
+            raise Refused(f"it is not a sound pickle (nothing to take at byte {self.at})")
+        return self.stack.pop()
+
+    def _pop_several(self, count: int) -> tuple:
+        return tuple(self._pop() for _ in range(count))[::-1]
+
+    def _pop_marked(self) -> list:
+        if not self.outer_stacks:
+            raise Refused(f"it is not a sound pickle (no mark before byte {self.at})")
+        items, self.stack = self.stack, self.outer_stacks.pop()
+        return items
+
+    def _mark(self) -> None:
+        self.outer_stacks.append(self.stack)
+        self.stack = []
+
+    def _top(self, kind: type) -> object:
+        """The value on top of the stack, which stays there."""
+        value = self._pop()
+        if type(value) is not kind:
+            raise Refused(f"it fills something that is not a {kind.__name__} (before byte {self.at})")
+        self.stack.append(value)
+        return value
+
+    def _remember(self, key: int) -> None:
+        value = self._pop()
+        self.stack.append(value)
+        self.memo[key] = value
+
+    def _recall(self, key: int) -> object:
+        if key not in self.memo:
+            raise Refused(f"it is not a sound pickle (it recalls what it never kept, before byte {self.at})")
+        return self.memo[key]
+
+    def _named(self, module: object, attribute: object) -> Name:
+        name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "?"
+        if name not in self.calls:
+            raise Refused(f"it names {name[:LONGEST_NAME]!a}, and only what networks consist of is read")
+        return Name(name)
+
+    def _line(self) -> str:
+        ahead = bytes(self.data[self.at : self.at + LONGEST_NAME])
+        end = ahead.find(b"\n")
+        if end < 0:
+            raise Refused(f"it has a name without an end (at byte {self.at})")
+        text = self._text(end)
+        self.at += 1
+        return text
+
+    def _call(self) -> object:
+        name, args = self._pop_several(2)
+        if not isinstance(name, Name) or type(args) is not tuple:
+            raise Refused(f"it calls something that is not a name (before byte {self.at})")
+        return self.calls[name.name](args)
+
+    def _persistent(self) -> object:
+        if self.persistent is None:
+            raise Refused("it has a persistent id, which stands for something outside the file")
+        return self.persistent(self._pop())
+
+    def _append(self, items: list) -> None:
+        self._top(list).extend(items)
+
+    def _add(self, items: list) -> None:
+        self._top(set).update(map(_checked_key, items))
+
+    def _set(self, items: list | tuple) -> None:
+        if len(items) % 2:
+            raise Refused(f"it is not a sound pickle (a key without a value before byte {self.at})")
+        self._top(dict).update(zip(map(_checked_key, items[::2]), items[1::2], strict=True))
+
+    def _build(self) -> None:
+        state = self._pop()
+        target = self._top(Object)
+        if target.state is not None:
+            raise Refused(f"it changes the state of a {target.kind}")
+        target.state = state
+
+
+def _checked_key(key: object) -> object:
+    """Only flat keys: hashing nested ones may take time without end."""
+    if isinstance(key, SCALARS) or type(key) is tuple and all(isinstance(part, SCALARS) for part in key):
+        return key
+    raise Refused(f"it has a key that is a {type(key).__name__}")
+
+
+def _instruction(code: int) -> str:
+    known = pickletools.code2op.get(chr(code))
+    return known.name if known else f"{code:#04x}"
+
+
+# Opcode -> what it puts on the stack.
+VALUES: dict[int, Callable[[InertReader], object]] = {
+    pickle.NONE[0]: lambda r: None,
+    pickle.NEWTRUE[0]: lambda r: True,
+    pickle.NEWFALSE[0]: lambda r: False,
+    pickle.EMPTY_LIST[0]: lambda r: [],
+    pickle.EMPTY_DICT[0]: lambda r: {},
+    pickle.EMPTY_TUPLE[0]: lambda r: (),
+    pickle.EMPTY_SET[0]: lambda r: set(),
+    pickle.BININT[0]: lambda r: r._integer(4),
+    pickle.BININT1[0]: lambda r: r._unsigned(1),
+    pickle.BININT2[0]: lambda r: r._unsigned(2),
+    pickle.LONG1[0]: lambda r: r._integer(r._unsigned(1)),
+    pickle.BINFLOAT[0]: lambda r: struct.unpack(">d", r.take(8))[0],
+    pickle.SHORT_BINUNICODE[0]: lambda r: r._text(r._unsigned(1)),
+    pickle.BINUNICODE[0]: lambda r: r._text(r._unsigned(4)),
+    pickle.SHORT_BINBYTES[0]: lambda r: r.take(r._unsigned(1)),
+    pickle.BINBYTES[0]: lambda r: r.take(r._unsigned(4)),
+    pickle.BINGET[0]: lambda r: r._recall(r._unsigned(1)),
+    pickle.LONG_BINGET[0]: lambda r: r._recall(r._unsigned(4)),
+    pickle.TUPLE[0]: lambda r: tuple(r._pop_marked()),
+    pickle.TUPLE1[0]: lambda r: r._pop_several(1),
+    pickle.TUPLE2[0]: lambda r: r._pop_several(2),
+    pickle.TUPLE3[0]: lambda r: r._pop_several(3),
+    pickle.GLOBAL[0]: lambda r: r._named(r._line(), r._line()),
+    pickle.STACK_GLOBAL[0]: lambda r: r._named(*r._pop_several(2)),
+    pickle.REDUCE[0]: lambda r: r._call(),
+    pickle.NEWOBJ[0]: lambda r: r._call(),
+    pickle.BINPERSID[0]: lambda r: r._persistent(),
+}
+# Opcode -> what it does to what is on the stack.
+ACTIONS: dict[int, Callable[[InertReader], object]] = {
+    pickle.FRAME[0]: lambda r: r._unsigned(8),
+    pickle.MARK[0]: lambda r: r._mark(),
+    pickle.BINPUT[0]: lambda r: r._remember(r._unsigned(1)),
+    pickle.LONG_BINPUT[0]: lambda r: r._remember(r._unsigned(4)),
+    pickle.MEMOIZE[0]: lambda r: r._remember(len(r.memo)),
+    pickle.APPEND[0]: lambda r: r._append([r._pop()]),
+    pickle.APPENDS[0]: lambda r: r._append(r._pop_marked()),
+    pickle.ADDITEMS[0]: lambda r: r._add(r._pop_marked()),
+    pickle.SETITEM[0]: lambda r: r._set(r._pop_several(2)),
+    pickle.SETITEMS[0]: lambda r: r._set(r._pop_marked()),
+    pickle.BUILD[0]: lambda r: r._build(),
+}
