@@ -85,7 +85,10 @@ def local_path(source: str | os.PathLike, folder: str | os.PathLike = FOLDER) ->
     scheme = re.match("([A-Za-z][A-Za-z0-9+.-]*)://", source)
     if scheme is None:
         return Path(source)
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:
+        raise UserError(f"{source}: not an address ({error}); correct it") from error
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
             raise UserError(f"{source}: names no file of this machine; write file:///folder/name")
@@ -94,12 +97,13 @@ def local_path(source: str | os.PathLike, folder: str | os.PathLike = FOLDER) ->
         raise UserError(f"{source}: {scheme[1]}:// is not supported; give http://, https://, file:// or a path")
     *folders, name = parts.path.split("/")
     folders = [part for part in folders if part]
-    if not parts.hostname or not name or {".", ".."} & {*folders, name}:
-        raise UserError(f"{source}: names no file; give the address of one")
     if parts.query:  # another query is another file, and the name has to keep its suffix
         folders.append(parts.query.replace("/", "_"))
-    host = parts.netloc.rpartition("@")[2]
-    return Path(folder, *(part.replace(":", "_") for part in (host, *folders, name)))
+    if not parts.hostname or not name or {".", ".."} & {*folders, name}:
+        raise UserError(f"{source}: names no file; give the address of one")
+    if "@" in parts.netloc:  # addresses are written into what is made from the files
+        raise UserError(f"the address of {name} on {parts.hostname} holds a password; keep it in ~/.netrc instead")
+    return Path(folder, *(part.replace(":", "_") for part in (parts.netloc, *folders, name)))
 
 
 def _is_remote(source: str) -> bool:

@@ -195,7 +195,6 @@ def test_a_path_without_a_file_is_refused(tmp_path):
     [
         ("https://host.org/a/b.pkl", "folder/host.org/a/b.pkl"),
         ("http://host.org:8000/b.pkl", "folder/host.org_8000/b.pkl"),
-        ("http://user:word@host.org/b.pkl", "folder/host.org/b.pkl"),
         ("http://host.org//a//b%20c.pkl", "folder/host.org/a/b%20c.pkl"),
         ("http://host.org/a/b.pkl?download=1/2", "folder/host.org/a/download=1_2/b.pkl"),
         ("http://host.org/a/b.pkl#part", "folder/host.org/a/b.pkl"),
@@ -212,11 +211,23 @@ def test_where_a_source_lies_is_known_from_its_text(source, path):
 @pytest.mark.parametrize(
     "source",
     ["http://host.org", "http://host.org/a/", "http:///a.pkl", "http://host.org/a/../b.pkl", "http://host.org/.."]
-    + ["file://other/data/b.pkl", "file://", "ftp://host.org/b.pkl", "s3://bucket/b.pkl"],
+    + [
+        "http://host.org/a.pkl?..",
+        "http://[host/b.pkl",
+        "file://other/data/b.pkl",
+        "file://",
+        "ftp://host.org/b.pkl",
+        "s3://bucket/b.pkl",
+    ],
 )
 def test_addresses_of_no_file_are_refused(source):
     assert refused(source).startswith(f"{source}: ")
     assert os.listdir() == []
+
+
+def test_a_password_in_an_address_is_refused_without_repeating_it():
+    line = refused("http://user:word@host.org/b.pkl")
+    assert "~/.netrc" in line and "word@" not in line
 
 
 def test_a_truncated_answer_is_fetched_again(server, source, caplog):
