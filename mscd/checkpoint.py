@@ -90,6 +90,11 @@ def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, st
     return save_tensors(path, tensors, {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
 
 
+def origin_of(metadata: Mapping) -> dict:
+    """What everything made from the network with this metadata carries on: its "origin", when it has one."""
+    return {"origin": metadata["origin"]} if "origin" in metadata else {}
+
+
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
     """The network of a `save_network` file, or of a pickled checkpoint (`.pkl`, mscd.pickles), in eval mode.
 
