@@ -1,0 +1,60 @@
+"""What one evaluation of a network costs, counted on the network itself without memory or arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mscd.features import Classifier
+from mscd.networks import EDMPrecond
+
+# PyTorch counts matrix products and convolutions, which is all that matters, but attention only on the meta device:
+# there it is spelled out in matrix products, while a CPU's or GPU's kernel for it may go uncounted.
+META = torch.device("meta")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """FLOPs an image (a multiply-add is two): of an evaluation, and of one with its backward pass."""
+
+    forward: int
+    forward_backward: int
+
+
+def meta_network(**options) -> EDMPrecond:
+    """EDMPrecond(**options) whose weights have shapes and no content. Raises UserError as EDMPrecond does."""
+    with META:
+        return EDMPrecond(**options)
+
+
+def parameter_count(net: torch.nn.Module) -> int:
+    """Number of trained weights."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def network_cost(net: EDMPrecond) -> Cost:
+    """Cost of a network of `meta_network`."""
+    image = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution, device=META)
+    sigma = torch.ones(1, device=META)
+    labels = torch.zeros(1, net.label_dim, device=META) if net.label_dim else None
+    return _cost(net, lambda: net(image, sigma, labels))
+
+
+def classifier_cost(resolution: int, channels: int, label_dim: int) -> Cost:
+    """Cost of the classifier whose features stand in for Inception's. Raises UserError as Classifier does."""
+    with META:
+        classifier = Classifier(resolution, channels, label_dim)
+    image = torch.zeros(1, channels, resolution, resolution, device=META)
+    return _cost(classifier, lambda: classifier(image))
+
+
+def _cost(net: torch.nn.Module, evaluate: Callable[[], torch.Tensor]) -> Cost:
+    net.train().requires_grad_(True)
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        evaluate()
+    with FlopCounterMode(display=False) as both:
+        evaluate().sum().backward()
+    return Cost(forward.get_total_flops(), both.get_total_flops())

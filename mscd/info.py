@@ -1,0 +1,246 @@
+"""What a file is, by its content whatever its name: networks, states, detectors, references, samples, scores, images.
+
+Only headers are read, except of a pickled checkpoint, which has no header and is read without running it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import textwrap
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import safetensors
+
+from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
+from mscd.data import ImageDataset
+from mscd.errors import UserError
+from mscd.features import FORMAT as CLASSIFIER_FORMAT
+from mscd.flops import meta_network, parameter_count
+from mscd.images import is_image
+from mscd.pickles import read_pickle
+from mscd.report import COLUMNS
+from mscd.states import STATE_FORMAT
+
+FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
+NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")
+LINE = 120  # characters
+SHAPE = ("img_resolution", "img_channels", "label_dim")
+
+
+def describe(path: str | os.PathLike) -> dict:
+    """What is known of a file or folder: `kind`, then facts as JSON has them, by name.
+
+    What mscd has nothing to do with has no facts. Raises UserError where nothing is there, and for a file that
+    begins as one of mscd's kinds and is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _images(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(FEW_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its name") from error
+    for begins, facts in KINDS:
+        if begins(start):
+            return facts(path)
+    return {"kind": "nothing that mscd knows"}
+
+
+def verify(path: str | os.PathLike) -> str:
+    """Read all of a file and hold it against what it says of itself; returns what was compared, in words.
+
+    Raises UserError when they differ, and where a file holds nothing to compare with.
+    """
+    kind = describe(path)["kind"]
+    if kind in ("network", "training state", "classifier"):
+        load_tensors(path)
+        return "its content matches its digest"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise UserError(f"{path}: damaged ({damaged} does not match its CRC); make or fetch it again")
+        return "every part matches its CRC"
+    raise UserError(f"{path}: holds no digest that its content could be compared with")
+
+
+def as_text(path: str | os.PathLike, facts: Mapping) -> str:
+    """The facts of `describe` as lines to read."""
+    rest = {name.replace("_", " "): _words(value) for name, value in facts.items() if name != "kind"}
+    width = max(map(len, rest), default=0)
+    lines = [f"{path}: {facts['kind']}"]
+    for name, value in rest.items():
+        wrapped = textwrap.wrap(value, LINE - width - 4, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {name:{width}}  {wrapped[0] if wrapped else ''}".rstrip()]
+        lines += [f"  {'':{width}}  {more}" for more in wrapped[1:]]
+    return "\n".join(lines)
+
+
+def _words(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:g}"
+        case Mapping():
+            return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+        case list():
+            return f"{len(value)}" if value and isinstance(value[0], Mapping) else f"[{', '.join(map(_words, value))}]"
+    return str(value)
+
+
+# ---- one function a kind
+
+
+def _safetensors(path: Path) -> dict:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            known = METADATA_KEY in (file.metadata() or {})
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: a safetensors file that is damaged or cut short ({error}); make it again") from error
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    if not known:
+        return {"kind": "safetensors file, not of mscd", "tensors": len(sizes), "numbers": sum(sizes.values())}
+    metadata = read_metadata(path)
+    match metadata.get("format"):
+        case format if format == NETWORK_FORMAT:
+            return {"kind": "network", **_network_facts(metadata)}
+        case format if format == STATE_FORMAT:
+            return {"kind": "training state", **_state_facts(metadata, sizes)}
+        case format if format == CLASSIFIER_FORMAT:
+            kept = {name: metadata[name] for name in ("classifier", "made_from", "digest")}
+            return {"kind": "classifier", "parameters": sum(sizes.values()), **kept}
+    return {"kind": "file of another version of mscd", **metadata}
+
+
+def _network_facts(metadata: Mapping) -> dict:
+    about = {name: metadata[name] for name in NETWORK_FACTS if name in metadata}
+    return {**_architecture(metadata["network"]), **about}
+
+
+def _architecture(options: Mapping) -> dict:
+    """What a network is made of, its parameters counted on one of the same options."""
+    rest = {k: v for k, v in options.items() if k not in (*SHAPE, "model_type", "precision")}
+    return {
+        "architecture": options["model_type"],
+        "images": {name.removeprefix("img_").replace("label_dim", "classes"): options.get(name, 0) for name in SHAPE},
+        "parameters": parameter_count(meta_network(**options)),
+        "precision": options["precision"],
+        "options": rest,
+    }
+
+
+def _state_facts(metadata: Mapping, sizes: Mapping[str, int]) -> dict:
+    moments = [size for name, size in sizes.items() if name.startswith("adam.exp_avg.")]
+    networks = dict.fromkeys(name.partition(".model.")[0] for name in sizes if not name.startswith("adam."))
+    kept = {name: metadata.get(name) for name in ("nimg", "steps", "score", "fingerprint", "code", "digest")}
+    return {"networks": list(networks), "parameters": sum(moments), **kept}
+
+
+def _pickle(path: Path) -> dict:
+    pickled = read_pickle(path)
+    facts = {"student": pickled.student, "average": pickled.average, "nimg": pickled.nimg, "dataset": pickled.dataset}
+    return {"kind": "pickled checkpoint", **_architecture(pickled.network.init_kwargs), **facts}
+
+
+def _zip(path: Path) -> dict:
+    """An .npz, a TorchScript module, or images."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if names and all(name.endswith(".npy") for name in names):
+                return _arrays(path, archive, [name.removesuffix(".npy") for name in names])
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: a zip that is damaged or cut short ({error}); make or fetch it again") from error
+    if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
+        return {"kind": "TorchScript module (code that runs when it is loaded)", "bytes": path.stat().st_size}
+    if not any(map(is_image, names)):
+        return {"kind": "zip without images", "files": len(names)}
+    return _images(path)
+
+
+def _arrays(path: Path, archive: zipfile.ZipFile, names: list[str]) -> dict:
+    """Reference statistics, samples, or another .npz, from the headers of its arrays."""
+
+    def shape(name: str) -> list[int]:
+        with archive.open(f"{name}.npy") as file:
+            return list(_npy_shape(file))
+
+    provenance = {}
+    if "provenance" in names:
+        with archive.open("provenance.npy") as file:
+            provenance = json.loads(str(np.load(file, allow_pickle=False)))
+    if {"mu", "sigma"} <= set(names):
+        return {"kind": "reference statistics", "features": shape("mu")[0], **(provenance or {"provenance": None})}
+    if "arr_0" in names:
+        return {"kind": "samples", "shape": shape("arr_0"), **_sampled(provenance)}
+    return {"kind": ".npz, neither samples nor reference statistics", "arrays": names}
+
+
+def _npy_shape(file: IO[bytes]) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)[0]
+
+
+def _sampled(provenance: Mapping) -> dict:
+    """How samples were made, of their network what names it."""
+    if not provenance:
+        return {"provenance": None}
+    network = provenance["network"]
+    named = {name: network.get(name) for name in ("model", "snapshot_kimg", "ema", "digest")}
+    origin = {"origin": network["origin"]} if "origin" in network else {}
+    return {**{k: v for k, v in provenance.items() if k not in ("format", "network")}, "network": named, **origin}
+
+
+def _images(path: Path) -> dict:
+    dataset = ImageDataset(path)
+    shape = {"resolution": dataset.resolution, "channels": dataset.channels, "classes": dataset.label_dim}
+    return {"kind": "images", "images": len(dataset), **shape}
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: begins as JSON and is none ({error}); damaged or cut short?") from error
+    if {"value", "metric", "network_digest"} <= content.keys():
+        return {"kind": "score", content["metric"]: content["value"], **content}
+    return {"kind": "JSON, no score", "keys": list(content)}
+
+
+def _table(path: Path) -> dict:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    best = {}
+    for row in rows:
+        if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
+            best[row["model"]] = row
+    kept = ("mean", "snapshot_kimg", "ema", "sampler", "nfe")
+    lines = {f"best_of_{model}": {name: row[name] for name in kept} for model, row in best.items()}
+    return {"kind": "table of scores", "rows": len(rows), "metric": rows[0]["metric"] if rows else None, **lines}
+
+
+def _is_safetensors(start: bytes) -> bool:
+    return len(start) > 9 and start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 30
+
+
+# What a file of each kind begins like, and the function that reads it.
+KINDS: list[tuple[Callable[[bytes], bool], Callable[[Path], dict]]] = [
+    (_is_safetensors, _safetensors),
+    (lambda start: start.startswith(b"\x80"), _pickle),
+    (lambda start: start.startswith(b"PK\3\4"), _zip),
+    (lambda start: start.startswith(b"{"), _json),
+    (lambda start: start.startswith(",".join(COLUMNS).encode()), _table),
+]

@@ -1,0 +1,183 @@
+"""What a run will cost, from its settings alone: images, steps, network evaluations, FLOPs, disk."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mscd.config import Config, DataSettings, TrainingSettings
+from mscd.errors import UserError
+from mscd.flops import Cost, classifier_cost, meta_network, network_cost
+from mscd.networks import EDMPrecond
+from mscd.plan_disk import Files, kept_files, legs, passing_files, posthoc_count
+from mscd.validation import TEACHER_STEPS
+
+DIGITS = {"classes": 10, "channels": 1, "images": 1797}
+INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the work; steps of the optimiser are None where nothing is trained.
+
+    nfe: evaluations of the diffusion networks an image, a backward pass not being one; flops: in all.
+    """
+
+    name: str
+    images: int
+    steps: int | None
+    nfe: int
+    flops: int
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the diffusion networks."""
+        return self.images * self.nfe
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The cost of a run: `files` stay on disk, `passing` come and go; notes say what was left out.
+
+    distillation: FLOPs of a student's training image; scores: how many of them the table is made from.
+    """
+
+    name: str
+    net: EDMPrecond
+    cost: Cost
+    distillation: int
+    stages: list[Stage]
+    files: list[Files]
+    passing: list[Files]
+    scores: int
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """Networks that are sampled alike for every seed block: how many, and evaluations an image."""
+
+    name: str
+    networks: int
+    nfe: int
+
+
+def plan(config: Config, *, images: int | None = None) -> Plan:
+    """The cost of the run that `config` describes. Needs no data, download or GPU.
+
+    images: size of the data set where the settings do not tell it. Raises UserError where they do not tell what the
+    images are like, and for a network that cannot be.
+    """
+    resolution, channels, classes = _image_facts(config.data)
+    images = _image_count(config.data) or images
+    net = _network(config, resolution, channels, classes)
+    cost = network_cost(net)
+    classifier = config.reference.detector == "classifier"
+    detector = classifier_cost(resolution, channels, classes) if classifier else INCEPTION
+    scored = _scored(config)
+    scores = len(config.scoring.seed_blocks) * sum(group.networks for group in scored)
+    notes = [] if images else ["The settings do not tell how many images there are: packing them is left out."]
+    reference = [_reference(config, images, detector)] if images and not config.reference.statistics else []
+    return Plan(
+        name=config.name,
+        net=net,
+        cost=cost,
+        distillation=3 * cost.forward + cost.forward_backward,
+        stages=[*reference, *_training(config, cost, detector), *_scoring(config, scored, cost, detector)],
+        files=kept_files(config, net, images, scores),
+        passing=passing_files(config, net),
+        scores=scores,
+        notes=notes,
+    )
+
+
+def _image_facts(data: DataSettings) -> tuple[int, int, int]:
+    """(resolution, channels, classes) of the packed images."""
+    known = DIGITS if data.source == "digits" and data.transform is None else {}
+    facts = {"resolution": data.known_resolution, "channels": data.channels, "classes": data.classes}
+    facts = {key: known.get(key) if value is None else value for key, value in facts.items()}
+    for key, value in facts.items():
+        if value is None:
+            raise UserError(f"data.{key}: a plan needs it, as it looks at no images")
+    return facts["resolution"], facts["channels"], facts["classes"]
+
+
+def _image_count(data: DataSettings) -> int | None:
+    return min(data.max_images or DIGITS["images"], DIGITS["images"]) if data.source == "digits" else data.max_images
+
+
+def _network(config: Config, resolution: int, channels: int, classes: int) -> EDMPrecond:
+    """The teacher, as it is trained here or as its file has to be."""
+    options = config.teacher.network.unet_options()
+    if trained := config.trained_teacher:
+        options |= {"dropout": trained.dropout, "dout_resolutions": trained.dropout_resolutions}
+        options |= {"sigma_data": trained.sigma_data, "precision": trained.precision}
+    return meta_network(img_resolution=resolution, img_channels=channels, label_dim=classes, **options)
+
+
+# ---- work
+
+
+def _reference(config: Config, images: int, detector: Cost) -> Stage:
+    """Features of the data set, and the training of the classifier where it makes them."""
+    flops = images * detector.forward
+    if config.reference.detector == "classifier":
+        settings = config.reference.classifier
+        aside = round(settings.held_out * images)
+        flops += settings.epochs * (images - aside) * detector.forward_backward + aside * detector.forward
+    return Stage(f"reference ({config.reference.detector})", images, None, 0, flops)
+
+
+def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
+    """Each network that is trained, and its scores inside the run."""
+    stages = []
+    if config.trained_teacher:
+        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, 2 * TEACHER_STEPS - 1, cost, detector)
+    for name, student in config.students.items():
+        # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
+        flops = 3 * cost.forward + cost.forward_backward
+        stages += _trained(name, student, 4, flops, student.segments, cost, detector)
+    return stages
+
+
+def _trained(
+    name: str, settings: TrainingSettings, nfe: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
+) -> list[Stage]:
+    """A training of `nfe` evaluations and `flops` an image; its scores inside the run take `score_nfe` an image."""
+    nimg = legs(settings)[-1].end_nimg
+    stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, nfe, nimg * flops)]
+    if settings.validate_kimg:
+        images = validations(settings) * settings.validate_images
+        stages.append(_sampled(f"score {name} inside the run", images, score_nfe, cost, detector))
+    return stages
+
+
+def _sampled(name: str, images: int, nfe: int, cost: Cost, detector: Cost) -> Stage:
+    """Images that are generated and turned into features."""
+    return Stage(name, images, None, nfe, images * (nfe * cost.forward + detector.forward))
+
+
+def _scored(config: Config) -> list[_Scored]:
+    """Everything that gets scores, as the table's rows are made of."""
+    scored = [_Scored(f"teacher, {sampler.label}", 1, sampler.nfe) for sampler in config.scoring.teacher_samplers]
+    for name, student in config.students.items():
+        scored.append(_Scored(name, len(student.snapshots()) * len(student.emas()), student.segments))
+        if config.posthoc_ema:
+            scored.append(_Scored(f"{name}, post-hoc EMA", posthoc_count(config, name), student.segments))
+    for name, student in config.published_students.items():
+        scored.append(_Scored(name, 1, student.segments))
+    return scored
+
+
+def _scoring(config: Config, scored: list[_Scored], cost: Cost, detector: Cost) -> list[Stage]:
+    blocks = len(config.scoring.seed_blocks) * config.scoring.images
+    return [_sampled(f"score {group.name}", group.networks * blocks, group.nfe, cost, detector) for group in scored]
+
+
+def validations(settings: TrainingSettings) -> int:
+    """How often a training scores its network: at a tick that crosses validate_kimg, and at a leg's end."""
+    every, tick, batch = settings.validate_kimg * 1000, settings.tick_kimg * 1000, settings.batch_size
+    count, ends = 0, {leg.end_nimg for leg in legs(settings)}
+    for before in range(0, max(ends), batch):
+        after = before + batch
+        count += after in ends or all(before // length != after // length for length in (tick, every))
+    return count

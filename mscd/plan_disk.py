@@ -1,0 +1,161 @@
+"""What a run will write to disk, to the byte for networks and states of what is trained here from nothing.
+
+Networks that stem from a published one also name their origin, a line or two more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT
+from mscd.code import code_identity
+from mscd.config import Config, StudentSettings, TeacherSettings, TrainingSettings
+from mscd.images import encode_png
+from mscd.leg import KEPT_HANDED, Leg
+from mscd.networks import EDMPrecond
+from mscd.states import KEPT_ROLLING, STATE_FORMAT
+from mscd.train import STUDENT_GRID
+
+DIGEST = "0" * 64  # stands for any
+ZIP_NAME = "00000/img00000000.png"
+ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header, and of its entry in the list at the zip's end
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """`count` files, `what` they are, and the bytes they take together."""
+
+    what: str
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Lengths of the two parts of a file by `checkpoint.save_tensors` beside its metadata: list of tensors, content."""
+
+    listing: int
+    content: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Layout:
+        """The layout of tensors, all float32, which may be on the meta device."""
+        listing, end = {}, 0
+        for name, tensor in sorted(tensors.items()):
+            start, end = end, end + 4 * tensor.numel()
+            listing[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        return cls(_json_length(listing), end)
+
+    def file_bytes(self, metadata: Mapping) -> int:
+        """Length of the file with this metadata."""
+        text = json.dumps({**metadata, "digest": DIGEST}, sort_keys=True)
+        header = self.listing + _json_length({"__metadata__": {METADATA_KEY: text}}) - 1  # a comma joins the two
+        return 8 + -(-header // 8) * 8 + self.content
+
+
+def _json_length(value: Mapping) -> int:
+    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def network_metadata(net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, segments: int | None) -> dict:
+    """Metadata as long as that of the network file that training will write."""
+    data = {"digest": DIGEST, "resolution": net.img_resolution, "channels": net.img_channels}
+    made = {"model": model, "snapshot_kimg": kimg, "nimg": nimg, "ema": ema, "run": DIGEST[:16]}
+    student = {"segments": segments, **STUDENT_GRID} if segments else None
+    about = {"format": NETWORK_FORMAT, "network": net.init_kwargs, "data": {**data, "label_dim": net.label_dim}}
+    return {**about, **made, "student": student}
+
+
+def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
+    """Length of a training state without a score: the network, its averages and Adam's two moments of each weight."""
+    tensors = {f"{prefix}.{name}": value for prefix in ("net", *emas) for name, value in net.state_dict().items()}
+    for name, parameter in net.named_parameters():
+        tensors |= {f"adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
+    code = dataclasses.asdict(code_identity())
+    metadata = {"format": STATE_FORMAT, "fingerprint": DIGEST[:16], "nimg": nimg, "steps": steps}
+    return Layout.of(tensors).file_bytes({**metadata, "score": None, "code": code})
+
+
+def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> int:
+    """Length, but for digits of class numbers, of the zip that `data.pack` would write of so many images."""
+    shape = (resolution, resolution, channels) if channels > 1 else (resolution, resolution)
+    label = len(json.dumps([ZIP_NAME, max(classes - 1, 0)])) + len(", ") if classes else 0
+    return images * (len(encode_png(np.zeros(shape, np.uint8))) + ZIP_ENTRY + label)
+
+
+def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
+    """What lies on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
+    weights = Layout.of(net.state_dict())
+    last = legs(config.trained_teacher)[-1] if config.trained_teacher else None
+    end = (last.end_kimg, last.end_nimg) if last else (0, 0)
+    one = weights.file_bytes(network_metadata(net, "teacher", *end, "ema", None))
+    files = []
+    if images:
+        size = packed_bytes(images, net.img_resolution, net.img_channels, net.label_dim)
+        files.append(Files("data/train.zip", 1, size))
+    if config.trained_teacher:
+        files += _trained(config.teacher, "teacher", net, weights)
+    files.append(Files("teacher/network.safetensors", 1, one))
+    for name, student in config.students.items():
+        files += _trained(student, f"students/{name}", net, weights)
+        if count := posthoc_count(config, name):
+            files.append(Files(f"students/{name}/*/posthoc-*.safetensors", count, count * one))
+        files.append(Files(f"export/{name}/model.safetensors", 1, one))
+    for name in config.published_students:
+        files.append(Files(f"students/{name}/*/ema.safetensors", 1, one))
+    return [*files, _samples(config, net, scores)] if config.scoring.keep_samples else files
+
+
+def _trained(settings: TeacherSettings | StudentSettings, folder: str, net: EDMPrecond, weights: Layout) -> list[Files]:
+    """The networks of every snapshot, and the states that stay."""
+    sizes, model = [], folder.rpartition("/")[2]
+    segments = settings.segments if isinstance(settings, StudentSettings) else None
+    for leg in legs(settings):
+        for ema in settings.emas():
+            sizes.append(weights.file_bytes(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
+    states = min(KEPT_HANDED, len(settings.snapshots()))
+    return [
+        Files(f"{folder}/*/*ema*.safetensors", len(sizes), sum(sizes)),
+        Files(f"{folder}/*/state.safetensors", states, states * _state(settings, net)),
+    ]
+
+
+def _state(settings: TeacherSettings | StudentSettings, net: EDMPrecond) -> int:
+    nimg = legs(settings)[-1].end_nimg
+    return state_bytes(net, settings.emas(), nimg, nimg // settings.batch_size)
+
+
+def _samples(config: Config, net: EDMPrecond, blocks: int) -> Files:
+    """The images of so many seed blocks."""
+    images = blocks * config.scoring.images
+    return Files("samples, a seed block each", blocks, images * net.img_channels * net.img_resolution**2)
+
+
+def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
+    """What comes and goes: states while a network trains, and the images of a seed block until they are scored."""
+    trained = {"teacher": config.trained_teacher, **{f"students/{name}": s for name, s in config.students.items()}}
+    files = []
+    for folder, settings in trained.items():
+        if settings:
+            # The newest ones, the best scored one, and one that is being written.
+            count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
+            files.append(Files(f"{folder}/rolling/*.safetensors", count, count * _state(settings, net)))
+    return files if config.scoring.keep_samples else [*files, _samples(config, net, 1)]
+
+
+def legs(settings: TrainingSettings) -> list[Leg]:
+    """The legs of a training, as far as their lengths go."""
+    kind = "student" if isinstance(settings, StudentSettings) else "teacher"
+    ends = settings.snapshots()
+    return [Leg(kind, kind, settings, "", "", start, end) for start, end in itertools.pairwise([0, *ends])]
+
+
+def posthoc_count(config: Config, student: str) -> int:
+    """How many networks of a student are reconstructed after its training."""
+    return len(config.posthoc_snapshots(student)) * len(config.posthoc_ema.stds) if config.posthoc_ema else 0

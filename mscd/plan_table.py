@@ -1,0 +1,98 @@
+"""A plan as Markdown, to paste into a proposal."""
+
+from __future__ import annotations
+
+from mscd.flops import parameter_count
+from mscd.plan import Plan, Stage
+from mscd.plan_disk import Files
+
+UNITS = ["", "k", "M", "G", "T", "P", "E", "Z"]
+
+
+def markdown(plan: Plan, *, gpus: int = 1, images_per_second: float | None = None, tflops: float = 150.0) -> str:
+    """Tables of work, time and disk.
+
+    gpus: that share the work, without loss; images_per_second: that ONE of them distils, which tells its speed in
+    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP a second.
+    """
+    speed = images_per_second * plan.distillation if images_per_second else tflops * 1e12
+    lines = [f"**{plan.name}**: {_network(plan)}", "", *_work(plan, speed, gpus), "", *_assumptions(plan, speed, gpus)]
+    if images_per_second:
+        lines[-1] += f" (measured: {images_per_second:g} distilled images a second and GPU)"
+    lines += [f"- {note}" for note in plan.notes]
+    return "\n".join([*lines, "", *_disk(plan)]) + "\n"
+
+
+def _network(plan: Plan) -> str:
+    net, cost = plan.net, plan.cost
+    return (
+        f"{net.init_kwargs['model_type']} for {net.img_resolution}×{net.img_resolution}×{net.img_channels} images of "
+        f"{net.label_dim} classes, {parameter_count(net):,} parameters, {quantity(cost.forward)}FLOP an evaluation"
+    )
+
+
+def _work(plan: Plan, speed: float, gpus: int) -> list[str]:
+    total = sum(stage.flops for stage in plan.stages)
+    header = ["stage", "images", "optimiser steps", "evaluations an image", "network evaluations", "FLOP", "GPU-hours"]
+    header += [f"hours on {gpus} GPUs"] if gpus > 1 else []
+
+    def row(name: str, cells: list[str], flops: int) -> list[str]:
+        hours = flops / speed / 3600
+        return [name, *cells, quantity(flops), amount(hours), *([amount(hours / gpus)] if gpus > 1 else [])]
+
+    rows = [row(stage.name, _cells(stage), stage.flops) for stage in plan.stages]
+    steps, evaluations = sum(stage.steps or 0 for stage in plan.stages), sum(s.evaluations for s in plan.stages)
+    rows.append(row("**all**", ["", f"{steps:,}", "", f"{evaluations:,}"], total))
+    return table(header, rows)
+
+
+def _cells(stage: Stage) -> list[str]:
+    steps = "–" if stage.steps is None else f"{stage.steps:,}"
+    return [f"{stage.images:,}", steps, f"{stage.nfe}" if stage.nfe else "–", f"{stage.evaluations:,}"]
+
+
+def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
+    forward, both = quantity(plan.cost.forward), quantity(plan.cost.forward_backward)
+    return [
+        f"- Counted on the network, a multiply-add as two: {forward}FLOP an evaluation, {both}FLOP with its backward "
+        f"pass. A distilled image takes two evaluations of the teacher, one of the student and one with its backward "
+        f"pass: {quantity(plan.distillation)}FLOP.",
+        f"- Scores: {plan.scores:,}. Their stages hold the detector's work as well; reading data and the metric itself "
+        "are left out.",
+        f"- Time: {gpus} GPU{'s' if gpus > 1 else ''} of {quantity(speed)}FLOP/s each, without loss between them",
+    ]
+
+
+def _disk(plan: Plan) -> list[str]:
+    rows = [*_files(plan.files, "in the end"), *_files(plan.passing, "beside that, at most, while it runs")]
+    return table(["on disk", "files", "size"], rows)
+
+
+def _files(files: list[Files], total: str) -> list[list[str]]:
+    rows = [[file.what, f"{file.count:,}", f"{quantity(file.bytes)}B"] for file in files]
+    return [*rows, [f"**{total}**", "", f"{quantity(sum(file.bytes for file in files))}B"]]
+
+
+def quantity(value: float) -> str:
+    """Four digits and the unit's prefix, as "276.3 E"; powers of 1000."""
+    prefix = 0
+    while value >= 999.95 and prefix < len(UNITS) - 1:
+        value, prefix = value / 1000, prefix + 1
+    return f"{value:.0f} " if prefix == 0 else f"{value:.4g} {UNITS[prefix]}"
+
+
+def amount(hours: float) -> str:
+    """Hours, with as many digits as tell something."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.01 else "< 0.01"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table, its columns aligned; the first to the left, numbers to the right."""
+    first, *widths = (max(map(len, column)) for column in zip(header, *rows, strict=True))
+
+    def line(row: list[str]) -> str:
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))
+        return f"| {' | '.join([row[0].ljust(first), *numbers])} |"
+
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in widths)])
+    return [line(header), f"|{rule}|", *map(line, rows)]
