@@ -260,3 +260,44 @@ def test_shipped_configuration_is_valid(path):
 
 def test_documentation_is_current():
     assert (REPOSITORY / "config/README.md").read_text() == docs(), "python -m mscd.config_docs > config/README.md"
+
+
+def test_imagenet_64_is_the_published_run():
+    config = load_config(REPOSITORY / "config/imagenet64.yaml")
+    student = config.students["s8"]
+    assert student.model_dump(include=set(PUBLISHED_RUN)) == PUBLISHED_RUN
+    assert (student.sigma_max_anchor, student.node_anchor) == (0, 0) and len(student.snapshots()) == 210
+    assert (config.scoring.images, config.scoring.seed_blocks) == (50_000, [0, 1, 2])
+    samplers = config.scoring.teacher_samplers
+    assert [(sampler.sampler, sampler.nfe) for sampler in samplers] == [
+        ("euler", 8), ("heun", 15), ("heun", 79), ("heun", 511), ("heun", 511)
+    ]  # fmt: skip
+    assert samplers[-1].model_dump(include={"S_churn", "S_min", "S_max", "S_noise"}) == {
+        "S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003
+    }  # fmt: skip
+
+
+PUBLISHED_RUN = {
+    "segments": 8,
+    "teacher_steps_start": 64,
+    "teacher_steps_end": 1280,
+    "anneal_kimg": 104_800,
+    "edge_sampling": "edm",
+    "terminal_anchor": True,
+    "terminal_teacher_hop": True,
+    "distance": "pseudo_huber",
+    "weight": "sqrt_karras",
+    "batch_size": 2048,
+    "learning_rate": 8e-5,
+    "lr_rampup_kimg": 10_000,
+    "ema_halflife_kimg": 50_000,
+    "ema_rampup": 0.05,
+    "phema_stds": [0.05, 0.10],
+    "dropout": 0.2,
+    "dropout_resolutions": [16, 8],
+    "precision": "fp16",
+    "xflip": False,
+    "duration_kimg": 210_000,
+    "snapshot_kimg": 1000,
+    "seed": 1_959_836_853,
+}

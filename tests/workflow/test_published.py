@@ -1,5 +1,5 @@
-"""The whole workflow from published files: CIFAR-10's archive, a pickled teacher and student, a TorchScript detector and
-reference statistics, served by a server of the test's own; a tiny network, S = 2."""
+"""The whole workflow from published files of CIFAR-10's kind: its archive, a pickled teacher and student, a TorchScript
+detector and reference statistics, served by a server of the test's own; a tiny network, S = 2."""
 
 import hashlib
 import io
