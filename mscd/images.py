@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mscd.files import DamagedFile
+from mscd.archives import DamagedFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")

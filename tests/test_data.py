@@ -130,6 +130,7 @@ def test_digits_are_scikit_learns_spread_over_eight_bits(digits):
     assert summary == {
         "images": 1797,
         "dropped": 0,
+        "skipped": [],
         "resolution": 8,
         "channels": 1,
         "label_dim": 10,

@@ -1,0 +1,229 @@
+"""Folders, zips and tars seen alike, as numbered files that are read at random and never unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import weakref
+import zlib
+from array import array
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+
+from mscd import zips
+from mscd.errors import UserError
+from mscd.files import sha256_of
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
+
+
+class DamagedFile(Exception):
+    """One file of a folder or archive cannot be read; the message says why and the caller says which."""
+
+
+class FolderFiles:
+    """The files under a folder: `names` (relative, with slashes, sorted as text), read by position."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.names = []
+        for root, _, names in os.walk(path, followlinks=True):
+            folder = os.path.relpath(root, path).replace(os.sep, "/")
+            prefix = "" if folder == "." else f"{folder}/"
+            self.names += [prefix + name for name in names if _is_visible(prefix + name)]
+        self.names.sort()
+
+    def read(self, position: int) -> bytes:
+        """Content of file `names[position]`. Raises DamagedFile."""
+        try:
+            return (self.path / self.names[position]).read_bytes()
+        except OSError as error:
+            raise DamagedFile(str(error)) from error
+
+    def digest(self) -> str:
+        """sha256 (hex) over names, lengths and contents."""
+        sha = hashlib.sha256()
+        for position, name in enumerate(self.names):
+            content = self.read(position)
+            sha.update(f"{name}\0{len(content)}\0".encode())
+            sha.update(content)
+        return sha.hexdigest()
+
+
+class _Archive:
+    """An archive file read by offset, so that threads and forked processes share one descriptor and nothing else.
+
+    Pickled to another process, it opens the file anew.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        try:
+            content = os.pread(self._descriptor, size, offset)
+        except OSError as error:  # a damaged offset, or a disk that fails
+            raise DamagedFile(str(error)) from error
+        if len(content) < size:
+            raise DamagedFile("the archive ends too early")
+        return content
+
+    def _sorted(self, names: list[str], table: np.ndarray) -> None:
+        """Take over the visible ones of `names`, sorted as text, and their rows of `table`; of equal names the last."""
+        order = sorted((k for k, name in enumerate(names) if _is_visible(name)), key=names.__getitem__)
+        order = [k for k, after in pairwise([*order, None]) if after is None or names[k] != names[after]]
+        self.names = [names[k] for k in order]
+        self._table = table[np.array(order, dtype=np.int64)]
+
+    def digest(self) -> str:
+        """sha256 (hex) of the archive's bytes."""
+        return sha256_of(self.path)
+
+
+class ZipFiles(_Archive):
+    """The files in a zip: `names` (sorted as text), read by position, each checked against its CRC.
+
+    UserError naming the file if it is no zip.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            with open(path, "rb") as file:
+                names, table = zips.read_directory(file)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a readable zip ({error}); damaged or cut short?") from error
+        super().__init__(path)
+        self._sorted(names, table)
+
+    def read(self, position: int) -> bytes:
+        """Content of file `names[position]`. Raises DamagedFile."""
+        offset, size, crc, method = (int(value) for value in self._table[position])
+        content = self._read_at(self._content_offset(offset), size)
+        if method == zips.DEFLATED:
+            try:
+                content = zlib.decompress(content, wbits=-15)
+            except zlib.error as error:
+                raise DamagedFile(str(error)) from error
+        elif method != zips.STORED:
+            raise DamagedFile(f"compressed by method {method}, which is not supported")
+        if zlib.crc32(content) != crc:
+            raise DamagedFile("its content does not match its CRC")
+        return content
+
+    def stored_head(self, position: int, size: int) -> bytes | None:
+        """First `size` bytes, unchecked, of file `names[position]`; None if it is compressed or damaged."""
+        offset, stored_size, _, method = (int(value) for value in self._table[position])
+        try:
+            if method == zips.STORED:
+                return self._read_at(self._content_offset(offset), min(size, stored_size))
+        except DamagedFile:
+            pass  # whoever reads all of it is told
+        return None
+
+    def _content_offset(self, offset: int) -> int:
+        header = self._read_at(offset, zips.LOCAL_HEADER.size)
+        length = zips.local_header_length(header)
+        if length is None:
+            raise DamagedFile("its zip header is damaged")
+        return offset + length
+
+
+class TarFiles(_Archive):
+    """The files in an uncompressed tar: `names` (sorted as text, without a leading "./"), read by position.
+
+    A tar inside it counts as a folder of its name without ".tar" (as ImageNet's tar of 1,000 tars has them). UserError
+    naming the file if it is no whole tar.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        names, offsets, sizes = [], array("q"), array("q")
+        try:
+            with open(path, "rb") as file:
+                for name, offset, size in _tar_members(file, path):
+                    names.append(name)
+                    offsets.append(offset)
+                    sizes.append(size)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise UserError(f"{path}: not a readable tar ({error}); damaged or cut short?") from error
+        super().__init__(path)
+        self._sorted(names, np.stack([np.array(offsets, np.int64), np.array(sizes, np.int64)], axis=1))
+
+    def read(self, position: int) -> bytes:
+        """Content of file `names[position]`. Raises DamagedFile."""
+        offset, size = (int(value) for value in self._table[position])
+        return self._read_at(offset, size)
+
+
+def _tar_members(file: IO[bytes], path: str | os.PathLike, inside: str = "") -> Iterator[tuple[str, int, int]]:
+    """(name, led by `inside`, offset in the outermost file, size) of each file of a tar and of the tars in it."""
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # or each member would stay in memory
+            name = inside + member_name(member)
+            if member.isreg() and not member.issparse():
+                if name.lower().endswith(".tar") and not inside:
+                    with tar.extractfile(member) as inner:
+                        for inner_name, offset, size in _tar_members(inner, path, f"{name[:-4]}/"):
+                            yield inner_name, member.offset_data + offset, size
+                else:
+                    yield name, member.offset_data, member.size
+            elif not member.isdir():
+                raise UserError(f"{path}: {name} is a link or a special file, which is not supported: unpack it first")
+        # The library takes a damaged header for the end.
+        file.seek(tar.offset)
+        if file.read(512) != bytes(512):
+            raise tarfile.ReadError(f"{inside or 'it'} breaks off at byte {tar.offset}")
+
+
+def member_name(member: tarfile.TarInfo) -> str:
+    """The name of a tar's member without a leading "./" or "/"."""
+    return str(PurePosixPath("/", member.name).relative_to("/"))
+
+
+def open_files(path: str | os.PathLike) -> FolderFiles | ZipFiles | TarFiles:
+    """The files of a folder, zip or tar. UserError when there is none at `path`, or the tar is compressed."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such folder, zip or tar of images")
+    if os.path.isdir(path):
+        return FolderFiles(path)
+    if not looks_like_tar(path):
+        return ZipFiles(path)
+    if is_compressed(path):
+        raise UserError(f"{path}: a compressed tar cannot be read image by image: decompress it first (gunzip)")
+    return TarFiles(path)
+
+
+def is_compressed(path: str | os.PathLike) -> bool:
+    """Whether a file begins as one by gzip, bzip2 or xz does."""
+    with open(path, "rb") as file:
+        return file.read(6).startswith(COMPRESSED)
+
+
+def looks_like_tar(path: str | os.PathLike) -> bool:
+    """Whether a file is compressed as a whole, or named or marked as a tar."""
+    if is_compressed(path) or str(path).lower().endswith(".tar"):
+        return True
+    with open(path, "rb") as file:
+        return file.read(262)[257:] == b"ustar"
+
+
+def _is_visible(name: str) -> bool:
+    """Whether no part of the path is hidden (a leading dot), as thumbnails and macOS's resource forks are."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -1,0 +1,197 @@
+"""Data sets that come as arrays in files of their own kind: CIFAR-10's pickled batches and MNIST's idx files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import pickle
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from mscd.archives import member_name
+from mscd.errors import UserError
+
+_CIFAR_FOLDER = "cifar-10-batches-py"
+_CIFAR_BATCHES = [f"{_CIFAR_FOLDER}/data_batch_{number}" for number in range(1, 6)]
+_LARGEST_BATCH = 2**26  # bytes; a real one is 31 MB
+_LARGEST_IDX = 2**31
+_READING = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, struct.error)
+
+
+def is_cifar10(path: str | os.PathLike) -> bool:
+    """Whether a tar, compressed or not, begins with CIFAR-10's folder. UserError when it is no readable tar."""
+    try:
+        with tarfile.open(path, "r|*") as tar:
+            names = (member_name(member) for member in tar)
+            return next((name for name in names if not name.startswith(".")), "").split("/")[0] == _CIFAR_FOLDER
+    except _READING as error:
+        raise UserError(f"{path}: not a readable tar ({error}); damaged or cut short?") from error
+
+
+def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 32, 32, 3] and classes int64 [N] of CIFAR-10's tar, its five training batches in order.
+
+    The batches are pickles, of which nothing is run: see `_Batch`. UserError when one is missing or not of that form.
+    """
+    contents = {}
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                if (name := member_name(member)) in _CIFAR_BATCHES and member.isreg():
+                    if member.size > _LARGEST_BATCH:
+                        raise ValueError(f"{name} has {member.size} bytes")
+                    contents[name] = tar.extractfile(member).read()
+            while tar.fileobj.read(2**20):  # to the end, where a compressed file has its checksum
+                pass
+    except _READING as error:
+        raise UserError(f"{path}: not a readable CIFAR-10 tar ({error}); damaged or cut short?") from error
+    if missing := [name for name in _CIFAR_BATCHES if name not in contents]:
+        raise UserError(f"{path}: holds no {missing[0]}: CIFAR-10's five training batches are needed")
+    images, labels = zip(*(_cifar_batch(f"{path}: {name}", contents.pop(name)) for name in _CIFAR_BATCHES), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _cifar_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        batch = _Batch(io.BytesIO(content), encoding="latin1").load()
+        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        pixels, labels = batch["data"].pixels, batch["labels"]
+        if pixels.shape != (len(labels), 3072) or not all(type(k) is int and 0 <= k < 10 for k in labels):
+            raise ValueError(f"{pixels.shape} bytes and {len(labels)} labels, not [N, 3072] and N from 0 to 9")
+    except Exception as error:  # a pickle of anything else can fail in any way
+        raise UserError(f"{where} is not a batch of CIFAR-10 ({type(error).__name__}: {error})") from error
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
+
+
+class _Batch(pickle.Unpickler):
+    """Reads a pickle of plain values and uint8 arrays. What it names is never imported: a few names have stand-ins."""
+
+    def find_class(self, module: str, name: str) -> object:
+        stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
+        if stand_in is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no such batch does")
+        return stand_in
+
+
+class _Array:
+    """Stands in for an array under construction, whose pixels a pickle gives as its state."""
+
+    __slots__ = ("pixels",)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, column_major, content = state
+        if not isinstance(dtype, _Dtype) or column_major or not isinstance(content, bytes | str):
+            raise pickle.UnpicklingError("an array is not one of bytes, row by row")
+        content = content.encode("latin1") if isinstance(content, str) else content
+        self.pixels = np.frombuffer(content, np.uint8).reshape(shape)
+
+
+class _Dtype:
+    """Stands in for the type uint8, which no state can change."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: tuple) -> None:
+        pass
+
+
+class _Named:
+    """Stands in for a function or class that a batch names. No state can change it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., object]):
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it changes what it names")
+
+
+def _dtype(name: str, *_: object) -> _Dtype:
+    if name != "u1":
+        raise pickle.UnpicklingError(f"an array has values of type {name!r}")
+    return _Dtype()
+
+
+def _array_class(*_: object) -> None:
+    raise pickle.UnpicklingError("it makes an array in a way that no such batch does")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Named(lambda *_: _Array()),
+    ("numpy", "ndarray"): _Named(_array_class),  # only an argument of the one above
+    ("numpy", "dtype"): _Named(_dtype),
+    ("_codecs", "encode"): _Named(lambda text, _: text.encode("latin1")),  # how bytes are written for old readers
+}
+
+
+def read_mnist(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W] and classes int64 [N] of an idx file, compressed or not, with its labels file beside it.
+
+    MNIST's 28×28 images get two black pixels all around, which makes them 32×32. UserError when a file is missing,
+    damaged, or does not fit the other.
+    """
+    path = Path(path)
+    images = _read_idx(path)
+    stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    beside = [file for file in (path.with_name(stem), path.with_name(f"{stem}.gz")) if file.exists()]
+    if stem == path.name or not beside:
+        raise UserError(f"{path}: its labels are missing: put {stem} (or {stem}.gz) beside it")
+    labels = _read_idx(beside[0])
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise UserError(f"{beside[0]} has the shape {labels.shape}, which does not fit that of {path}: {images.shape}")
+    if images.shape[1:] == (28, 28):
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return images, labels.astype(np.int64)
+
+
+def is_idx(path: str | os.PathLike) -> bool:
+    """Whether a file, compressed or not, begins as an idx file of images (bytes in three dimensions)."""
+    try:
+        with _open_idx(path) as file:
+            return file.read(4) == b"\0\0\x08\3"
+    except _READING:
+        return False
+
+
+def mnist_in(folder: str | os.PathLike) -> Path | None:
+    """The file of MNIST's training images in a folder, if it has one."""
+    found = (p for p in Path(folder).iterdir() if p.name.startswith("train-images") and "idx3-ubyte" in p.name)
+    return min((p for p in found if is_idx(p)), default=None)
+
+
+def _open_idx(path: str | os.PathLike) -> io.BufferedIOBase:
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if compressed else open(path, "rb")
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in an idx file."""
+    try:
+        with _open_idx(path) as file:
+            zeros, kind, dimensions = struct.unpack(">HBB", file.read(4))
+            if (zeros, kind) != (0, 8) or dimensions not in (1, 3):
+                raise ValueError("it is no idx file of bytes")
+            shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+            size = math.prod(shape)
+            if size > _LARGEST_IDX:
+                raise ValueError(f"it claims {size} bytes")
+            content = file.read(size + 1)
+    except _READING as error:
+        raise UserError(f"{path}: not a readable idx file ({error}); damaged or cut short?") from error
+    if len(content) != size:
+        raise UserError(
+            f"{path}: its {shape} needs {size} bytes, it holds {'more' if len(content) > size else 'fewer'}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)

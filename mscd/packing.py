@@ -1,0 +1,232 @@
+"""Packing images into the EDM zip that everything is trained on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mscd.archives import DamagedFile
+from mscd.errors import UserError
+from mscd.files import sha256_of, written_whole
+from mscd.images import TRANSFORMS, encode_png, transformed
+from mscd.labels import image_name
+from mscd.sources import Source, open_source
+from mscd.zips import StoredZip
+
+log = logging.getLogger(__name__)
+_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and such shares that may wait a thread
+_NAMED = 20  # damaged images that a message names
+
+
+def pack(
+    source: str | os.PathLike,
+    dest: str | os.PathLike,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    transform: str | None = None,
+    max_images: int | None = None,
+    skip_corrupt: bool = False,
+    classes: int | None = None,
+    channels: int | None = None,
+    workers: int = 1,
+) -> dict:
+    """Write the EDM zip `dest` from what sources.open_source reads, whole or not at all.
+
+    resolution: width, or (width, height) as center-crop-wide takes it; transform: one of images.TRANSFORMS, None only
+    resizes. max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels:
+    how many the data set has to have. workers: threads; the bytes written do not depend on it. A source that is an EDM
+    zip already, which nothing would change, is checked and copied as it is.
+
+    Returns {images, dropped, skipped (names), resolution, channels, label_dim, class_counts, digest}. Raises UserError
+    when the source is missing, empty or damaged (unreadable images are named), its labels do not fit, or its images do
+    not come out square, a power of two wide, all alike and as demanded.
+    """
+    size = _target_size(resolution, transform)
+    if max_images is not None and max_images < 1:
+        raise UserError(f"max_images {max_images}: at least 1 image has to be packed")
+    of_edm2 = transform == "center-crop-dhariwal"  # its tool sorts images and treats alpha in its own way
+    images = open_source(source, as_text=of_edm2, drop_alpha=of_edm2)
+    total = images.count if max_images is None else min(max_images, images.count)
+    _check_demand(source, "classes", classes, images.label_dim(np.arange(total)))
+    job = _Job(source, images, transform, size, total, channels, skip_corrupt, workers)
+    unchanged = transform is None and total == images.count and images.packed_size is not None
+    unchanged = unchanged and size in (None, (images.packed_size, images.packed_size))
+    with written_whole(dest) as file:
+        if unchanged and not (packed := job.run(None)).skipped:
+            with open(source, "rb") as whole:
+                shutil.copyfileobj(whole, file, 2**20)
+        else:
+            archive = StoredZip(file)
+            packed = job.run(archive)
+            archive.add("dataset.json", _labels_json(packed.numbers, images.labels))
+            archive.close()
+        _check_demand(source, "classes", classes, images.label_dim(packed.numbers))
+    return _summary(packed, images, total, sha256_of(dest))
+
+
+def _target_size(resolution: int | tuple[int, int] | None, transform: str | None) -> tuple[int, int] | None:
+    """(width, height) to bring images to."""
+    if transform not in (None, *TRANSFORMS):
+        raise UserError(f"transform {transform!r} is unknown: use one of {', '.join(TRANSFORMS)}, or none")
+    if resolution is None:
+        if transform is not None:
+            raise UserError(f"transform {transform} needs a resolution")
+        return None
+    width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if min(width, height) < 1 or (transform is not None and height > width):
+        raise UserError(f"resolution {width}x{height} cannot be made by transform {transform}")
+    if transform == "center-crop-dhariwal" and width != height:
+        raise UserError(f"center-crop-dhariwal needs a square resolution, got {width}x{height}")
+    return width, height
+
+
+@dataclass
+class _Packed:
+    """What became of the images: numbers of those packed, their common [H, W] or [H, W, 3], names of those left out."""
+
+    numbers: array = field(default_factory=lambda: array("q"))
+    shape: tuple[int, ...] | None = None
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Bringing the first `total` images of a source to one form."""
+
+    source: str | os.PathLike
+    images: Source
+    transform: str | None
+    size: tuple[int, int] | None
+    total: int
+    channels: int | None
+    skip_corrupt: bool
+    workers: int
+
+    def run(self, archive: StoredZip | None) -> _Packed:
+        """Convert and check all images and add them to the archive, if one is given, as PNGs."""
+        packed, reasons = _Packed(), []
+        with (
+            ThreadPoolExecutor(self.workers) as pool,
+            self._progress("checking" if archive is None else "packing") as bar,
+        ):
+            for index, result in enumerate(self._in_order(pool, archive is not None)):
+                bar.update()
+                if isinstance(result, DamagedFile):
+                    packed.skipped.append(self.images.name(index))
+                    reasons.append(str(result))
+                elif result is not None:
+                    shape, png = result
+                    self._check_shape(index, shape, packed.shape)
+                    packed.shape = shape
+                    packed.numbers.append(index)
+                    if archive is not None:
+                        archive.add(image_name(index), png)
+        self._check_damage(packed, reasons)
+        if not packed.numbers:
+            width, height = self.size
+            raise UserError(f"{self.source}: every image is too small for {self.transform} to {width}x{height}")
+        return packed
+
+    def _in_order(self, pool: ThreadPoolExecutor, as_png: bool) -> Iterator[object]:
+        """`_convert` of each image, in order, by the pool; it is given little ahead, so that little waits in memory."""
+        share_of = lambda start: [  # noqa: E731
+            self._convert(index, as_png) for index in range(start, min(start + _SHARE, self.total))
+        ]
+        shares = deque()
+        for start in range(0, self.total, _SHARE):
+            shares.append(pool.submit(share_of, start))
+            if len(shares) > _AHEAD * self.workers:
+                yield from shares.popleft().result()
+        while shares:
+            yield from shares.popleft().result()
+
+    def _convert(self, index: int, as_png: bool) -> tuple[tuple[int, ...], bytes | None] | DamagedFile | None:
+        """Shape and, if wanted, PNG of one image; its damage; or None when it is too small for the transform."""
+        try:
+            image = transformed(self.images.read(index), self.transform, self.size)
+        except DamagedFile as error:
+            return error
+        if image is None:
+            return None
+        pixels = np.asarray(image)
+        return pixels.shape, encode_png(pixels) if as_png else None
+
+    def _progress(self, doing: str):
+        from tqdm import tqdm  # here, as who only reads data sets needs no bar
+
+        return tqdm(
+            total=self.total,
+            unit="img",
+            desc=f"{doing} {Path(self.source).name}",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no more
+        )
+
+    def _check_shape(self, index: int, shape: tuple[int, ...], first: tuple[int, ...] | None) -> None:
+        """UserError unless a shape is as the first one, which has to be square, a power of two wide and as demanded."""
+        if shape == first:
+            return
+        where = f"{self.source}: {self.images.name(index)} is {_in_words(shape)}"
+        if first is not None:
+            raise UserError(f"{where}, the images before it {_in_words(first)}: all have to be alike")
+        height, width = shape[:2]
+        if height != width:
+            raise UserError(f"{where}: images have to be square, so choose a transform or resolution")
+        if width & (width - 1):
+            raise UserError(f"{where}: the width has to be a power of two, so choose a resolution")
+        _check_demand(self.source, "channels", self.channels, _channels(shape))
+
+    def _check_damage(self, packed: _Packed, reasons: list[str]) -> None:
+        """UserError, or with skip_corrupt a line in the log, if images could not be read."""
+        if not reasons:
+            return
+        found = [f"{name} ({reason})" for name, reason in zip(packed.skipped[:_NAMED], reasons, strict=False)]
+        more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+        listed = f"{len(reasons)} of {self.total} images: {', '.join(found)}{more}"
+        if not self.skip_corrupt or not packed.numbers:
+            raise UserError(f"{self.source}: cannot read {listed}; replace or remove what is damaged, or skip_corrupt")
+        log.warning("%s: left out what cannot be read, %s", self.source, listed)
+
+
+def _check_demand(source: str | os.PathLike, what: str, wanted: int | None, found: int) -> None:
+    if wanted not in (None, found):
+        raise UserError(f"{source}: has {found} {what}, not {wanted} as demanded: is it the right data set?")
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return 1 if len(shape) == 2 else 3
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
+
+
+def _labels_json(numbers: array, labels: np.ndarray | None) -> bytes:
+    """The text of dataset.json, as json.dumps writes it."""
+    if labels is None:
+        return b'{"labels": null}'
+    entries = ", ".join(f'["{image_name(number)}", {labels[number]}]' for number in numbers)
+    return f'{{"labels": [{entries}]}}'.encode()
+
+
+def _summary(packed: _Packed, images: Source, total: int, digest: str) -> dict:
+    label_dim = images.label_dim(packed.numbers)
+    return {
+        "images": len(packed.numbers),
+        "dropped": total - len(packed.numbers) - len(packed.skipped),
+        "skipped": packed.skipped,
+        "resolution": packed.shape[0],
+        "channels": _channels(packed.shape),
+        "label_dim": label_dim,
+        "class_counts": np.bincount(images.labels[packed.numbers]).tolist() if label_dim else [],
+        "digest": digest,
+    }

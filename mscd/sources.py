@@ -1,0 +1,118 @@
+"""What data sets are packed from: image trees as folder, zip or tar, and sets that come as arrays."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mscd import arrays
+from mscd.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_files
+from mscd.errors import UserError
+from mscd.images import decode, is_image
+from mscd.labels import labels_of_folders, named_as_packed, read_labels
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images to pack: how many, what to call number i and how to read it, and their classes [count] (None: none).
+
+    read raises DamagedFile. packed_size: width of the images if the source is an EDM zip already.
+    """
+
+    count: int
+    name: Callable[[int], str]
+    read: Callable[[int], Image.Image]
+    labels: np.ndarray | None
+    packed_size: int | None = None
+
+    def label_dim(self, numbers: Sequence[int]) -> int:
+        """Largest class + 1 of these images, 0 without classes."""
+        return 0 if self.labels is None else int(self.labels[numbers].max()) + 1
+
+
+def open_source(source: str | os.PathLike, *, as_text: bool = False, drop_alpha: bool = False) -> Source:
+    """The images of `source`: "digits", MNIST's idx file or the folder that holds it, CIFAR-10's tar, or an image tree.
+
+    An image tree is a folder, zip or tar; its images come in the order of their paths, compared folder by folder or
+    as_text. drop_alpha: take images that have an alpha channel, without it. UserError when nothing of that kind can be
+    read there.
+    """
+    if source == "digits":
+        return _of_arrays("digit", *_digits())
+    if os.path.isdir(source):
+        if (mnist := arrays.mnist_in(source)) is not None:
+            return _of_arrays("image", *arrays.read_mnist(mnist))
+    elif os.path.exists(source):
+        if arrays.is_idx(source):
+            return _of_arrays("image", *arrays.read_mnist(source))
+        if looks_like_tar(source) and arrays.is_cifar10(source):
+            return _of_arrays("image", *arrays.read_cifar10(source))
+    return _of_tree(open_files(source), as_text, drop_alpha)
+
+
+def _of_arrays(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
+    """A source of uint8 pixels [N, H, W] or [N, H, W, 3]."""
+    if not len(pixels):
+        raise UserError("the data set holds no images")
+    return Source(len(pixels), lambda k: f"{kind} {k}", lambda k: Image.fromarray(pixels[k]), labels)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits, 8×8 grey, values 0..16 spread over 0..255, and their classes."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("the data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
+    digits = load_digits()
+    return np.round(digits.images * 255 / 16).astype(np.uint8), digits.target
+
+
+def _of_tree(files: FolderFiles | ZipFiles | TarFiles, as_text: bool, drop_alpha: bool) -> Source:
+    positions = np.array([k for k, name in enumerate(files.names) if is_image(name)], np.int64)
+    if not len(positions):
+        raise UserError(f"{files.path}: holds no images")
+    root = _imagenet_root(files, positions)
+    positions = positions[[files.names[k].startswith(root) for k in positions]]
+    names = [files.names[k][len(root) :] for k in positions]
+    if not as_text:  # NUL sorts before whatever else a name may hold
+        order = sorted(range(len(names)), key=[name.replace("/", "\0") for name in names].__getitem__)
+        positions, names = positions[order], [names[k] for k in order]
+    stated, labels = read_labels(files, names, root)
+    as_packed = named_as_packed(names)
+    if not stated and not as_packed:
+        labels = labels_of_folders(names)
+    packed_size = _packed_size(files, positions) if as_packed and isinstance(files, ZipFiles) else None
+    return Source(
+        len(names), names.__getitem__, lambda k: decode(files.read(positions[k]), drop_alpha), labels, packed_size
+    )
+
+
+def _imagenet_root(files: FolderFiles | ZipFiles | TarFiles, positions: np.ndarray) -> str:
+    """The folder of ImageNet's training images, ending with a slash, where the source holds it; "" elsewhere.
+
+    ImageNet keeps validation and test images beside them, which are no classes of their own.
+    """
+    above = "/" if files.path.resolve().name != "CLS-LOC" else "/CLS-LOC/"
+    roots = set()
+    for k in positions:
+        before, found, _ = f"{above}{files.names[k]}".partition("/CLS-LOC/train/")
+        if found:
+            roots.add(f"{before}{found}"[len(above) :])
+    if len(roots) > 1:
+        raise UserError(f"{files.path}: holds several CLS-LOC/train folders ({', '.join(sorted(roots))}): choose one")
+    return roots.pop() if roots else ""
+
+
+def _packed_size(files: ZipFiles, positions: np.ndarray) -> int | None:
+    """Width of a zip's images if they are stored PNGs, 8-bit grey or RGB, square and alike; else None."""
+    heads = {files.stored_head(k, 29) for k in positions}
+    head = heads.pop()
+    if heads or head is None or len(head) < 29 or not head.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
+        return None
+    width, height, depth, kind = struct.unpack_from(">IIBB", head, 16)
+    return width if width == height and depth == 8 and kind in (0, 2) else None
