@@ -77,3 +77,27 @@ def test_exponent_and_std_are_inverse(std):
 def test_reconstructing_a_stored_average_gives_itself():
     coefficients = ema.posthoc_coefficients([1000, 2000, 2000], [0.05, 0.05, 0.1], [2000], [0.1])
     assert np.allclose(coefficients[:, 0], [0, 0, 1], atol=1e-6)
+
+
+def profile(nimg, std, at):
+    exponent = ema.std_to_exponent(std)
+    return np.where(at <= nimg, (exponent + 1) * at**exponent / nimg ** (exponent + 1), 0)
+
+
+def test_misfit_is_the_distance_of_the_profiles():
+    stored, wanted = ([1000, 2000, 2000], [0.05, 0.05, 0.1]), ([2000, 2000, 1000], [0.075, 0.15, 0.05])
+    coefficients = ema.posthoc_coefficients(*stored, *wanted)
+    at = np.linspace(0, 2000, 400_001)[1:]
+    made = coefficients.T @ np.stack([profile(nimg, std, at) for nimg, std in zip(*stored, strict=True)])
+    aim = np.stack([profile(nimg, std, at) for nimg, std in zip(*wanted, strict=True)])
+    expected = np.linalg.norm(made - aim, axis=1) / np.linalg.norm(aim, axis=1)
+    found = ema.posthoc_misfit(coefficients, *stored, *wanted)
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6) and found[1] > found[0] > found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "std"),
+    [("phema-0.050", 0.05), ("posthoc-0.275", 0.275), ("ema", None), ("phema-0.05", None), ("xphema-0.050", None)],
+)
+def test_the_name_of_an_average_tells_its_std(name, std):
+    assert ema.std_of(name) == std

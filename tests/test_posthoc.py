@@ -1,6 +1,7 @@
 """Averages reconstructed after training: parity with the golden numbers, what is used and refused, and memory."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -242,7 +243,7 @@ print(status("VmHWM") - before)
 
 def test_memory_stays_far_under_one_copy_of_the_network(tmp_path):
     tiny = [snapshot(tmp_path / f"tiny{std}", {"w": torch.ones(100_000)}, std, 20) for std in STORED]
-    tensors = {f"w{i:02d}": torch.full([100_000], float(i)) for i in range(80)}
+    tensors = {f"w{i:02d}": torch.full([100_000], float(i)) for i in range(60)}
     size = sum(tensor.nbytes for tensor in tensors.values())
     paths = []
     for std in STORED:
@@ -250,6 +251,7 @@ def test_memory_stays_far_under_one_copy_of_the_network(tmp_path):
             tensors["w00"] = tensors["w00"] + 1  # snapshots differ
             paths.append(snapshot(tmp_path / f"{std}-{kimg}", tensors, std, kimg))
     command = [sys.executable, "-c", MEASURE, *map(str, [*tiny, *paths, tmp_path / "out"])]
-    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of a busy machine wait for each other
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     assert load_tensors(tmp_path / "out")[0].keys() == tensors.keys()
     assert 0 < peak < size / 2
