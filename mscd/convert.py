@@ -12,10 +12,9 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precond import UNETS
 from mscd.pickles import read_pickle
+from mscd.train import STUDENT_GRID
 
 TEACHER = "teacher"
-# Of a student whose file says nothing else: EDM's.
-GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
 def convert(
@@ -44,7 +43,7 @@ def convert(
     given = {"snapshot_kimg": snapshot_kimg, "ema": ema}
     metadata |= {"model": model} | {name: value for name, value in given.items() if value is not None}
     if segments is not None:
-        metadata["student"] = {**GRID, **(metadata["student"] or {}), "segments": segments}
+        metadata["student"] = {**STUDENT_GRID, **(metadata["student"] or {}), "segments": segments}
     _check_kind(source, model, metadata["student"])
     if origin is not None:
         metadata.setdefault("origin", dict(origin))
