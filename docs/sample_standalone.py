@@ -1,0 +1,1 @@
+../mscd/sample_standalone.py

@@ -1,0 +1,157 @@
+"""The model card of an exported network: README.md with the YAML header that huggingface_hub reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import pandas as pd
+import yaml
+
+from mscd.code import code_identity
+from mscd.errors import UserError
+from mscd.report import TEACHER, decimals_for
+
+# Beginnings of license texts, and the identifiers that the hub has for them.
+_HUB_LICENSES = {
+    "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
+    "CC BY-NC 4.0": "cc-by-nc-4.0",
+    "CC BY-SA 4.0": "cc-by-sa-4.0",
+    "CC BY 4.0": "cc-by-4.0",
+    "Apache-2.0": "apache-2.0",
+    "MIT": "mit",
+}
+_USE = """## Use
+
+    pip install torch safetensors
+    python sample.py 0-63 images.ppm
+
+draws the images of seeds 0 to 63, of random classes where there are classes. `mscd/` is the part of the software that
+the network needs, `config.json` holds its settings. Where mscd is installed, `mscd generate model.safetensors` gives
+the same images for the same seeds.
+"""
+_TEXTS = ["model", "ema", "network", "reference"]  # which may look like numbers
+_TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
+
+
+def model_card(metadata: Mapping, sigmas: list[float], scores: pd.DataFrame | None) -> str:
+    """README.md of a student whose file has this metadata and is sampled at these noise levels.
+
+    scores: its rows and its teacher's, of `scores_of`, or None.
+    """
+    sections = [_header(metadata), _title(metadata), _USE]
+    if scores is not None:
+        sections.append(_scores(scores))
+    sections += [_making(metadata, sigmas), _limits(metadata), _license(metadata)]
+    return "\n".join(sections)
+
+
+def scores_of(table: str | os.PathLike, metadata: Mapping) -> pd.DataFrame:
+    """The rows of a `fid_table.csv` that belong to this very network, and its teacher's.
+
+    Raises UserError for what is no such table and for one without a row of this network.
+    """
+    try:
+        rows = pd.read_csv(table, dtype={**dict.fromkeys(_TEXTS, str), "snapshot_kimg": "Int64"})
+        own, teacher = rows["network"] == metadata["digest"], rows["model"] == TEACHER
+        rows[[*_TABLE, "images", "metric", "reference"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{table}: not a score table of mscd ({reason}); give a run's fid_table.csv") from error
+    if not own.any():
+        raise UserError(
+            f"{table}: has no score of this network ({metadata['model']}, digest {metadata['digest'][:12]}); give the "
+            "table of its run, or none"
+        )
+    return rows[own | teacher]
+
+
+def hub_license(metadata: Mapping) -> dict[str, str]:
+    """The license keys of the hub's header: that of the file the network was made from, else this software's."""
+    if "origin" not in metadata:
+        return {"license": "apache-2.0"}
+    for text, identifier in _HUB_LICENSES.items():
+        if metadata["origin"]["license"] == text or metadata["origin"]["license"].startswith(f"{text} "):
+            return {"license": identifier}
+    return {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
+
+
+def _header(metadata: Mapping) -> str:
+    header = {
+        **hub_license(metadata),
+        "library_name": "mscd",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["consistency-distillation", "few-step", "edm", "pytorch", "safetensors"],
+    }
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
+
+
+def _title(metadata: Mapping) -> str:
+    network, segments = metadata["network"], metadata["student"]["segments"]
+    size = f"{network['img_resolution']}×{network['img_resolution']}"
+    kind = "RGB" if network["img_channels"] == 3 else "grey"
+    classes = f"{network['label_dim']} classes" if network["label_dim"] else "no classes"
+    evaluations = "1 network evaluation" if segments == 1 else f"{segments} network evaluations"
+    return (
+        f"# {metadata['model']}: {size} images in {evaluations}\n\n"
+        f"A generator of {size} {kind} images of {classes}. It was distilled from an EDM teacher\n"
+        "([Karras et al. 2022](https://arxiv.org/abs/2206.00364)) by multistep consistency distillation\n"
+        f"([Heek et al. 2024](https://arxiv.org/abs/2403.06807)). An image takes {evaluations}.\n"
+    )
+
+
+def _scores(scores: pd.DataFrame) -> str:
+    one = scores.iloc[0]
+    decimals = decimals_for(scores["mean"].min())
+    lines = [f"| {' | '.join(['model', 'kimg', *_TABLE[2:]])} |", f"|{' --- |' * len(_TABLE)}"]
+    for _, row in scores.iterrows():
+        texts = ["" if pd.isna(row[name]) else str(row[name]) for name in _TABLE[:6]]
+        values = ["" if pd.isna(row[name]) else f"{row[name]:.{decimals}f}" for name in _TABLE[6:]]
+        lines.append(f"| {' | '.join([*texts, *values])} |")
+    return (
+        f"## Scores\n\n{one['metric']}, lower is better, over blocks of {one['images']} images against reference "
+        f"`{one['reference'][:12]}`: minimum, mean and standard\ndeviation over the blocks of seeds. "
+        "The teacher's rows are for comparison.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _making(metadata: Mapping, sigmas: list[float]) -> str:
+    student, kimg = metadata["student"], metadata.get("snapshot_kimg")
+    facts = [
+        f"training images: {_data(metadata.get('data') or {})}",
+        f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, weights `{metadata['ema']}`",
+        f"segments: {student['segments']}, of the Karras grid from {student['sigma_max']:g} to "
+        f"{student['sigma_min']:g} with rho {student['rho']:g}",
+        f"sampler: Euler at noise levels {', '.join(f'{sigma:.6g}' for sigma in sigmas)}",
+        f"network digest: `{metadata['digest']}`",
+        f"exported by: {code_identity()}",
+    ]
+    if "origin" in metadata:
+        facts.insert(0, f"made from: {metadata['origin']['source']} (sha256 `{metadata['origin']['sha256']}`)")
+    return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
+
+
+def _data(data: Mapping) -> str:
+    return f"data set of digest `{data['digest']}`" if data.get("digest") else "not recorded"
+
+
+def _limits(metadata: Mapping) -> str:
+    segments = metadata["student"]["segments"]
+    return (
+        "## Limits\n\n"
+        f"- It is made to be evaluated at these {segments} noise levels; other samplers or steps give worse images.\n"
+        "- It shows what its training images show, with their biases, and may come close to single ones.\n"
+        "- Seeds give the same images on one kind of device; another rounds differently.\n"
+        "- A score compares with others of the same metric and reference only.\n"
+    )
+
+
+def _license(metadata: Mapping) -> str:
+    weights = "The weights: Apache-2.0."
+    if "origin" in metadata:
+        origin = metadata["origin"]
+        weights = f"The weights are made from {origin['source']}, whose terms pass on to them: {origin['license']}."
+    return (
+        f"## Licence\n\n{weights}\n`sample.py` and `mscd/`: Apache-2.0 (`mscd/LICENSE`). "
+        "The terms of the training images are not recorded here.\n"
+    )

@@ -1,0 +1,58 @@
+"""A student as others can use it: one folder for huggingface_hub that needs torch and safetensors alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from pathlib import Path
+
+from mscd.card import model_card, scores_of
+from mscd.checkpoint import load_network, read_metadata
+from mscd.errors import UserError
+from mscd.files import written_whole
+from mscd.schedule import student_sigmas
+
+PACKAGE = Path(__file__).parent
+# What a network is made of: imports nothing but torch and the standard library.
+_CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
+
+
+def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | os.PathLike | None = None) -> Path:
+    """Write the folder `dest` for a student's network file; returns its path.
+
+    model.safetensors (the file as it is), config.json, README.md (model card, with the rows of `table`, a
+    fid_table.csv, that belong to this network and its teacher), sample.py and the part of mscd that it needs. Files
+    there of the same names are replaced. Raises UserError for what is no intact student and for a table without it.
+    """
+    metadata = read_metadata(network)
+    if not metadata.get("student"):
+        raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
+    net = load_network(network)
+    grid = dict(metadata["student"])
+    grid["sigma_min"], grid["sigma_max"] = max(grid["sigma_min"], net.sigma_min), min(grid["sigma_max"], net.sigma_max)
+    sigmas = student_sigmas(**grid).tolist()
+    scores = None if table is None else scores_of(table, metadata)
+    config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
+    dest = Path(dest)
+    with open(network, "rb") as original, written_whole(dest / "model.safetensors") as copy:
+        shutil.copyfileobj(original, copy)
+    _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
+    _write(dest / "README.md", model_card(metadata, sigmas, scores).encode())
+    _write(dest / "sample.py", (PACKAGE / "sample_standalone.py").read_bytes())
+    for name in _CARRIED:
+        _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())
+    _write(dest / "mscd" / "LICENSE", _license().encode())
+    return dest
+
+
+def _write(path: Path, content: bytes) -> None:
+    with written_whole(path) as file:
+        file.write(content)
+
+
+def _license() -> str:
+    """The text of this software's license, which has to go along with copies of it."""
+    files = importlib.metadata.files("mscd") or []
+    return next(file for file in files if file.name == "LICENSE").read_text()

@@ -1,0 +1,270 @@
+"""What a student's export holds, and that it works where only torch and safetensors are installed."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import mscd
+from mscd import samplers
+from mscd.checkpoint import load_network, read_metadata, save_network
+from mscd.errors import UserError
+from mscd.export import export
+from mscd.generate import generate
+from mscd.licenses import CC_BY_NC_SA
+from mscd.networks import EDMPrecond
+from mscd.samples import read_samples
+
+STUDENT = {"segments": 3, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
+ORIGIN = {"source": "https://host.org/teacher.pkl", "sha256": "ab" * 32, "license": CC_BY_NC_SA}
+GREY = {"img_resolution": 8, "img_channels": 1, "label_dim": 10, "model_type": "SongUNet", "channel_mult": [1]}
+COLOUR = {"img_resolution": 8, "img_channels": 3, "model_type": "DhariwalUNet", "channel_mult": [1, 2]}
+COLUMNS = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,network,reference"
+
+
+def student_file(path, kind=GREY, **metadata):
+    """A student's network file of random weights; its metadata."""
+    generator = torch.Generator().manual_seed(0)
+    net = EDMPrecond(**kind, model_channels=16, num_blocks=1)
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    about = {"model": "s3", "snapshot_kimg": 7, "ema": "ema", "data": {"digest": "cd" * 32}, "student": STUDENT}
+    save_network(path, net, {**about, **metadata})
+    return read_metadata(path)
+
+
+@pytest.fixture
+def network(tmp_path):
+    path = tmp_path / "ema.safetensors"
+    student_file(path)
+    return path
+
+
+def exported_card(path, tmp_path, **options):
+    """(YAML header, text) of the model card."""
+    text = (export(path, tmp_path / "export", **options) / "README.md").read_text()
+    _, header, body = re.split("^---$\n", text, maxsplit=2, flags=re.MULTILINE)
+    return yaml.safe_load(header), body
+
+
+def allowed_packages():
+    """The distributions torch and safetensors, and all that they cannot be installed without."""
+    allowed, asked = set(), ["torch", "safetensors"]
+    while asked:
+        name = re.sub("[-_.]+", "-", asked.pop()).lower()
+        if name not in allowed:
+            allowed.add(name)
+            needed = [need for need in importlib.metadata.requires(name) or [] if ";" not in need]
+            asked += [re.match("[A-Za-z0-9._-]+", need)[0] for need in needed]
+    return allowed
+
+
+# Without `site` no .pth file is read, so that this repository is not on the path.
+ELSEWHERE = """
+import json, runpy, sys
+folder, packages, blocked, *arguments = sys.argv[1:]
+blocked = set(json.loads(blocked))
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.path = [folder, *[entry for entry in sys.path if entry], packages]
+sys.argv = ["sample.py", *arguments]
+runpy.run_path(f"{folder}/sample.py", run_name="__main__")
+import mscd
+assert mscd.__file__ == f"{folder}/mscd/__init__.py", mscd.__file__
+assert not blocked & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+def sampled_elsewhere(folder, seeds, picture):
+    """Run the exported sample.py where nothing but torch and safetensors can be imported; the picture's pixels."""
+    tops = importlib.metadata.packages_distributions()
+    allowed = allowed_packages()
+    owners = {top: {re.sub("[-_.]+", "-", name).lower() for name in names} for top, names in tops.items()}
+    blocked = sorted(top for top, names in owners.items() if top != "mscd" and not names & allowed)
+    assert {"numpy", "scipy", "PIL", "yaml", "pandas"} <= set(blocked)
+    packages = sysconfig.get_paths()["purelib"]
+    command = [sys.executable, "-S", "-c", ELSEWHERE, str(folder), packages, json.dumps(blocked), seeds, str(picture)]
+    environment = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return np.asarray(Image.open(picture))
+
+
+@pytest.mark.parametrize("kind", [GREY, COLOUR], ids=["grey with classes", "colour without"])
+def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safetensors_alone(tmp_path, kind):
+    student_file(tmp_path / "ema.safetensors", kind)
+    folder = export(tmp_path / "ema.safetensors", tmp_path / "elsewhere" / "export")
+    picture = sampled_elsewhere(folder, "5-11", tmp_path / "images.ppm")
+    generate(tmp_path / "ema.safetensors", tmp_path / "samples.npz", seeds=range(5, 12), sampler="euler", steps=3)
+    images = read_samples(tmp_path / "samples.npz")[0]
+    assert len(np.unique(images)) > 50
+    blank = np.zeros((2, *images.shape[1:]), np.uint8)
+    grid = np.concatenate([images, blank]).reshape(3, 3, *images.shape[1:]).swapaxes(1, 2)
+    assert np.array_equal(picture, grid.reshape(24, 24, -1).squeeze())
+
+
+def test_the_network_file_is_exported_as_it_is(network, tmp_path):
+    folder = export(network, tmp_path / "export")
+    assert (folder / "model.safetensors").read_bytes() == network.read_bytes()
+    assert load_network(folder / "model.safetensors").init_kwargs["label_dim"] == 10
+
+
+def test_the_carried_files_are_those_of_the_package(network, tmp_path):
+    folder, package = export(network, tmp_path / "export"), Path(mscd.__file__).parent
+    carried = sorted(path.relative_to(folder).as_posix() for path in folder.glob("mscd/**/*.py"))
+    assert "mscd/networks/precond.py" in carried
+    assert {f"mscd/networks/{path.name}" for path in (package / "networks").glob("*.py")} < set(carried)
+    for name in carried:
+        assert (folder / name).read_bytes() == (package.parent / name).read_bytes()
+    assert (folder / "sample.py").read_bytes() == (package / "sample_standalone.py").read_bytes()
+    assert (folder / "mscd" / "LICENSE").read_bytes() == (package.parent / "LICENSE").read_bytes()
+
+
+def test_the_example_in_the_docs_is_the_exported_one_and_short():
+    package = Path(mscd.__file__).parent
+    example = package.parent / "docs" / "sample_standalone.py"
+    assert example.samefile(package / "sample_standalone.py")
+    (main,) = [node for node in ast.parse(example.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert main.end_lineno - main.lineno < 32
+
+
+def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
+    config = json.loads((export(network, tmp_path / "export") / "config.json").read_text())
+    metadata = read_metadata(network)
+    assert EDMPrecond(**config["network"]).init_kwargs == metadata["network"]
+    assert (config["student"], config["label_dim"], config["digest"]) == (STUDENT, 10, metadata["digest"])
+    net = load_network(network)
+    levels = []
+    samplers.euler(
+        lambda x, sigma, labels: levels.append(sigma.item()) or x,
+        torch.zeros(1, 1, 8, 8),
+        steps=3,
+        **{name: value for name, value in STUDENT.items() if name != "segments"},
+    )
+    assert config["sigmas"] == [*levels, 0.0] and net.sigma_min < levels[-1]
+
+
+def test_the_noise_levels_stay_within_the_networks_range(tmp_path):
+    student_file(tmp_path / "ema.safetensors", {**GREY, "sigma_min": 0.5, "sigma_max": 10.0})
+    config = json.loads((export(tmp_path / "ema.safetensors", tmp_path / "export") / "config.json").read_text())
+    assert config["sigmas"][0] == pytest.approx(10) and config["sigmas"][-2] == pytest.approx(0.5)
+
+
+def test_a_network_made_from_nothing_is_apache(network, tmp_path):
+    header, body = exported_card(network, tmp_path)
+    assert header["license"] == "apache-2.0"
+    assert set(header) == {"license", "library_name", "pipeline_tag", "tags"}
+    assert "The weights: Apache-2.0." in body and "made from" not in body
+
+
+@pytest.mark.parametrize(
+    "license, header",
+    [
+        (CC_BY_NC_SA, {"license": "cc-by-nc-sa-4.0"}),
+        ("MIT", {"license": "mit"}),
+        ("CC BY-NC-SA 4.0-like", None),
+        ("not known: see x", None),
+    ],
+)
+def test_the_teachers_licence_passes_on_to_the_student(tmp_path, license, header):
+    path = tmp_path / "ema.safetensors"
+    student_file(path, origin={**ORIGIN, "license": license})
+    found, body = exported_card(path, tmp_path)
+    other = {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
+    assert {name: value for name, value in found.items() if name.startswith("license")} == (header or other)
+    assert f"made from {ORIGIN['source']}, whose terms pass on to them: {license}." in body
+    assert ORIGIN["sha256"] in body and "The weights: Apache-2.0" not in body
+
+
+def test_the_card_says_how_the_student_was_made(network, tmp_path):
+    body = exported_card(network, tmp_path)[1]
+    metadata = read_metadata(network)
+    for fact in (metadata["digest"], "cd" * 32, "7 thousand images", "from 40 to 0.01 with rho 5", mscd.__version__):
+        assert fact in body
+    assert "# s3: 8×8 images in 3 network evaluations" in body and "grey images of 10 classes" in body
+
+
+def test_what_is_not_recorded_is_said_so(tmp_path):
+    student_file(tmp_path / "ema.safetensors", snapshot_kimg=None, data={"digest": None})
+    body = exported_card(tmp_path / "ema.safetensors", tmp_path)[1]
+    assert "training images: not recorded" in body and "training: not recorded" in body and "None" not in body
+
+
+def table_of(path, digest):
+    rows = [
+        "teacher,300,ema,heun,18,35,1797,FD(classifier),1.98,2.3312,0.3," + "1" * 64 + "," + "2" * 64,
+        "s3,7,ema,euler,3,3,1797,FD(classifier),3.5,4.2137,0.6," + digest + "," + "2" * 64,
+        "s3,14,ema,euler,3,3,1797,FD(classifier),2.5,3.2,," + "3" * 64 + "," + "2" * 64,
+        "s8,7,ema,euler,8,8,1797,FD(classifier),1.5,2.2,0.6," + "4" * 64 + "," + "2" * 64,
+    ]
+    path.write_text("\n".join([COLUMNS, *rows]) + "\n")
+    return path
+
+
+def test_the_card_has_the_scores_of_this_network_and_its_teacher(network, tmp_path):
+    table = table_of(tmp_path / "fid_table.csv", read_metadata(network)["digest"])
+    body = exported_card(network, tmp_path, table=table)[1]
+    rows = [line for line in body.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [
+        "| teacher | 300 | ema | heun | 18 | 35 | 1.98 | 2.33 | 0.30 |",
+        "| s3 | 7 | ema | euler | 3 | 3 | 3.50 | 4.21 | 0.60 |",
+    ]
+    assert "FD(classifier), lower is better, over blocks of 1797 images" in body
+
+
+def test_without_a_table_the_card_has_no_scores(network, tmp_path):
+    assert "## Scores" not in exported_card(network, tmp_path)[1]
+
+
+def test_a_table_without_this_network_is_refused(network, tmp_path):
+    table = table_of(tmp_path / "fid_table.csv", "5" * 64)
+    with pytest.raises(UserError, match="has no score of this network"):
+        export(network, tmp_path / "export", table=table)
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a,b\n1,2\n", b"\xff\xfe", f"{COLUMNS}\n1,x,,,,,,,,,,,\n".encode()])
+def test_what_is_no_table_is_refused_in_one_line(network, tmp_path, content):
+    table = tmp_path / "fid_table.csv"
+    if content is not None:
+        table.write_bytes(content)
+    with pytest.raises(UserError, match="not a score table of mscd") as caught:
+        export(network, tmp_path / "export", table=table)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_is_not_exported(tmp_path):
+    student_file(tmp_path / "teacher.safetensors", model="teacher", student=None)
+    with pytest.raises(UserError, match="teacher.safetensors: not a student"):
+        export(tmp_path / "teacher.safetensors", tmp_path / "export")
+
+
+def test_a_damaged_network_is_not_exported(network, tmp_path):
+    content = bytearray(network.read_bytes())
+    content[-5] ^= 1
+    network.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        export(network, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_second_export_replaces_the_first(network, tmp_path):
+    first = export(network, tmp_path / "export")
+    before = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    (first / "config.json").write_text("{}")
+    export(network, tmp_path / "export")
+    assert before == {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
