@@ -29,7 +29,7 @@ class DataSettings(Settings):
         "MNIST's files (docs/data.md), or the address of such a file.",
     )
     sha256: Sha256 | None = operational(
-        None, "sha256 that a file behind an address must have; null: that of its first use, which downloads.lock keeps."
+        None, "sha256 that the file must have; null: that of its first use, which downloads.lock keeps."
     )
     license: str | None = operational(None, "Its licence, shown when it is downloaded; null: as far as mscd knows it.")
     resolution: Width | None = Field(None, description="Width after the transform; null keeps the images' own.")
