@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import style
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from mscd.ema import std_of
 from mscd.errors import UserError
-from mscd.report import TEACHER, best_rows, curve, decimals_for, emas, fid_table, teacher_euler
+from mscd.report import TEACHER, best_rows, curve, decimals_for, emas, fid_table, is_posthoc, teacher_euler
 from mscd.samples import read_samples
 
 # Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.
@@ -25,6 +27,11 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 INK, GREY = "#222222", "#777777"
 TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
+BEST = {"linestyle": "none", "marker": "*", "markersize": 13}
+DENSE = 40  # points of a curve that would touch if each were marked
+TILE = 64  # pixels
+LEGEND_WIDTH = 30  # characters
+LEGEND_LINES = 12  # curves of one kind that are named
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -50,26 +57,79 @@ STYLE = {
 
 
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
-    """A PNG: a student's score against its training, a curve an EMA (mean, and a band from minimum to maximum over the
-    seed blocks), beside the teacher's best row and its Euler row of the same NFE."""
-    mine, table = scores[scores["model"] == student], fid_table(scores)
-    if not len(mine):
-        raise UserError(f"no scores of student {student}; there are scores of {', '.join(scores['model'].unique())}")
+    """A PNG: a student's score against its training, a curve an EMA kept in training (mean, and a band from minimum to
+    maximum over the seed blocks) and the best of those made afterwards, beside the teacher's best row and its Euler row
+    of the same NFE."""
+    mine, table = _scores_of(scores, student), fid_table(scores)
     nfe = int(mine["nfe"].iloc[0])
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
         axes = figure.subplots()
-        for ema, colour, marker in zip(emas(scores, student), itertools.cycle(COLOURS), itertools.cycle(MARKERS)):
+        looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))
+        for ema, (colour, marker) in zip(emas(scores, student), looks, strict=False):
             _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
+        for _, best in table[(table["model"] == student) & is_posthoc(table)].iterrows():
+            rows = mine[mine["network"] == best["network"]]
+            _draw_curve(axes, rows, "snapshot_kimg", f"best post hoc: {best['ema']}", color=next(looks)[0], **BEST)
         for row, line in _teacher_lines(table, nfe):
             name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['mean']:.{decimals_for(row['mean'])}f}"
             axes.axhline(row["mean"], color=INK, linestyle=line, linewidth=1.2, label=name)
-        axes.set_xlim(0, 1.04 * mine["snapshot_kimg"].max())
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0, 1.04 * mine["snapshot_kimg"].max() or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         _plain_log(axes, "y")
         axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(scores))
-        figure.legend(loc="outside right upper")
+        _legend(figure, axes)
         _save(figure, path)
+
+
+def _scores_of(scores: pd.DataFrame, student: str) -> pd.DataFrame:
+    mine = scores[scores["model"] == student]
+    if not len(mine):
+        raise UserError(f"no scores of student {student}; there are scores of {', '.join(scores['model'].unique())}")
+    return mine
+
+
+def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) -> None:
+    """A PNG: a student's score against the relative width of its power-function averages (mean, and a band from minimum
+    to maximum over the seed blocks), a curve for each snapshot that has some made after training. Those kept in
+    training are framed, the best of all has a star. Raises UserError where none were made after training."""
+    mine = _scores_of(scores, student)
+    kimgs = sorted(mine.loc[is_posthoc(mine), "snapshot_kimg"].unique())
+    if not kimgs:
+        raise UserError(f"no scores of averages of student {student} made after training (posthoc-...): score some")
+    percent = mine["ema"].map(std_of).astype(float) * 100
+    mine = mine.assign(percent=percent)[percent.notna() & mine["snapshot_kimg"].isin(kimgs)]
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(8.4, 4.4))
+        axes = figure.subplots()
+        for kimg, colour, marker, label in _snapshot_looks(kimgs):
+            rows = mine[mine["snapshot_kimg"] == kimg]
+            _draw_curve(axes, rows, "percent", label, color=colour, marker=marker)
+        frames = curve(mine[~is_posthoc(mine)], ["snapshot_kimg", "percent"])["mean"]
+        if len(frames):
+            x = frames.index.get_level_values("percent")
+            axes.plot(x, frames, "s", markersize=11, fillstyle="none", color=INK, label="kept in training")
+        best = curve(mine, ["snapshot_kimg", "ema", "percent"])["mean"]
+        kimg, ema, x = best.idxmin()
+        label = f"best: {ema} at {kimg} kimg, {best.min():.{decimals_for(best.min())}f}"
+        axes.plot(x, best.min(), label=label, color=INK, zorder=3, **BEST)
+        axes.set_xlim(0, 1.04 * mine["percent"].max())
+        _plain_log(axes, "y")
+        title = f"{student} at {mine['nfe'].iloc[0]} NFE"
+        axes.set(title=title, xlabel="relative width of the average (%)", ylabel=_score_label(scores))
+        _legend(figure, axes)
+        _save(figure, path)
+
+
+def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, str | tuple, str, str]]:
+    """(kimg, colour, marker, label) of each snapshot: distinct colours for a few, else from dark to light, with only
+    some named."""
+    many = len(kimgs) > len(COLOURS)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(kimgs))) if many else COLOURS
+    step = math.ceil(len(kimgs) / LEGEND_LINES)
+    for number, (kimg, colour, marker) in enumerate(zip(kimgs, colours, itertools.cycle(MARKERS))):
+        named = (len(kimgs) - 1 - number) % step == 0
+        yield kimg, colour, marker, f"{kimg} kimg" if named else "_"
 
 
 def _teacher_lines(table: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
@@ -85,27 +145,38 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
         axes = figure.subplots()
-        for sampler, (colour, line) in zip(teacher["sampler"].unique(), itertools.cycle(TEACHER_LINES)):
+        samplers = zip(teacher["sampler"].unique(), itertools.cycle(TEACHER_LINES), itertools.cycle(MARKERS))
+        for sampler, (colour, line), marker in samplers:
             rows = teacher[teacher["sampler"] == sampler]
-            _draw_curve(axes, rows, "nfe", f"teacher, {sampler}", color=colour, linestyle=line)
+            _draw_curve(axes, rows, "nfe", f"teacher, {sampler}", color=colour, linestyle=line, marker=marker)
         students = [(name, table.loc[index]) for name, index in best_rows(table).items() if name != TEACHER]
         for (name, best), colour in zip(students, itertools.cycle(COLOURS)):
             rows = scores[(scores["network"] == best["network"]) & (scores["ema"] == best["ema"])]
-            label = f"{name}, {best['snapshot_kimg']} kimg, {best['ema']}"
-            _draw_curve(axes, rows, "nfe", label, color=colour, linestyle="none", marker="*", markersize=13)
+            trained = f"{best['snapshot_kimg']} kimg, " if best["snapshot_kimg"] else ""
+            _draw_curve(axes, rows, "nfe", f"{name}, {trained}{best['ema']}", color=colour, **BEST)
         _plain_log(axes, "x", ticks=scores["nfe"].unique())
         _plain_log(axes, "y")
         axes.set(title="Score against cost", xlabel="network evaluations an image (NFE)", ylabel=_score_label(scores))
-        figure.legend(loc="outside right upper")
+        _legend(figure, axes)
         _save(figure, path)
 
 
-def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: str, **line) -> None:
+def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: str | tuple, **line) -> None:
     means = curve(scores, along)
     x = means.index.to_numpy(float)
     axes.fill_between(x, means["min"], means["max"], color=color, alpha=0.15, linewidth=0)
-    axes.vlines(x, means["min"], means["max"], color=color, alpha=0.5, linewidth=1.2)
+    if len(x) > DENSE:
+        line["marker"] = "none"
+    else:
+        axes.vlines(x, means["min"], means["max"], color=color, alpha=0.5, linewidth=1.2)
     axes.plot(x, means["mean"], label=label, color=color, **{"marker": "o", **line})
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """A legend beside the axes that leaves them room however long its labels."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, LEGEND_WIDTH, break_on_hyphens=False, break_long_words=False) for label in labels]
+    figure.legend(handles, labels, loc="outside right upper")
 
 
 def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
@@ -140,18 +211,23 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 
 def image_grid(
-    rows: Sequence[tuple[str, str | Path | np.ndarray]], path: str | Path, *, columns: int = 16, scale: int = 8
+    rows: Sequence[tuple[str, str | Path | np.ndarray]],
+    path: str | Path,
+    *,
+    columns: int = 16,
+    scale: int | None = None,
 ) -> None:
     """A PNG: a labelled row for each (label, samples), its first `columns` images enlarged `scale` times, pixels sharp.
 
-    samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. Raises UserError where the rows
-    have too few images, other sizes or other seeds.
+    samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. scale None: images of less than 64
+    pixels are enlarged to about that. Raises UserError where the rows have too few images, other sizes or other seeds.
     """
     images = _grid_images(rows, columns)
     if len({row.shape[1:3] for row in images}) != 1:
         labelled = zip((label for label, _ in rows), images, strict=True)
         sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
         raise UserError(f"images of different sizes do not share a grid ({sizes})")
+    scale = scale or max(1, TILE // images[0].shape[1])
     tile, gap = images[0].shape[1] * scale, max(2, scale // 2)
     font = ImageFont.truetype(findfont("DejaVu Sans"), size=max(13, tile // 4))
     margin = 2 * font.size

@@ -13,7 +13,7 @@ import torch
 from mscd.config import SamplerSettings
 from mscd.figures import image_grid
 from mscd.generate import generate, nfe
-from mscd.report import TEACHER, best_rows, fid_table
+from mscd.report import TEACHER, best_rows, fid_table, sampler_name
 
 
 def compare_images(
@@ -57,5 +57,11 @@ def _rows(
 
 
 def _settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
-    """The settings that a row of the table was sampled with: labels of samplers differ."""
-    return next(how for how in samplers if row["sampler"].split()[0] == how.sampler and row["steps"] == how.steps)
+    """The settings that a row of the table was sampled with."""
+    return next(how for how in samplers if (_name_of(how), how.steps) == (row["sampler"], row["steps"]))
+
+
+def _name_of(how: SamplerSettings) -> str:
+    """The sampler as a table names it."""
+    churn = {"S_churn": how.S_churn, "S_min": how.S_min, "S_max": how.S_max, "S_noise": how.S_noise}
+    return sampler_name(how.sampler, churn if how.S_churn > 0 else None)

@@ -16,8 +16,11 @@ import pandas as pd
 from mscd.errors import UserError
 
 TEACHER = "teacher"
+POSTHOC = "posthoc-"
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network", "reference"]
 COLUMNS = [*ROW[:8], "min", "mean", "std", *ROW[8:]]
+LONGEST = 60  # rows of a Markdown table that are still read; a longer one shows BEST_SHOWN snapshots of each average
+BEST_SHOWN = 3
 
 
 def read_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -107,9 +110,20 @@ def _seeds(blocks: Sequence[tuple[int, int]]) -> str:
 
 def fid_table(scores: pd.DataFrame) -> pd.DataFrame:
     """COLUMNS, a row for each network, EMA and sampler of `read_scores`, in the same order: minimum, mean and sample
-    standard deviation over the seed blocks (empty where there is one block). `images` are those of one block."""
+    standard deviation over the seed blocks (empty where there is one block). `images` are those of one block.
+
+    Of a model's post-hoc averages only the one of lowest mean has a row.
+    """
     groups = scores.groupby(ROW, sort=False, dropna=False)["value"]
-    return groups.agg(["min", "mean", "std"]).reset_index()[COLUMNS]
+    table = groups.agg(["min", "mean", "std"]).reset_index()[COLUMNS]
+    posthoc = table[is_posthoc(table)]
+    best = posthoc.groupby("model", sort=False)["mean"].idxmin()
+    return table.drop(posthoc.index.difference(best)).reset_index(drop=True)
+
+
+def is_posthoc(rows: pd.DataFrame) -> pd.Series:
+    """Which rows of a table or of scores are of averages made after training, `posthoc-0.075`."""
+    return rows["ema"].str.startswith(POSTHOC)
 
 
 def best_rows(table: pd.DataFrame) -> dict[str, int]:
@@ -134,30 +148,52 @@ def teacher_euler(table: pd.DataFrame, nfe: int) -> pd.DataFrame:
 
 
 def write_table(scores: pd.DataFrame, csv: str | Path, md: str | Path) -> pd.DataFrame:
-    """Write `fid_table(scores)` as CSV (full precision) and as Markdown to be read by people; returns the table."""
+    """Write `fid_table(scores)` as CSV (full precision) and as Markdown to be read by people; returns the table.
+
+    Where the table is long the Markdown shows the best and last snapshots only, and says so.
+    """
     table = fid_table(scores)
     table.to_csv(csv, index=False, lineterminator="\n")
-    Path(md).write_text(_markdown(table, scores))
+    Path(md).write_text(_markdown(table, scores, Path(csv).name))
     return table
 
 
-def _markdown(table: pd.DataFrame, scores: pd.DataFrame) -> str:
+def _markdown(table: pd.DataFrame, scores: pd.DataFrame, csv: str) -> str:
     blocks = list(dict.fromkeys(zip(scores["first_seed"], scores["last_seed"], strict=True)))
-    one = table.iloc[0]
+    one, shown = table.iloc[0], _shown(table)
     decimals = decimals_for(table["mean"].min())
-    marks = _marks(table)
+    about = (
+        f"{one['metric']}, lower is better: {one['images']} images a block, {len(blocks)} "
+        f"{'block' if len(blocks) == 1 else 'blocks'} ({_seeds(blocks)}), reference {one['reference'][:12]}."
+    )
+    if len(shown) < len(table):
+        about += (
+            f" Of each student's averages the {BEST_SHOWN} best snapshots and the last: {len(shown)} of "
+            f"{len(table)} rows, which are all in {csv}."
+        )
+    lines = _aligned(_cells(shown, _marks(table), decimals), right={1, 4, 5, 6, 7, 8})
+    sentences = _sentences(table, decimals) + _posthoc_sentences(table, scores)
+    return "\n".join([about, "", *lines, "", *sentences]).rstrip() + "\n"
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a reader is shown: all, or those worth it."""
+    if len(table) <= LONGEST:
+        return table
+    kept = [table[table["model"] == TEACHER]]
+    for _, rows in table[table["model"] != TEACHER].groupby(["model", "ema"], sort=False):
+        kept += [rows.nsmallest(BEST_SHOWN, "mean"), rows.tail(1)]
+    return table.loc[sorted({index for rows in kept for index in rows.index})]
+
+
+def _cells(table: pd.DataFrame, marks: dict[int, str], decimals: int) -> list[list[str]]:
     cells = [["model", "kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std", "network", ""]]
     for index, row in table.iterrows():
         kimg = "" if pd.isna(row["snapshot_kimg"]) else str(row["snapshot_kimg"])
         values = ["" if math.isnan(row[name]) else f"{row[name]:.{decimals}f}" for name in ("min", "mean", "std")]
         names = [row["model"], kimg, row["ema"], row["sampler"], str(row["steps"]), str(row["nfe"])]
         cells.append([*names, *values, row["network"][:12], marks.get(index, "")])
-    lines = _aligned(cells, right={1, 4, 5, 6, 7, 8})
-    about = (
-        f"{one['metric']}, lower is better: {one['images']} images a block, {len(blocks)} "
-        f"{'block' if len(blocks) == 1 else 'blocks'} ({_seeds(blocks)}), reference {one['reference'][:12]}."
-    )
-    return "\n".join([about, "", *lines, "", *_sentences(table, decimals)]).rstrip() + "\n"
+    return cells
 
 
 def _marks(table: pd.DataFrame) -> dict[int, str]:
@@ -187,6 +223,17 @@ def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
     return sentences
 
 
+def _posthoc_sentences(table: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+    """A sentence for each post-hoc average of the table that was chosen from several, with their number."""
+    tried = scores[is_posthoc(scores)].groupby("model")["network"].nunique()
+    return [
+        f"- {row['model']}: {row['ema']} at {row['snapshot_kimg']} kimg is the best of {tried[row['model']]} "
+        "averages made after training that were scored"
+        for _, row in table[is_posthoc(table)].iterrows()
+        if tried[row["model"]] > 1
+    ]
+
+
 def decimals_for(smallest: float) -> int:
     """Decimals that leave the smallest value of a column three digits or more."""
     return 2 if smallest <= 0 else max(2, 2 - math.floor(math.log10(smallest)))
@@ -200,8 +247,11 @@ def _aligned(cells: list[list[str]], right: set[int]) -> list[str]:
 
 
 def emas(scores: pd.DataFrame, student: str) -> list[str]:
-    """The EMAs a student was scored with: "ema" first, then the power-function ones by their std."""
-    return sorted(scores.loc[scores["model"] == student, "ema"].unique())
+    """The EMAs kept in training that a student was scored with: "ema" first, then the power-function ones by their std.
+
+    Those made afterwards are compared by their length, not along the training.
+    """
+    return sorted(scores.loc[(scores["model"] == student) & ~is_posthoc(scores), "ema"].unique())
 
 
 def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int, float]]:
@@ -210,6 +260,6 @@ def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int,
     return [(int(kimg), float(mean)) for kimg, mean in means.items()]
 
 
-def curve(scores: pd.DataFrame, along: str) -> pd.DataFrame:
+def curve(scores: pd.DataFrame, along: str | list[str]) -> pd.DataFrame:
     """Minimum, mean and maximum ("min", "mean", "max") of the scores for each value of column `along`, ascending."""
     return scores.groupby(along)["value"].agg(["min", "mean", "max"]).sort_index()

@@ -91,14 +91,87 @@ def test_a_student_without_scores_is_refused_naming_those_there_are(tmp_path):
 
 
 def test_equal_scores_give_equal_bytes_without_date_or_software(tmp_path):
-    scores = scores_of(*TEACHER, *STUDENT)
+    scores = scores_of(*TEACHER, *STUDENT, ("s8", 50, "posthoc-0.075", "euler", 8, 9.0, 9.5))
     for name in "ab":
         figures.score_vs_kimg(scores, tmp_path / f"k{name}.png", "s8")
         figures.score_vs_nfe(scores, tmp_path / f"n{name}.png")
-    for kind in "kn":
+        figures.score_vs_ema_length(scores, tmp_path / f"l{name}.png", "s8")
+    for kind in "knl":
         assert (tmp_path / f"{kind}a.png").read_bytes() == (tmp_path / f"{kind}b.png").read_bytes()
         with Image.open(tmp_path / f"{kind}a.png") as picture:
             assert picture.info.keys() <= {"dpi"}
+
+
+CHURN = "heun S_churn=40 S_min=0.05 S_max=50 S_noise=1.003"
+POSTHOC = [
+    ("s8", kimg, f"posthoc-{std:.3f}", "euler", 8, *(kimg / 25 + 100 * abs(std - 0.06) + block for block in range(3)))
+    for kimg in (25, 50)
+    for std in (0.03, 0.06, 0.1)
+]
+
+
+def test_score_against_ema_length_has_a_curve_a_snapshot_the_stored_ones_and_the_best(drawn, tmp_path):
+    figures.score_vs_ema_length(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
+    (axes,) = drawn
+    assert labels(axes) == ["25 kimg", "50 kimg", "kept in training", "best: posthoc-0.060 at 25 kimg, 2.00"]
+    first, _, stored, best = axes.get_lines()
+    assert list(first.get_xdata()) == pytest.approx([3, 5, 6, 10])  # the stored one of 5 % among them, "ema" not
+    assert list(first.get_ydata()) == pytest.approx([5, 20.4, 2, 6])
+    assert list(stored.get_xdata()) == [5, 5] and list(stored.get_ydata()) == pytest.approx([20.4, 10.2])
+    assert (best.get_xdata()[0], best.get_ydata()[0]) == pytest.approx((6, 2))
+    assert axes.get_xlabel() == "relative width of the average (%)" and axes.get_ylabel().startswith("FD(classifier)")
+
+
+def test_many_snapshots_are_told_apart_by_shade_and_only_some_are_named(drawn, tmp_path):
+    rows = [("s8", kimg, f"posthoc-{std:.3f}", "euler", 8, 100 / kimg) for kimg in range(1, 31) for std in (0.05, 0.1)]
+    figures.score_vs_ema_length(scores_of(*rows), tmp_path / "a.png", "s8")
+    (axes,) = drawn
+    lines = axes.get_lines()
+    assert len(lines) == 31 and len({tuple(line.get_color()) for line in lines[:30]}) == 30
+    named = [label for label in axes.get_legend_handles_labels()[1] if not label.startswith("best")]
+    assert named == [f"{kimg} kimg" for kimg in range(3, 31, 3)]
+
+
+def test_a_student_without_posthoc_scores_has_no_score_against_ema_length(tmp_path):
+    with pytest.raises(UserError, match="no scores of averages of student s8 made after training"):
+        figures.score_vs_ema_length(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
+
+
+def test_the_best_posthoc_average_is_a_mark_beside_the_curves_along_the_training(drawn, tmp_path):
+    figures.score_vs_kimg(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
+    (axes,) = drawn
+    assert labels(axes)[:3] == ["ema", "phema-0.050", "best post hoc: posthoc-0.060"]
+    mark = axes.get_lines()[2]
+    assert (list(mark.get_xdata()), list(mark.get_ydata()), mark.get_marker()) == ([25], [pytest.approx(2)], "*")
+
+
+def test_two_samplers_of_equal_cost_have_marks_of_their_own_and_names_that_leave_room(drawn, tmp_path):
+    heun, churned = ("teacher", 0, "ema", "heun", 256, 2.3), ("teacher", 0, "ema", CHURN, 256, 1.4)
+    published = ("published-eight-step-student", 157698, "ema", "euler", 8, 2.3), ("other", 0, "ema", "euler", 2, 6.0)
+    scores = scores_of(*TEACHER, heun, churned, *published)
+    scores["nfe"] = scores["nfe"].where(scores["sampler"] != CHURN, 511)
+    figures.score_vs_nfe(scores, tmp_path / "a.png")
+    (axes,) = drawn
+    _, plain, churn, *students = axes.get_lines()
+    assert list(plain.get_xdata()) == [35, 511] and list(churn.get_xdata()) == [511]
+    assert plain.get_marker() != churn.get_marker() and plain.get_color() != churn.get_color()
+    assert [line.get_label() for line in students] == [
+        "published-eight-step-student, 157698 kimg, ema",
+        "other, ema",
+    ]
+    names = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert names[2] == "teacher, heun S_churn=40\nS_min=0.05 S_max=50\nS_noise=1.003"
+    assert axes.get_position().width > 0.5
+
+
+def test_a_long_run_is_drawn_as_lines_without_marks(drawn, tmp_path):
+    for last in (40, 41):
+        rows = [("s8", 1000 * kimg, "ema", "euler", 8, 9 / kimg, 10 / kimg) for kimg in range(1, last + 1)]
+        figures.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
+    short, long = drawn
+    assert [axes.get_lines()[0].get_marker() for axes in drawn] == ["o", "none"]
+    assert len(short.collections) == 2 and len(long.collections) == 1  # the band stays
+    assert len(long.get_xticks()) <= 8
 
 
 def pictures(seed, channels=1, size=8):
@@ -117,6 +190,14 @@ def test_a_grid_enlarges_each_pixel_to_a_square_of_its_colour(tmp_path, channels
             windows = np.lib.stride_tricks.sliding_window_view(grid, tile.shape)[:, :, 0]
             corner = (windows[:, :, 0, 0] == tile[0, 0]).all(-1)
             assert sum(np.array_equal(window, tile) for window in windows[corner]) == 1
+
+
+@pytest.mark.parametrize(("size", "width"), [(8, 64), (16, 64), (48, 48), (64, 64), (128, 128)])
+def test_a_grid_enlarges_small_images_only(tmp_path, size, width):
+    figures.image_grid([("a", pictures(0, size=size))], tmp_path / "one.png", columns=1)
+    figures.image_grid([("a", pictures(0, size=size))], tmp_path / "two.png", columns=2)
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert two.width - one.width == width + max(2, width // size // 2)
 
 
 def test_a_grid_takes_the_first_columns_of_sample_files_of_the_same_seeds(tmp_path):

@@ -188,3 +188,58 @@ def test_a_missing_score_is_named(tmp_path):
 def test_no_scores_make_no_table():
     with pytest.raises(UserError, match="no scores"):
         report.read_scores([])
+
+
+@pytest.fixture
+def posthoc(put, run):
+    """`run` with averages made after training: three of s8 in two snapshots, one of s16."""
+    for shift, block in enumerate(BLOCKS):
+        for kimg, std in itertools.product((50, 100), (0.03, 0.075, 0.15)):
+            value = 8 - kimg / 100 + 20 * abs(std - 0.075) + shift
+            run.append(put(value, block, "s8", kimg, f"posthoc-{std:.3f}", "euler", 8))
+        run.append(put(30.0 + shift, block, "s16", 100, "posthoc-0.200", "euler", 16))
+    return run
+
+
+def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
+    scores = report.read_scores(posthoc)
+    table = report.fid_table(scores)
+    made = table[report.is_posthoc(table)]
+    assert list(zip(made["model"], made["snapshot_kimg"], made["ema"], made["mean"], strict=True)) == [
+        ("s8", 100, "posthoc-0.075", 8.0),
+        ("s16", 100, "posthoc-0.200", 31.0),
+    ]
+    assert list(table.index) == list(range(len(table))) and len(table) == 2 + 8 + 2
+    assert report.headline(table)["best/s8"] == 8.0 and report.headline(table)["best/s16"] == 8.0
+    assert report.is_posthoc(scores).sum() == 3 * 7
+
+
+def test_posthoc_averages_are_no_curves_along_the_training(posthoc):
+    scores = report.read_scores(posthoc)
+    assert report.emas(scores, "s8") == report.emas(scores, "s16") == ["ema", "phema-0.050"]
+
+
+def test_markdown_says_from_how_many_a_posthoc_average_was_chosen(posthoc, tmp_path):
+    report.write_table(report.read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
+    text = (tmp_path / "t.md").read_text()
+    assert "posthoc-0.075" in (tmp_path / "t.csv").read_text() and "posthoc-0.030" not in text
+    chosen = "- s8: posthoc-0.075 at 100 kimg is the best of 6 averages made after training that were scored\n"
+    assert text.endswith(chosen) and text.count("made after training") == 1
+
+
+def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put, tmp_path):
+    paths = [put(5.0, [0, 99])]
+    for kimg in range(1, 101):
+        for ema in ("ema", "phema-0.050"):
+            value = 10 + abs(kimg - 70.2) + (ema != "ema")
+            paths.append(put(value, [0, 99], "s8", kimg, ema, "euler", 8))
+    report.write_table(report.read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
+    lines = (tmp_path / "t.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if line.startswith("| ")][2:]
+    shown = [["s8", str(kimg), ema] for kimg in (69, 70, 71, 100) for ema in ("ema", "phema-0.050")]
+    assert rows == [["teacher", "400", "ema"], *shown]
+    assert lines[0].endswith(
+        "Of each student's averages the 3 best snapshots and the last: 9 of 201 rows, which are all in t.csv."
+    )
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 201
+    assert "best student" in (tmp_path / "t.md").read_text()
