@@ -90,7 +90,7 @@ def load_storage(args: tuple) -> Storage:
     (size,) = struct.unpack("<q", reader.take(8))
     present = len(data) - reader.at
     if size != facts.size or size * facts.dtype.itemsize != present:
-        raise Refused(f"it has a storage that says to hold {facts.size} elements and holds {present} bytes")
+        raise Refused(f"it has a storage of {present} bytes that is told as {facts.size} and as {size} elements")
     return Storage(facts.dtype, reader.take(present))
 
 

@@ -144,13 +144,12 @@ def persistent(module: torch.nn.Module) -> torch.nn.Module:
         made.register_buffer(name, buffer)
     for name, child in module.named_children():
         made.add_module(name, persistent(child))
-    made.__dict__.update(_attributes(module))
+    attributes = _attributes(module)
+    kwargs = attributes.pop("_init_kwargs", {})
+    absent = [name for name in ("skip", "map_label", "map_augment") if getattr(module, name, 0) is None]
+    made.__dict__.update(attributes | dict.fromkeys(absent))
     if isinstance(made, Persistent):
-        made.__dict__.setdefault("_init_kwargs", {})
-        made.__dict__ = made.__dict__ | {"_init_args": (), "_init_kwargs": made.__dict__.pop("_init_kwargs")}
-    for name in ("skip", "map_label", "map_augment"):
-        if getattr(module, name, 0) is None:
-            made.__dict__[name] = None
+        made.__dict__.update(_init_args=(), _init_kwargs=kwargs)
     return made.eval()
 
 

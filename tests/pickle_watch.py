@@ -1,0 +1,53 @@
+"""Reading a pickled checkpoint while watching that nothing runs, for tests."""
+
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from golden_data import FOLDER
+
+from mscd.errors import UserError
+from mscd.networks import EDMPrecond
+from mscd.pickles import read_pickle
+
+GOLDEN = FOLDER / "pickles"
+RUNS_CODE = {"exec", "compile", "import", "pickle.find_class", "os.system", "subprocess.Popen", "os.posix_spawn"}
+watching = False
+
+
+def audit(event, _args):
+    if watching and event in RUNS_CODE:
+        raise AssertionError(f"{event} while a checkpoint was read")
+
+
+sys.addaudithook(audit)
+read_pickle(
+    GOLDEN / "teacher_adm.pkl"
+)  # imports what torch imports at its first network, so that no later import is ours
+
+
+@contextmanager
+def nothing_runs():
+    """Whatever imports, compiles or executes something fails."""
+    global watching
+    watching = True
+    try:
+        yield
+    finally:
+        watching = False
+
+
+def refusal(path):
+    """The line that a file is refused with, nothing having run."""
+    with nothing_runs(), pytest.raises(UserError) as error:
+        read_pickle(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < len(str(path)) + 300
+    return text.removeprefix(f"{path}: ")
+
+
+def small_net(**options):
+    torch.manual_seed(0)
+    small = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    return EDMPrecond(8, 1, 3, "SongUNet", **{**small, **options})

@@ -1,0 +1,278 @@
+"""The reader of pickles: files that want something run, or memory, are refused and get neither."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nvidia_pickle import dump, persistent, student_loss, write_pickle
+from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
+
+from mscd.errors import UserError
+from mscd.pickles import read_pickle
+
+
+def written(tmp_path, content):
+    (tmp_path / "file.pkl").write_bytes(content)
+    return tmp_path / "file.pkl"
+
+
+scalar = np.float64(0).__reduce__()[0]
+
+
+class Call:
+    """Something whose pickle is a call of a function of its choice."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def touch(canary):
+    return Call(os.system, f"touch '{canary}'")
+
+
+def storage_of(pickled):
+    """A call of torch's loader of storages, on bytes that are a pickle of something else."""
+    return Call(torch.storage._load_from_bytes, pickled)
+
+
+def attacks(canary):
+    """Name -> pickle that wants to run something, and what it is refused for."""
+    system, text = f"{os.system.__module__}.system", f"open({str(canary)!r}, 'w')"
+    objects = pickle.dumps(np.array([touch(canary)], dtype=object))
+    nested = pickle.dumps(touch(canary))
+    return {
+        "os.system": (pickle.dumps(touch(canary)), system),
+        "beside a network": (pickle.dumps({"ema": None, "x": touch(canary)}), system),
+        "protocol 2": (pickle.dumps(touch(canary), 2), system),
+        "protocol 0": (pickle.dumps(touch(canary), 0), "not a pickle of protocol 2 or later"),
+        "eval": (pickle.dumps(Call(eval, text)), "builtins.eval"),
+        "exec": (pickle.dumps(Call(exec, text)), "builtins.exec"),
+        "getattr": (pickle.dumps(Call(getattr, "x", "y")), "builtins.getattr"),
+        "a nested pickle in a storage": (pickle.dumps(storage_of(nested)), system),
+        "the stock loader of storages": (pickle.dumps(Call(torch.load, "x")), "torch"),
+        "a numpy object array": (objects, "numpy._core.multiarray._reconstruct"),
+        "a name in parts": (b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93\x8c\x01x\x85R.", "torch.hub.load"),
+        "parts of an admitted name": (
+            b"\x80\x04\x8c\x0dtorch.storage\x8c\x1c_load_from_bytes.__globals__\x93.",
+            "torch.storage._load_from_bytes.__globals__",
+        ),
+        "a name that is no text": (b"\x80\x04K\x01K\x02\x93.", "'?'"),
+        "a name with lines in it": (b"\x80\x04\x8c\x05a\nb\r\n\x8c\x01c\x93.", r"a\nb\r\n.c"),
+        "INST": (f"\x80\x02(S'touch {canary}'\nios\nsystem\n.".encode("latin1"), "instruction STRING"),
+        "INST alone": (b"\x80\x02(ios\nsystem\n.", "instruction INST"),
+        "OBJ": (b"\x80\x02(cos\nsystem\nX\x01\x00\x00\x00xo.", "os.system"),
+        "NEWOBJ": (b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00x\x85\x81.", "os.system"),
+        "NEWOBJ_EX": (b"\x80\x04)}\x92.", "instruction NEWOBJ_EX"),
+        "EXT1": (b"\x80\x02\x82\x01.", "instruction EXT1"),
+        "PERSID": (b"\x80\x02Pid\n.", "instruction PERSID"),
+        "BINPERSID": (b"\x80\x02K\x01Q.", "persistent id"),
+        "a call of a value": (b"\x80\x02K\x01)R.", "calls something that is not a name"),
+        "a call by a dict": (b"\x80\x02ccollections\nOrderedDict\n}R.", "calls something"),
+        "BUILD of a dict": (b"\x80\x02})\x8c\x0c__setstate__ccollections\nOrderedDict\ns}b.", "refused"),
+        "BUILD of a name": (b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00fK\x01sb.", "not a Object"),
+    }
+
+
+@pytest.mark.parametrize("name", attacks("x"))
+def test_a_pickle_that_wants_something_run_is_refused_and_runs_nothing(name, tmp_path):
+    content, reason = attacks(tmp_path / "canary")[name]
+    assert reason in refusal(written(tmp_path, content))
+    assert os.listdir(tmp_path) == ["file.pkl"]
+
+
+def test_the_attacks_are_real_and_the_watch_notices(tmp_path):
+    for name in ("os.system", "beside a network", "eval", "exec", "a numpy object array"):
+        pickle.loads(attacks(tmp_path / name)[name][0])
+        assert (tmp_path / name).exists() or name == "a numpy object array"
+    with pytest.raises(AssertionError, match="while a checkpoint was read"), nothing_runs():
+        pickle.loads(attacks(tmp_path / "x")["os.system"][0])
+
+
+@pytest.mark.parametrize("place", ["state", "loss", "storage", "key", "dataset"])
+def test_an_attack_inside_a_sound_checkpoint_is_refused(place, tmp_path):
+    net, canary = small_net(), tmp_path / "canary"
+    content = {"ema": persistent(net), "loss_fn": student_loss(net, 2), "dataset_kwargs": {}}
+    match place:
+        case "state":
+            content["ema"]._modules["model"].__dict__["extra"] = touch(canary)
+        case "loss":
+            content["loss_fn"].__dict__["_filter_cache"] = {3: touch(canary)}
+        case "storage":
+            content["ema"].__dict__["more"] = storage_of(pickle.dumps(touch(canary)))
+        case "key":
+            content[Call(tuple, (touch(canary),))] = 1
+        case "dataset":
+            content["dataset_kwargs"] = touch(canary)
+    dump(tmp_path / "file.pkl", content)
+    assert "it names" in refusal(tmp_path / "file.pkl")
+    assert not canary.exists()
+
+
+# ---- files that want memory
+
+
+def laughs(levels):
+    """A tuple of twice a tuple of twice a tuple..., kept under the number `levels`."""
+    return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(levels))
+
+
+def bombs():
+    """Name -> small file that says to be large, and what it is refused for."""
+    tensor = pickle.dumps(torch.zeros(1), 4)
+    numel = struct.pack("<q", 1) + struct.pack("<f", 0)
+    huge = struct.pack("<q", 2_500_000_000) + struct.pack("<f", 0)
+    assert numel in tensor
+    protocol = b"\x80\x04"
+    return {
+        "a memo of 4 billion places": (protocol + b"]r\xff\xff\xff\xff.", "no network"),
+        "bytes beyond the end": (protocol + b"B\xff\xff\xff\xff.", "cut short"),
+        "bytes counted in 64 bits": (protocol + b"\x8e" + struct.pack("<Q", 10**10), "instruction BINBYTES8"),
+        "text beyond the end": (protocol + b"X\xff\xff\xff\xff.", "cut short"),
+        "a long integer": (protocol + b"\x8b" + struct.pack("<i", 2**31 - 1), "instruction LONG4"),
+        "an integer of 255 bytes": (protocol + b"\x8a\xff" + b"\x7f" * 255 + b".", "integer of 255 bytes"),
+        "a long frame": (protocol + b"\x95" + b"\xff" * 8 + b"}.", "no network"),
+        "a byte array": (b"\x80\x05\x96" + struct.pack("<Q", 10**10), "instruction BYTEARRAY8"),
+        "a storage of another size": (tensor.replace(numel, huge), "told as 1 and as 2500000000 elements"),
+        "a tensor over one number": (pickle.dumps(torch.zeros(1).expand(2_500_000_000)), "in a storage of 1 elements"),
+        "a numpy text of 1 GB": (pickle.dumps(Call(scalar, np.dtype("S999999999"), b"x")), "not a plain number"),
+        "nested lists": (protocol + b"]" * 100_000 + b"a" * 99_999 + b".", "no network"),
+        "laughing tuples": (protocol + laughs(100) + b".", "no network"),
+        "a laughing key": (protocol + laughs(100) + b"}h\x64K\x01s.", "a key that is a tuple"),
+        "sets without end": (protocol + b"\x8f" * 2_000_000, "more instructions"),
+    }
+
+
+def told_large(folder):
+    """Checkpoints whose networks take 10 GB, without the weights or with one weight for all."""
+    for name, width in (("wide", 4096), ("impossible", 10**9)):
+        told = persistent(small_net())
+        told.__dict__["_init_kwargs"]["model_channels"] = width
+        told._modules["model"]._modules["map_noise"].__dict__["num_channels"] = width
+        dump(folder / f"{name}.pkl", {"ema": told})
+    told = persistent(small_net(num_blocks=60, model_channels=32))
+    share_weights(told, {})
+    dump(folder / "shared.pkl", {"ema": told})
+    return {"wide": "wanted [", "impossible": "impossible option 'model_channels'", "shared": "larger than the file"}
+
+
+def share_weights(module, kept):
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = kept.setdefault(parameter.shape, parameter)
+    for child in module._modules.values():
+        share_weights(child, kept)
+
+
+READ_ALL = """
+import json, resource, sys
+from pathlib import Path
+from mscd.errors import UserError
+from mscd.pickles import read_pickle
+folder, golden = map(Path, sys.argv[1:])
+read_pickle(golden)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)
+said = {}
+for path in sorted(folder.iterdir()):
+    try:
+        read_pickle(path)
+        said[path.stem] = "read"
+    except UserError as error:
+        said[path.stem] = str(error)
+    except BaseException as error:
+        said[path.stem] = type(error).__name__
+print(json.dumps(said))
+"""
+
+
+def test_small_files_that_say_to_be_large_get_no_memory(tmp_path):
+    expected = told_large(tmp_path) | {name: reason for name, (_, reason) in bombs().items()}
+    for name, (content, _) in bombs().items():
+        (tmp_path / f"{name}.pkl").write_bytes(content)
+    (tmp_path / "golden.pkl").write_bytes((GOLDEN / "teacher_ncsnpp.pkl").read_bytes())
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path), str(GOLDEN / "teacher_adm.pkl")]
+    said = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout)
+    assert said.pop("golden") == "read"
+    assert {name: reason for name, reason in expected.items() if reason not in said[name]} == {}
+    assert all(text.startswith(f"{tmp_path / name}.pkl: refused: ") for name, text in said.items())
+
+
+# ---- files that are nothing
+
+
+def test_what_is_no_pickle_is_said_in_one_line(tmp_path):
+    assert refusal(tmp_path / "none.pkl") == "no such file"
+    assert refusal(tmp_path) == "no such file"
+    torch.save({"ema": torch.zeros(3)}, tmp_path / "zip.pkl")
+    assert "not a pickle of protocol 2" in refusal(tmp_path / "zip.pkl")
+    assert refusal(written(tmp_path, b"")) == "refused: it is empty"
+    for content in (b"\x00" * 1000, b"<!DOCTYPE html>", bytes(range(256)), b"\x80"):
+        assert refusal(written(tmp_path, content)).startswith("refused: it is ")
+    assert "goes on after its end" in refusal(written(tmp_path, b"\x80\x04}.}."))
+    whole = (GOLDEN / "teacher_adm.pkl").read_bytes()
+    for size in (3, 1000, len(whole) // 2, len(whole) - 1):
+        assert "cut short" in refusal(written(tmp_path, whole[:size]))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A student's file, in bytes, and a place for its mutations."""
+    path = tmp_path_factory.mktemp("fuzz") / "file.pkl"
+    write_pickle(path, small_net(), student_segments=2, nimg=1000)
+    return path.read_bytes(), path
+
+
+def read_or_refused(path, content):
+    path.write_bytes(content)
+    with nothing_runs():
+        try:
+            return read_pickle(path)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: refused: ") and "\n" not in str(error)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_checkpoint_is_read_or_refused(sound, data):
+    whole, path = sound
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.sampled_from(["byte", "cut", "lost", "again"])):
+            case "byte":
+                content[at] = data.draw(st.integers(0, 255))
+            case "cut":
+                del content[at + 1 :]
+            case "lost":
+                del content[at : at + data.draw(st.integers(1, 40))]
+            case "again":
+                content[at:at] = content[max(0, at - data.draw(st.integers(1, 40))) : at]
+        content = content or bytearray(b"x")
+    read_or_refused(path, bytes(content))
+
+
+NAMES = ["torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.storage _load_from_bytes"]
+NAMES += ["torch_utils.persistence _reconstruct_persistent_obj", "collections OrderedDict", "dnnlib.util EasyDict"]
+NAMES += ["torch.nn.modules.container ModuleDict", "numpy dtype", "numpy.core.multiarray scalar", "builtins set"]
+STEPS = [b"c" + name.replace(" ", "\n").encode() + b"\n" for name in NAMES]
+STEPS += [b"(", b"t", b"R", b"R", b"\x81", b"b", b"a", b"e", b"s", b"u", b"\x90", b"\x94", b"\x85", b"\x86", b"\x87"]
+STEPS += [b"]", b"}", b")", b"\x8f", b"N", b"\x88", b"K\x02", b"J\xff\xff\xff\xff", b"G" + b"\x7f\xf0" + b"\0" * 6]
+STEPS += [b"h\x00", b"h\x01", b"h\x02", b"C\x03abc", b"\x93", b"\x8c\x01x", b"\x8c\x02f8", b"\x8c\x03ema"]
+STEPS += [b"\x8c\x05state", b"\x8a\x09" + b"\x7f" * 9]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=40))
+def test_any_instructions_are_refused_in_one_line(sound, steps):
+    read_or_refused(sound[1], b"\x80\x04" + b"".join(steps) + b".")

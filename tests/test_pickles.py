@@ -1,0 +1,269 @@
+"""Pickled checkpoints: of NVIDIA's form they give the network that they hold; networks that do not fit are refused."""
+
+import json
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+import torch
+from nvidia_pickle import Persistent, dump, persistent, student_loss, write_pickle
+from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
+
+from mscd import checkpoint
+from mscd.pickles import read_pickle
+
+KWARGS = json.loads((GOLDEN / "kwargs.json").read_text())
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_golden_checkpoints_match_the_reference_and_run_nothing(name):
+    path = GOLDEN / f"{name}.pkl"
+    assert b"raise RuntimeError" in path.read_bytes()
+    with nothing_runs():
+        net = checkpoint.load_network(path)
+    with np.load(GOLDEN / "expected.npz") as arrays:
+        given = {
+            key.removeprefix(f"{name}."): torch.tensor(arrays[key]) for key in arrays if key.startswith(f"{name}.")
+        }
+    denoised = net(given["x"], given["sigma"], given.get("class_labels"))
+    assert (denoised - given["denoised"]).abs().max() <= 1e-5
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    made_with = {k: v for k, v in KWARGS[name].items() if k != "use_fp16"}
+    assert made_with == {k: net.init_kwargs[k] for k in made_with}
+    assert net.precision == ("fp16" if KWARGS[name].get("use_fp16") else "fp32")
+
+
+def test_a_student_says_its_segments_grid_and_images():
+    student = read_pickle(GOLDEN / "student_phema.pkl")
+    assert student.student == {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    assert (student.average, student.nimg, student.dataset["resolution"]) == ("ema", 157698048, 16)
+    teacher = read_pickle(GOLDEN / "teacher_adm.pkl")
+    assert (teacher.student, teacher.nimg, teacher.dataset) == (None, None, {})
+
+
+@pytest.mark.parametrize("torch1", [False, True])
+@pytest.mark.parametrize("segments", [None, 4])
+def test_a_written_network_comes_back_equal_however_old_its_form(segments, torch1, tmp_path):
+    net = small_net(augment_dim=9, precision="fp16", encoder_type="residual", resample_filter=[1, 3, 3, 1])
+    write_pickle(tmp_path / "n.pkl", net, student_segments=segments, nimg=9000, torch1=torch1)
+    content = (tmp_path / "n.pkl").read_bytes()
+    assert (b"cuda:0" in content, b"numpy.core.multiarray" in content) == (torch1, torch1)
+    with nothing_runs():
+        back = read_pickle(tmp_path / "n.pkl")
+    assert back.network.init_kwargs == net.init_kwargs and back.network.precision == "fp16"
+    assert list(back.network.state_dict()) == list(net.state_dict())
+    assert all(map(torch.equal, back.network.state_dict().values(), net.state_dict().values()))
+    assert (back.student and back.student["segments"], back.nimg) == (segments, 9000)
+
+
+def test_net_is_read_where_there_is_no_ema_and_ema_where_there_are_both(tmp_path):
+    first, second = small_net(), small_net(dropout=0.5)
+    write_pickle(tmp_path / "net.pkl", first, key="net")
+    assert read_pickle(tmp_path / "net.pkl").average == "net"
+    dump(tmp_path / "both.pkl", {"net": persistent(first), "ema": persistent(second)})
+    both = read_pickle(tmp_path / "both.pkl")
+    assert (both.average, both.network.init_kwargs["dropout"]) == ("ema", 0.5)
+
+
+def test_weights_of_other_precisions_views_and_layouts_become_float32(tmp_path):
+    net, told = small_net(), persistent(small_net())
+    layer = told._modules["model"]._modules["map_layer0"]
+    weight = net.model.map_layer0.weight.detach()
+    for stored in (weight.half(), weight.bfloat16(), weight.double(), weight.t().contiguous().t()):
+        layer.register_parameter("weight", torch.nn.Parameter(stored, requires_grad=False))
+        dump(tmp_path / "n.pkl", {"ema": told})
+        read = read_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight
+        assert read.dtype == torch.float32 and read.is_contiguous() and torch.equal(read, stored.float())
+    part = torch.stack([weight * 2, weight])[1]
+    layer.register_parameter("weight", torch.nn.Parameter(part, requires_grad=False))
+    dump(tmp_path / "n.pkl", {"ema": told})
+    assert torch.equal(read_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight, weight)
+
+
+def test_constructor_arguments_may_be_given_by_position(tmp_path):
+    told = persistent(small_net())
+    kwargs = told.__dict__["_init_kwargs"]
+    told.__dict__["_init_args"] = tuple(kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
+    dump(tmp_path / "n.pkl", {"ema": told})
+    assert read_pickle(tmp_path / "n.pkl").network.init_kwargs == small_net().init_kwargs
+
+
+def test_written_files_have_the_form_of_the_golden_ones(tmp_path):
+    for name in ("teacher_adm", "teacher_ddpmpp_augment", "teacher_ncsnpp", "student_phema"):
+        golden = read_pickle(GOLDEN / f"{name}.pkl")
+        segments = golden.student and golden.student["segments"]
+        write_pickle(tmp_path / "n.pkl", golden.network, student_segments=segments, nimg=golden.nimg)
+        assert globals_of(tmp_path / "n.pkl") == globals_of(GOLDEN / f"{name}.pkl")
+        ours, reference = (told_by(path)["ema"] for path in (tmp_path / "n.pkl", GOLDEN / f"{name}.pkl"))
+        assert state_keys(ours) == state_keys(reference)
+
+
+def globals_of(path):
+    texts, found = [], set()
+    for op, value, _ in pickletools.genops(path.read_bytes()):
+        if isinstance(value, str):
+            texts.append(value)
+        found |= {op.name} & {"GLOBAL", "INST", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "STACK_GLOBAL"}
+    known = {"_reconstruct_persistent_obj", "_rebuild_parameter", "_rebuild_tensor_v2", "_load_from_bytes", "scalar"}
+    return found, known & set(texts)
+
+
+class Told:
+    args = ()
+
+    def __init__(self, *args):
+        self.args = args
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class Teller(pickle.Unpickler):
+    """The stock reader with a harmless stand-in for every name."""
+
+    def find_class(self, module, name):
+        return dict if name == "OrderedDict" else Told
+
+
+def told_by(path):
+    with open(path, "rb") as file:
+        return Teller(file).load()
+
+
+def state_keys(told, name="ema"):
+    """Class and keys of the state of every module, by name."""
+    meta = told.args[0] if told.args else {"class_name": "ModuleDict", "state": told.state}
+    keys = {name: (meta["class_name"], meta.keys(), list(meta["state"]))}
+    for child, module in meta["state"]["_modules"].items():
+        keys |= state_keys(module, f"{name}.{child}")
+    return keys
+
+
+# ---- networks that are refused
+
+
+def model(told):
+    return told._modules["model"]
+
+
+def layer(told):
+    return model(told)._modules["enc"]._modules["8x8_block0"]
+
+
+def rename(told, name):
+    told.__class__ = type(name, (Persistent,), {})
+
+
+CHANGES = {
+    "VP": (lambda told: rename(told, "VPPrecond"), "it holds a 'VPPrecond', and only networks with EDM's precond"),
+    "VE": (lambda told: rename(told, "VEPrecond"), "'VEPrecond'"),
+    "iDDPM": (lambda told: rename(told, "iDDPMPrecond"), "'iDDPMPrecond'"),
+    "a raw network": (lambda told: rename(told, "SongUNet"), "its network is a SongUNet"),
+    "an unknown class": (lambda told: rename(layer(told), "MyBlock"), "'MyBlock', a class that is not known here"),
+    "a known class elsewhere": (
+        lambda told: rename(layer(told), "Conv2d"),
+        "'model.enc.8x8_block0' is a Conv2d, wanted a UNetBlock",
+    ),
+    "a missing weight": (
+        lambda told: layer(told)._modules["conv0"]._parameters.pop("bias"),
+        "weights of another network ('model.enc.8x8_block0.conv0.bias' is missing)",
+    ),
+    "an extra weight": (
+        lambda told: layer(told).register_parameter("more", torch.nn.Parameter(torch.zeros(1))),
+        "('model.enc.8x8_block0.more' is extra)",
+    ),
+    "an extra buffer": (lambda told: told.register_buffer("more", torch.zeros(1)), "('more' is extra)"),
+    "an extra module": (
+        lambda told: model(told).add_module("more", persistent(small_net().model.map_layer0)),
+        "('model.more' is extra)",
+    ),
+    "a missing module": (
+        lambda told: model(told)._modules["dec"]._modules.pop("8x8_in1"),
+        "('model.dec.8x8_in1' is missing)",
+    ),
+    "another shape": (
+        lambda told: layer(told)._modules["conv0"].register_parameter("bias", torch.nn.Parameter(torch.zeros(3))),
+        "'model.enc.8x8_block0.conv0.bias' has shape [3], wanted [8]",
+    ),
+    "whole numbers": (
+        lambda told: layer(told)._modules["conv0"]._parameters.update(bias=torch.zeros(8, dtype=torch.int64)),
+        "conv0.bias' is not a tensor of floating-point numbers",
+    ),
+    "text for a weight": (
+        lambda told: layer(told)._modules["conv0"]._parameters.update(bias="zero"),
+        "conv0.bias' is not a tensor",
+    ),
+    "another resampling": (
+        lambda told: layer(told)._modules["conv0"].__dict__.update(up=True),
+        "conv0' has another 'up' than the network it says to be (False)",
+    ),
+    "another scale": (lambda told: layer(told).__dict__.update(skip_scale=1), "has another 'skip_scale'"),
+    "other heads": (lambda told: layer(told).__dict__.update(num_heads=4), "has another 'num_heads'"),
+    "other groups": (
+        lambda told: layer(told)._modules["norm0"].__dict__.update(num_groups=4),
+        "norm0' has another 'num_groups'",
+    ),
+    "another classes attribute": (lambda told: told.__dict__.update(label_dim=4), "constructed with the 'label_dim'"),
+    "no constructor": (lambda told: told.__dict__.pop("_init_kwargs"), "does not say how it was constructed"),
+    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "has no 'sigma_data'"),
+    "an unknown option": (
+        lambda told: told.__dict__["_init_kwargs"].update(heads=3),
+        "cannot be built: SongUNet has no option 'heads'",
+    ),
+    "an option that fits none": (
+        lambda told: told.__dict__["_init_kwargs"].update(channel_mult=[1] * 6),
+        "cannot be built: img_resolution 8 cannot be halved",
+    ),
+    "an option of another type": (
+        lambda told: told.__dict__["_init_kwargs"].update(num_blocks="many"),
+        "impossible option 'num_blocks'",
+    ),
+    "a state without modules": (lambda told: model(told).__dict__.pop("_modules"), "a SongUNet without '_modules'"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_network_that_is_not_exactly_one_of_edms_is_refused_by_name(name, tmp_path):
+    change, reason = CHANGES[name]
+    told = persistent(small_net())
+    change(told)
+    dump(tmp_path / "n.pkl", {"ema": told})
+    assert reason in refusal(tmp_path / "n.pkl")
+
+
+def test_another_filter_than_the_constructors_is_refused(tmp_path):
+    told = persistent(small_net(model_channels=16, channel_mult=[1, 1]))
+    down = model(told)._modules["enc"]._modules["4x4_down"]._modules["conv0"]
+    down.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.5))
+    dump(tmp_path / "n.pkl", {"ema": told})
+    assert "4x4_down.conv0.resample_filter' is not the filter [1, 1]" in refusal(tmp_path / "n.pkl")
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({}, "no network (neither 'ema' nor 'net')"),
+        ([1, 2], "no network"),
+        ({"ema": {"weight": 1}}, "its network is a dict"),
+        ({"ema": torch.zeros(3)}, "its network is a Tensor"),
+    ],
+)
+def test_a_file_without_a_network_is_refused(content, reason, tmp_path):
+    dump(tmp_path / "n.pkl", content)
+    assert reason in refusal(tmp_path / "n.pkl")
+
+
+def test_facts_that_are_none_are_refused(tmp_path):
+    net = small_net()
+    dump(tmp_path / "n.pkl", {"ema": persistent(net), "nimg": "many"})
+    assert "its 'nimg' is not a number of images" in refusal(tmp_path / "n.pkl")
+    loss = student_loss(net, 2)
+    for wrong in ({"S": 0}, {"S": "8"}, {"rho": None}, {"sigma_min": 90.0}):
+        kept = {name: loss.__dict__[name] for name in wrong}
+        loss.__dict__.update(wrong)
+        dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
+        assert "does not say its segments (S) and grid" in refusal(tmp_path / "n.pkl")
+        loss.__dict__.update(kept)
+    dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
+    assert read_pickle(tmp_path / "n.pkl").student["segments"] == 2
