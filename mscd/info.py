@@ -227,8 +227,11 @@ def _table(path: Path) -> dict:
     for row in rows:
         if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
             best[row["model"]] = row
-    kept = ("mean", "snapshot_kimg", "ema", "sampler", "nfe")
-    lines = {f"best_of_{model}": {name: row[name] for name in kept} for model, row in best.items()}
+    kept = ("snapshot_kimg", "ema", "sampler", "nfe")
+    lines = {
+        f"best_of_{model}": {"mean": float(row["mean"]), **{name: row[name] for name in kept}}
+        for model, row in best.items()
+    }
     return {"kind": "table of scores", "rows": len(rows), "metric": rows[0]["metric"] if rows else None, **lines}
 
 

@@ -61,13 +61,13 @@ class _Scored:
     nfe: int
 
 
-def plan(config: Config, *, images: int | None = None) -> Plan:
+def plan(config: Config, *, images: int | None = None, name: str = "config") -> Plan:
     """The cost of the run that `config` describes. Needs no data, download or GPU.
 
-    images: size of the data set where the settings do not tell it. Raises UserError where they do not tell what the
-    images are like, and for a network that cannot be.
+    images: size of the data set where the settings do not tell it. Raises UserError where the settings, which it calls
+    `name`, do not tell what the images are like, and for a network that cannot be.
     """
-    resolution, channels, classes = _image_facts(config.data)
+    resolution, channels, classes = _image_facts(config.data, name)
     images = _image_count(config.data) or images
     net = _network(config, resolution, channels, classes)
     cost = network_cost(net)
@@ -90,14 +90,14 @@ def plan(config: Config, *, images: int | None = None) -> Plan:
     )
 
 
-def _image_facts(data: DataSettings) -> tuple[int, int, int]:
+def _image_facts(data: DataSettings, name: str) -> tuple[int, int, int]:
     """(resolution, channels, classes) of the packed images."""
     known = DIGITS if data.source == "digits" and data.transform is None else {}
     facts = {"resolution": data.known_resolution, "channels": data.channels, "classes": data.classes}
     facts = {key: known.get(key) if value is None else value for key, value in facts.items()}
     for key, value in facts.items():
         if value is None:
-            raise UserError(f"data.{key}: a plan needs it, as it looks at no images")
+            raise UserError(f"{name}: data.{key}: a plan needs it, as it looks at no images")
     return facts["resolution"], facts["channels"], facts["classes"]
 
 

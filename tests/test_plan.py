@@ -122,11 +122,12 @@ def run_folder(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("run"), load_config(TINY)
     torch.set_num_threads(1)
     data.pack("digits", folder / "train.zip", max_images=120)
-    trained = {"teacher": ("teacher", config.teacher), "s2": ("students/s2", config.students["s2"])}
-    for model, (run_dir, settings) in trained.items():
+    teacher = str(folder / "teacher/4/ema.safetensors")
+    trained = [("teacher", "teacher", config.teacher, None), ("s2", "students/s2", config.students["s2"], teacher)]
+    for model, run_dir, settings, teacher in trained:
         where = {"model": model, "run_dir": str(folder / run_dir), "data": str(folder / "train.zip")}
         for leg in legs(settings):
-            leg = dataclasses.replace(leg, **where, teacher=str(folder / "teacher/4/ema.safetensors"))
+            leg = dataclasses.replace(leg, **where, teacher=teacher)
             train_leg(leg, Group())
             take_snapshot(leg)
     return folder
@@ -194,8 +195,8 @@ def test_features_of_the_data_count_where_its_size_is_told():
 @pytest.mark.parametrize("key", ["resolution", "channels", "classes"])
 def test_an_unknown_kind_of_images_is_said_by_its_key(key):
     settings = {**PUBLISHED, "data": {k: v for k, v in PUBLISHED["data"].items() if k != key}}
-    with pytest.raises(UserError, match=f"^data.{key}: "):
-        plan(load_config(settings))
+    with pytest.raises(UserError, match=f"^p.yaml: data.{key}: "):
+        plan(load_config(settings), name="p.yaml")
 
 
 # ---- the tables

@@ -1,0 +1,109 @@
+"""What the commands share: how they look in help, and the kinds of values their options take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+SHA256 = re.compile("[0-9a-fA-F]{64}")
+# Help as wide as terminals mostly are, with defaults.
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+class Command(click.Command):
+    """A command whose help ends with examples, a line each or two: what it does, and the line to type."""
+
+    def __init__(self, *args, examples: Sequence[tuple[str, str]], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples as they are to be typed, unwrapped."""
+        with formatter.section("Examples"):
+            for position, (purpose, line) in enumerate(self.examples):
+                formatter.write("\n" * (position > 0))
+                formatter.write_text(purpose)
+                formatter.write("".join(f"{'':{formatter.current_indent + 2}}{part}\n" for part in line.split("\n")))
+
+
+class Count(click.IntRange):
+    """An integer from a smallest one on."""
+
+    name = "n"
+
+
+class Number(click.FloatRange):
+    """A number from a smallest one on."""
+
+    name = "x"
+
+
+class Seeds(click.ParamType):
+    """FIRST-LAST, or one number."""
+
+    name = "first-last"
+
+    def convert(self, value: str | range, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        """The seeds as a range."""
+        if isinstance(value, range):
+            return value
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+        if not found or int(found[2] or found[1]) < int(found[1]):
+            self.fail(f"{value!r} is no range of seeds: write for example 0-49999, or one number", param, ctx)
+        return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+class Size(click.ParamType):
+    """A width, or WIDTHxHEIGHT."""
+
+    name = "pixels"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """The width, or width and height."""
+        found = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
+        if not found:
+            self.fail(f"{value!r} is no size: write for example 64, or 512x256", param, ctx)
+        return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+class Digest(click.ParamType):
+    """A sha256 as 64 hexadecimal digits."""
+
+    name = "hex"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The digits in lower case."""
+        if not SHA256.fullmatch(value):
+            self.fail(f"{value!r} is no sha256, which has 64 hexadecimal digits", param, ctx)
+        return value.lower()
+
+
+def existing(**kwargs) -> click.Path:
+    """A path where something is."""
+    return click.Path(exists=True, path_type=Path, **kwargs)
+
+
+def new(**kwargs) -> click.Path:
+    """A path to write to."""
+    return click.Path(path_type=Path, **kwargs)
+
+
+def obtained(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, dict]:
+    """(local path, origin for metadata) of a path or address; a file behind an address is fetched into downloads/.
+
+    Raises UserError where nothing is there, and for another file than that of the sha256.
+    """
+    from mscd.config import FileSettings, is_address
+    from mscd.download import fetch_for
+    from mscd.errors import UserError
+    from mscd.files import sha256_of
+    from mscd.licenses import origin
+
+    if is_address(source) or sha256:
+        return fetch_for(FileSettings(source=source, sha256=sha256, license=license))
+    if not Path(source).is_file():
+        raise UserError(f"{source}: no such file; give its path or an http(s) address")
+    return Path(source), origin(source, sha256_of(source), license)

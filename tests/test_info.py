@@ -1,0 +1,211 @@
+"""What files are, told by their content."""
+
+import copy
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from mscd import data
+from mscd.checkpoint import save_network
+from mscd.errors import UserError
+from mscd.features import Classifier, save_detector
+from mscd.frechet import FeatureStatistics, save_reference
+from mscd.info import as_text, describe, verify
+from mscd.networks import EDMPrecond
+from mscd.samples import write_samples
+from mscd.states import StateFolder, TrainingState
+
+PICKLES = Path(__file__).parent / "golden/pickles"
+GRID = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+ORIGIN = {"source": "https://example.org/t.pkl", "sha256": "0" * 64, "license": "CC BY-NC-SA 4.0"}
+ABOUT = {
+    "model": "s4",
+    "snapshot_kimg": 7,
+    "nimg": 7168,
+    "ema": "phema-0.050",
+    "data": {"digest": "abc", "resolution": 8, "channels": 1, "label_dim": 10},
+    "student": GRID,
+    "origin": ORIGIN,
+}
+
+
+@pytest.fixture(scope="module")
+def net():
+    return EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
+
+
+@pytest.fixture
+def network(tmp_path, net):
+    path = tmp_path / "network.safetensors"
+    save_network(path, net, ABOUT)
+    return path
+
+
+def test_a_network_is_told_with_its_parameters_origin_and_training(network, net):
+    facts = describe(network)
+    assert facts["kind"] == "network" and facts["architecture"] == "SongUNet" and facts["precision"] == "fp32"
+    assert facts["parameters"] == sum(p.numel() for p in net.parameters())
+    assert facts["images"] == {"resolution": 8, "channels": 1, "classes": 10}
+    assert {name: facts[name] for name in ABOUT} == ABOUT
+    assert facts["options"]["model_channels"] == 8
+
+
+def test_the_name_of_a_file_does_not_matter(network, tmp_path):
+    renamed = network.rename(tmp_path / "network.pkl")
+    assert describe(renamed)["kind"] == "network"
+
+
+def test_headers_are_enough_and_only_verifying_reads_the_content(network):
+    whole = describe(network)
+    content = bytearray(network.read_bytes())
+    content[-100] ^= 1
+    network.write_bytes(content)
+    assert describe(network) == whole
+    with pytest.raises(UserError, match="damaged"):
+        verify(network)
+
+
+def test_an_undamaged_network_is_verified(network):
+    assert verify(network) == "its content matches its digest"
+
+
+def test_a_training_state_is_told_with_its_place_in_the_run(tmp_path, net):
+    net = copy.deepcopy(net)
+    optimizer, averages = torch.optim.Adam(net.parameters()), ("ema", "phema-0.050")
+    net(torch.ones(1, 1, 8, 8), torch.ones(1)).sum().backward()
+    optimizer.step()
+    state = TrainingState(net, {name: copy.deepcopy(net) for name in averages}, optimizer, nimg=512, steps=2)
+    path = tmp_path / "state.safetensors"
+    StateFolder(tmp_path, "fingerprint").save(state, path, score=1.5)
+    facts = describe(path)
+    assert facts["kind"] == "training state" and facts["networks"] == ["ema", "net", "phema-0.050"]
+    assert facts["parameters"] == sum(p.numel() for p in net.parameters())
+    assert (facts["nimg"], facts["steps"], facts["score"], facts["fingerprint"]) == (512, 2, 1.5, "fingerprint")
+    assert facts["code"]["digest"] and verify(path)
+
+
+def test_a_classifier_is_told_with_its_data(tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    classifier = Classifier(8, 1, 10)
+    save_detector(path, classifier, {"data": "abc", "held_out_accuracy": 0.98})
+    facts = describe(path)
+    assert facts["kind"] == "classifier" and facts["made_from"]["data"] == "abc"
+    assert facts["parameters"] == sum(p.numel() for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("name", ["student_phema", "teacher_adm", "teacher_ncsnpp"])
+def test_a_pickled_checkpoint_is_told_without_running_it(name):
+    facts = describe(PICKLES / f"{name}.pkl")
+    assert facts["kind"] == "pickled checkpoint" and facts["average"] == "ema" and facts["images"]["resolution"] == 16
+    assert facts["architecture"] == ("SongUNet" if name == "teacher_ncsnpp" else "DhariwalUNet")
+    assert (facts["student"] or {}).get("segments") == (8 if name == "student_phema" else None)
+
+
+def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
+    statistics = FeatureStatistics(3)
+    statistics.update(np.arange(12.0).reshape(4, 3))
+    provenance = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "channels": 1}
+    save_reference(tmp_path / "ours.npz", statistics, provenance)
+    np.savez(tmp_path / "published.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert describe(tmp_path / "ours.npz") == {"kind": "reference statistics", "features": 3, **provenance}
+    assert describe(tmp_path / "published.npz") == {"kind": "reference statistics", "features": 3, "provenance": None}
+    assert verify(tmp_path / "ours.npz") == "every part matches its CRC"
+
+
+def test_samples_are_told_with_their_network_and_its_origin(tmp_path):
+    made = {"format": "mscd-samples-1", "network": {**ABOUT, "digest": "d"}, "sampler": "euler", "steps": 4, "nfe": 4}
+    write_samples(tmp_path / "samples.npz", np.zeros([5, 8, 8, 1], np.uint8), made)
+    facts = describe(tmp_path / "samples.npz")
+    assert facts["kind"] == "samples" and facts["shape"] == [5, 8, 8, 1] and facts["nfe"] == 4
+    assert facts["network"] == {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "d"}
+    assert facts["origin"] == ORIGIN
+
+
+def test_samples_of_others_are_told_by_their_shape(tmp_path):
+    np.savez(tmp_path / "samples.npz", np.zeros([5, 8, 8, 3], np.uint8))
+    assert describe(tmp_path / "samples.npz") == {"kind": "samples", "shape": [5, 8, 8, 3], "provenance": None}
+
+
+def test_images_are_counted_in_zips_and_folders(tmp_path):
+    data.pack("digits", tmp_path / "digits.zip", max_images=30)
+    with zipfile.ZipFile(tmp_path / "digits.zip") as archive:
+        archive.extractall(tmp_path / "folder")
+    facts = {"kind": "images", "images": 30, "resolution": 8, "channels": 1, "classes": 10}
+    assert describe(tmp_path / "digits.zip") == facts
+    assert describe(tmp_path / "folder") == facts
+
+
+def test_a_score_is_told_by_its_metric(tmp_path):
+    score = {"value": 2.5, "metric": "FID", "network_digest": "d", "images": 50000}
+    (tmp_path / "score.json").write_text(json.dumps(score))
+    assert describe(tmp_path / "score.json") == {"kind": "score", "FID": 2.5, **score}
+
+
+def test_a_table_is_told_by_the_best_of_each_model(tmp_path):
+    columns = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,network,reference"
+    rows = ["s8,25,ema,euler,8,8,100,FID,1,3.5,0,n,r", "s8,50,ema,euler,8,8,100,FID,1,2.5,0,n,r"]
+    (tmp_path / "table.csv").write_text("\n".join([columns, *rows]) + "\n")
+    facts = describe(tmp_path / "table.csv")
+    assert (facts["rows"], facts["metric"]) == (2, "FID")
+    assert facts["best_of_s8"]["mean"] == 2.5 and facts["best_of_s8"]["snapshot_kimg"] == "50"
+
+
+def torchscript(path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(path)
+
+
+def foreign_safetensors(path):
+    safetensors.torch.save_file({"weight": torch.zeros(2, 3)}, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        pytest.param(
+            torchscript,
+            "TorchScript module (code that runs when it is loaded)",
+            marks=pytest.mark.filterwarnings("ignore:.*deprecated"),
+        ),
+        (foreign_safetensors, "safetensors file, not of mscd"),
+        (lambda path: path.write_text("{}"), "JSON, no score"),
+        (lambda path: path.write_bytes(b"\x7fELF"), "nothing that mscd knows"),
+        (lambda path: path.write_bytes(b""), "nothing that mscd knows"),
+        (lambda path: np.savez(path.open("wb"), x=np.zeros(3)), ".npz, neither samples nor reference statistics"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", ""), "zip without images"),
+    ],
+)
+def test_what_is_not_of_mscd_is_told_as_such(tmp_path, make, kind):
+    make(tmp_path / "file")
+    assert describe(tmp_path / "file")["kind"] == kind
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4broken", b"{broken", b"\x80\x04broken", b'\x40\0\0\0\0\0\0\0{"a":'])
+def test_a_damaged_file_is_one_line(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=r"^\S+/file: [^\n]*$"):
+        describe(tmp_path / "file")
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        describe(tmp_path / "nothing")
+
+
+def test_what_holds_no_digest_cannot_be_verified(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(UserError, match="no digest"):
+        verify(tmp_path / "image.png")
+
+
+def test_text_has_a_line_a_fact_and_names_the_kind(network):
+    lines = as_text(network, describe(network)).splitlines()
+    assert lines[0] == f"{network}: network"
+    assert "  model          s4" in lines and "  nimg           7,168" in lines
+    assert all(len(line) <= 120 for line in lines[1:])
+    assert as_text("x", {"kind": "nothing that mscd knows"}) == "x: nothing that mscd knows"
