@@ -12,7 +12,7 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precond import UNETS
 from mscd.pickles import read_pickle
-from mscd.train import STUDENT_GRID
+from mscd.schedule import STUDENT_GRID
 
 TEACHER = "teacher"
 

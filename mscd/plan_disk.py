@@ -19,8 +19,8 @@ from mscd.config import Config, StudentSettings, TeacherSettings, TrainingSettin
 from mscd.images import encode_png
 from mscd.leg import KEPT_HANDED, Leg
 from mscd.networks import EDMPrecond
+from mscd.schedule import STUDENT_GRID
 from mscd.states import KEPT_ROLLING, STATE_FORMAT
-from mscd.train import STUDENT_GRID
 
 DIGEST = "0" * 64  # stands for any
 ZIP_NAME = "00000/img00000000.png"

@@ -14,6 +14,7 @@ import torch
 
 # A teacher node this close to an interior student node counts as the same node.
 NODE_TOLERANCE = 1e-5
+STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # that students are trained and sampled on
 
 
 def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> torch.Tensor:

@@ -33,6 +33,7 @@ from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
+from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
 from mscd.stop import StopRequest
 from mscd.validation import Validation
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 LARGEST_GRADIENT = 1e5
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
-STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
 class Interrupted(Exception):
@@ -367,6 +367,12 @@ def _announce(leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: 
     events.tags({**tags, "data": dataset.digest, "torch": torch.__version__, "code": str(code)})
 
 
+def _origin(leg: Leg) -> dict:
+    """What the files made from a teacher of others say of where it came from."""
+    metadata = checkpoint.read_metadata(leg.teacher) if leg.teacher else {}
+    return {key: value for key, value in metadata.items() if key == "origin"}
+
+
 def _write_snapshot(run: _Run) -> None:
     """Write every averaged network and the state to hand over; they appear in leg.finished together."""
     leg, dataset = run.leg, run.dataset
@@ -381,7 +387,7 @@ def _write_snapshot(run: _Run) -> None:
         "data": {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
         "student": student,
         "run": run.folder.fingerprint,
-        **(origin_of(checkpoint.read_metadata(leg.teacher)) if leg.teacher else {}),
+        **_origin(leg),
     }
     for name, net in run.state.averages.items():
         checkpoint.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
