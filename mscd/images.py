@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from mscd.archives import DamagedFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would also hand PostScript to a program
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
@@ -23,22 +24,16 @@ def is_image(name: str) -> bool:
 def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
     """The 8-bit grey ("L") or "RGB" image in a file's content. Raises DamagedFile when there is none in it.
 
-    Palettes, CMYK and YCbCr become RGB. An alpha channel is refused unless it is to be dropped.
+    Palettes, CMYK and YCbCr become RGB. An alpha channel is refused unless it is to be dropped. Of several frames it is
+    the first, as stored: a rotation in the EXIF data is not applied.
     """
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
         image.load()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text is the address of our buffer
-        raise DamagedFile("its content is no image" if unknown else str(error)) from error
+    except UnidentifiedImageError as error:  # whose text is the address of our buffer
+        raise DamagedFile("its content is no image") from error
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+        raise DamagedFile(" ".join(str(error).split()) or type(error).__name__) from error
     if image.mode in ("L", "RGB"):
         return image
     has_alpha = image.mode in ("LA", "PA", "RGBA") or (image.mode == "P" and "transparency" in image.info)

@@ -214,8 +214,11 @@ def _labels_json(numbers: array, labels: np.ndarray | None) -> bytes:
     """The text of dataset.json, as json.dumps writes it."""
     if labels is None:
         return b'{"labels": null}'
-    entries = ", ".join(f'["{image_name(number)}", {labels[number]}]' for number in numbers)
-    return f'{{"labels": [{entries}]}}'.encode()
+    text = bytearray(b'{"labels": [')  # not a list of strings: there may be a million
+    for number in numbers:
+        text += f'["{image_name(number)}", {labels[number]}], '.encode()
+    text[-2:] = b"]}"
+    return bytes(text)
 
 
 def _summary(packed: _Packed, images: Source, total: int, digest: str) -> dict:
