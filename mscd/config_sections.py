@@ -214,8 +214,8 @@ class PosthocSettings(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> "PosthocSettings":
-        if len(set(self.emas())) != len(self.stds):
-            raise ValueError("stds are told apart by three decimals: two are the same")
+        if len(set(self.stds)) != len(self.stds):
+            raise ValueError("stds holds one twice")
         return self
 
     def emas(self) -> list[str]:

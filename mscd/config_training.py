@@ -99,8 +99,8 @@ class TrainingSettings(Settings):
                 f"snapshot_kimg {self.snapshot_kimg} does not divide duration_kimg {self.duration_kimg}: "
                 "legs have to be of one length"
             )
-        if len({f"{std:.3f}" for std in self.phema_stds}) != len(self.phema_stds):
-            raise ValueError("phema_stds are told apart by three decimals: two are the same")
+        if len(set(self.phema_stds)) != len(self.phema_stds):
+            raise ValueError("phema_stds holds one twice")
         return self
 
     def snapshots(self) -> list[int]:

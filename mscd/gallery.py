@@ -13,7 +13,7 @@ import torch
 from mscd.config import SamplerSettings
 from mscd.figures import image_grid
 from mscd.generate import generate, nfe
-from mscd.report import TEACHER, best_rows, fid_table, sampler_name
+from mscd.report import TEACHER, best_rows, fid_table, network_path, sampler_name
 
 
 def compare_images(
@@ -49,9 +49,8 @@ def _rows(
     for steps in dict.fromkeys(int(row["steps"]) for row in best):
         yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
     for row in best:
-        network = folder / f"students/{row['model']}/{row['snapshot_kimg']}/{row['ema']}.safetensors"
         how = SamplerSettings(sampler="euler", steps=int(row["steps"]))
-        yield f"{row['model']}\n{row['nfe']} NFE", network, how
+        yield f"{row['model']}\n{row['nfe']} NFE", folder / network_path(row), how
     how = _settings_of(table.loc[best_rows(table)[TEACHER]], samplers)
     yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 

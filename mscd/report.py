@@ -131,6 +131,26 @@ def best_rows(table: pd.DataFrame) -> dict[str, int]:
     return {str(model): int(rows["mean"].idxmin()) for model, rows in table.groupby("model", sort=False)}
 
 
+def best_network(table: str | Path, model: str) -> Path:
+    """The network file of the row of lowest mean that a student has in a run's table (`fid_table.csv`).
+
+    Raises UserError for a table that cannot be read or has no row of the student.
+    """
+    try:
+        rows = pd.read_csv(table)
+        best = rows.loc[best_rows(rows)[model]]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{table}: not a readable score table ({error}); make it again") from error
+    except KeyError as error:
+        raise UserError(f"{table}: has no score of {model}; score it first") from error
+    return Path(table).parent / network_path(best)
+
+
+def network_path(row: pd.Series) -> str:
+    """Where the network of a student's row of the table lies in the run's folder."""
+    return f"students/{row['model']}/{int(row['snapshot_kimg'])}/{row['ema']}.safetensors"
+
+
 def headline(table: pd.DataFrame) -> dict[str, float]:
     """The run in a few numbers for a run database: `best/<model>` is the lowest mean of each model, and
     `over_teacher/<student>` how many times the teacher's best that is."""

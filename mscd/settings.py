@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
@@ -16,7 +16,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1)]
-PhemaStd = Annotated[float, Field(gt=0, le=0.28)]  # t**gamma needs gamma > 0, that is a std below sqrt(1/12)
+
+
+def _of_three_decimals(std: float) -> float:
+    if round(std, 3) != std:
+        raise ValueError(f"has more than the three decimals that a file's name has (got {std})")
+    return std
+
+
+# t**gamma needs gamma > 0, that is a std below sqrt(1/12).
+PhemaStd = Annotated[float, Field(gt=0, le=0.28), AfterValidator(_of_three_decimals)]
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 

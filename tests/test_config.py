@@ -86,7 +86,7 @@ def test_wrong_value_is_told_in_one_line(where, value, line):
         ("students.s8.snapshot_kimg", 3, "students.s8: snapshot_kimg 3 does not divide duration_kimg 4"),
         ("students.s8.teacher_steps_start", 7, "students.s8: teacher_steps_start 7 is less than segments 8"),
         ("students.s8.teacher_steps_end", 63, "students.s8: teacher_steps_end 63 is less than teacher_steps_start 64"),
-        ("students.s8.phema_stds", [0.1, 0.1001], "students.s8: phema_stds are told apart by three decimals"),
+        ("students.s8.phema_stds", [0.1, 0.1], "students.s8: phema_stds holds one twice"),
         ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: the students of a run keep the same ones as s8"),
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
@@ -120,8 +120,9 @@ def test_impossible_combination_is_told_in_one_line(where, value, line):
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
         ("published_students.s8", {"source": "x", "segments": 8, "snapshot_kimg": 1}, "published_students: s8 is the"),
+        ("posthoc_ema", {"stds": [0.0501]}, "posthoc_ema.stds.0: has more than the three decimals that a file's name"),
         ("posthoc_ema", {"stds": [0.05]}, "posthoc_ema: students.s8 keeps no phema_stds to reconstruct from"),
-        ("posthoc_ema", {"stds": [0.05, 0.0501]}, "posthoc_ema: stds are told apart by three decimals"),
+        ("posthoc_ema", {"stds": [0.05, 0.05]}, "posthoc_ema: stds holds one twice"),
         ("reference.statistics", {"source": "ref.npz"}, "reference: published statistics are of Inception's features"),
     ],
 )
@@ -140,6 +141,18 @@ def test_posthoc_snapshots_have_to_be_snapshots():
     with pytest.raises(UserError, match="posthoc_ema.snapshots: students.s8 has no snapshot at 3 kimg"):
         load_config(settings)
     assert load_config(changed("posthoc_ema.snapshots", None, settings)).posthoc_snapshots("s8") == [4]
+
+
+def test_an_ema_length_is_made_of_snapshots_spread_up_to_its_own():
+    student = {**STUDENT, "phema_stds": [0.1], "duration_kimg": 210, "snapshot_kimg": 1}
+    config = load_config(changed("students", {"s8": student}))
+    assert config.stored_snapshots("s8", 3) == [1, 2, 3]
+    spread = config.stored_snapshots("s8", 205)
+    assert (
+        len(spread) == 20
+        and spread[-1] == 205
+        and {b - a for a, b in zip(spread, spread[1:], strict=False)} == {10, 11}
+    )
 
 
 def test_of_a_published_file_the_source_alone_is_identity():

@@ -243,3 +243,19 @@ def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put
     )
     assert len(pd.read_csv(tmp_path / "t.csv")) == 201
     assert "best student" in (tmp_path / "t.md").read_text()
+
+
+def test_best_network_is_the_file_of_the_lowest_mean(tmp_path):
+    rows = [
+        ("teacher", "", "ema", 1.0),
+        ("s8", 25, "ema", 3.0),
+        ("s8", 50, "posthoc-0.075", 2.0),
+        ("s4", 50, "ema", 1.5),
+    ]
+    table = tmp_path / "fid_table.csv"
+    pd.DataFrame(rows, columns=["model", "snapshot_kimg", "ema", "mean"]).to_csv(table, index=False)
+    assert report.best_network(table, "s8") == tmp_path / "students/s8/50/posthoc-0.075.safetensors"
+    with pytest.raises(UserError, match="has no score of s2"):
+        report.best_network(table, "s2")
+    with pytest.raises(UserError, match="not a readable score table"):
+        report.best_network(tmp_path / "none.csv", "s8")

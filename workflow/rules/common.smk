@@ -207,14 +207,14 @@ def student_and_kimg(model):
 
 
 def stored_averages(wildcards):
-    """The power-function EMAs of a student's snapshots up to the one at which another length is reconstructed."""
+    """The power-function EMAs of a student that another length is reconstructed from."""
     student = run.students[wildcards.student]
     folder = results / "students" / wildcards.student
     return [
         folder / f"{kimg}/{ema}.safetensors"
-        for kimg in student.snapshots()
+        for kimg in run.stored_snapshots(wildcards.student, int(wildcards.kimg))
         for ema in student.emas()
-        if kimg <= int(wildcards.kimg) and ema != "ema"
+        if ema != "ema"
     ]
 
 
