@@ -7,16 +7,17 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from mscd.archives import member_name
 from mscd.errors import UserError
+from mscd.inert import InertReader, Object, Refused
 
 _CIFAR_FOLDER = "cifar-10-batches-py"
 _CIFAR_BATCHES = [f"{_CIFAR_FOLDER}/data_batch_{number}" for number in range(1, 6)]
@@ -38,7 +39,7 @@ def is_cifar10(path: str | os.PathLike) -> bool:
 def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 32, 32, 3] and classes int64 [N] of CIFAR-10's tar, its five training batches in order.
 
-    The batches are pickles, of which nothing is run: see `_Batch`. UserError when one is missing or not of that form.
+    The batches are pickles, of which nothing is run. UserError when one is missing or not of that form.
     """
     contents = {}
     try:
@@ -59,79 +60,60 @@ def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cifar_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 32, 32, 3] and classes int64 [N] of one batch."""
     try:
-        batch = _Batch(io.BytesIO(content), encoding="latin1").load()
-        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        pixels, labels = batch["data"].pixels, batch["labels"]
+        batch = InertReader(memoryview(_with_text(content)), _CALLS).load()
+        pixels, labels = _pixels(batch["data"].state), batch["labels"]
         if pixels.shape != (len(labels), 3072) or not all(type(k) is int and 0 <= k < 10 for k in labels):
-            raise ValueError(f"{pixels.shape} bytes and {len(labels)} labels, not [N, 3072] and N from 0 to 9")
-    except Exception as error:  # a pickle of anything else can fail in any way
-        raise UserError(f"{where} is not a batch of CIFAR-10 ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{len(labels)} labels, not all from 0 to 9 or not those of {len(pixels)} images")
+    except (Refused, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{where} is not a batch of CIFAR-10 ({error})") from error
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
 
 
-class _Batch(pickle.Unpickler):
-    """Reads a pickle of plain values and uint8 arrays. What it names is never imported: a few names have stand-ins."""
-
-    def find_class(self, module: str, name: str) -> object:
-        stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
-        if stand_in is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no such batch does")
-        return stand_in
-
-
-class _Array:
-    """Stands in for an array under construction, whose pixels a pickle gives as its state."""
-
-    __slots__ = ("pixels",)
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, column_major, content = state
-        if not isinstance(dtype, _Dtype) or column_major or not isinstance(content, bytes | str):
-            raise pickle.UnpicklingError("an array is not one of bytes, row by row")
-        content = content.encode("latin1") if isinstance(content, str) else content
-        self.pixels = np.frombuffer(content, np.uint8).reshape(shape)
+def _with_text(pickled: bytes) -> bytearray:
+    """The pickle with short strings as text and long ones as bytes, which Python 2 wrote alike; only codes differ."""
+    content = bytearray(pickled)
+    for code, _, position in pickletools.genops(pickled):
+        if code.name in _NEW_CODES:
+            content[position : position + 1] = _NEW_CODES[code.name]
+    return content
 
 
-class _Dtype:
-    """Stands in for the type uint8, which no state can change."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: tuple) -> None:
-        pass
-
-
-class _Named:
-    """Stands in for a function or class that a batch names. No state can change it."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., object]):
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("it changes what it names")
+def _pixels(state: object) -> np.ndarray:
+    """The array [N, 3072] whose state a pickle tells."""
+    match state:
+        case (_, (int(), 3072) as shape, Object("uint8"), False, memoryview() | bytes() as content):
+            return np.frombuffer(content, np.uint8).reshape(shape)
+    raise Refused("its data are no rows of 3072 bytes")
 
 
-def _dtype(name: str, *_: object) -> _Dtype:
-    if name != "u1":
-        raise pickle.UnpicklingError(f"an array has values of type {name!r}")
-    return _Dtype()
+def _dtype(args: tuple) -> Object:
+    if args[:1] != ("u1",):
+        raise Refused("it has an array of something else than bytes")
+    return Object("uint8")
 
 
-def _array_class(*_: object) -> None:
-    raise pickle.UnpicklingError("it makes an array in a way that no such batch does")
+def _encoded(args: tuple) -> bytes:
+    """How Python 3 writes bytes for older readers."""
+    match args:
+        case (str() as text, "latin1"):
+            return text.encode("latin1")
+    raise Refused("it has bytes in another form")
 
 
-_STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Named(lambda *_: _Array()),
-    ("numpy", "ndarray"): _Named(_array_class),  # only an argument of the one above
-    ("numpy", "dtype"): _Named(_dtype),
-    ("_codecs", "encode"): _Named(lambda text, _: text.encode("latin1")),  # how bytes are written for old readers
+def _array_class(_: tuple) -> None:
+    raise Refused("it makes an array in another way than such a batch")
+
+
+_NEW_CODES = {"SHORT_BINSTRING": pickle.SHORT_BINUNICODE, "BINSTRING": pickle.BINBYTES}
+_NEW_CODES["SHORT_BINBYTES"] = pickle.SHORT_BINUNICODE  # keys, where Python 3 wrote the batch
+_CALLS = {
+    "numpy.core.multiarray._reconstruct": lambda _: Object("array"),
+    "numpy._core.multiarray._reconstruct": lambda _: Object("array"),
+    "numpy.ndarray": _array_class,  # only an argument of the two above
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encoded,
 }
 
 

@@ -1,0 +1,85 @@
+"""Small data sets in the very forms in which their authors publish them."""
+
+import gzip
+import io
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def image_bytes(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def tar_bytes(members: dict[str, bytes | None], kind: int = tarfile.GNU_FORMAT) -> bytes:
+    """A tar of {name: content}, where None makes a folder."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=kind) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content or b"")
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            tar.addfile(member, io.BytesIO(content or b""))
+    return file.getvalue()
+
+
+def cifar10(per_batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, bytes]]:
+    """Images [N, 32, 32, 3] and classes of five batches, and the members of their tar, in the published one's order."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (5 * per_batch, 32, 32, 3), dtype=np.uint8)
+    labels = rng.permutation(np.arange(5 * per_batch) % 10)
+    members = {"cifar-10-batches-py": None}
+    for name in ("data_batch_4", "readme.html", "test_batch", "data_batch_3", "batches.meta", *_LAST):
+        content = b"<meta HTTP-EQUIV='REFRESH'>"
+        if name.startswith("data_batch"):
+            rows = slice((int(name[-1]) - 1) * per_batch, int(name[-1]) * per_batch)
+            content = cifar10_batch(images[rows], labels[rows].tolist())
+        members[f"cifar-10-batches-py/{name}"] = content
+    return images, labels, members
+
+
+_LAST = ("data_batch_2", "data_batch_5", "data_batch_1")
+
+
+def write_cifar10(path: Path, per_batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write a compressed CIFAR-10 tar of 5 × per_batch images; returns them and their classes."""
+    images, labels, members = cifar10(per_batch)
+    path.write_bytes(gzip.compress(tar_bytes(members), 1))
+    return images, labels
+
+
+def cifar10_batch(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2's cPickle wrote it, code by code: byte strings, and numpy's modules by their old names."""
+    pixels = images.transpose(0, 3, 1, 2).tobytes()
+    return b"".join(
+        (
+            b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04]q\x05(",
+            *(b"K%c" % label for label in labels),
+            b"eU\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09",
+            b"(K\x01J" + struct.pack("<i", len(images)) + b"M\x00\x0c\x86",
+            b"cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
+            b"T" + struct.pack("<i", len(pixels)) + pixels + b"tbU\x09filenamesq\x0c]q\x0d(",
+            *(b"U\x0eimage_%04d.png" % number for number in range(len(images))),
+            b"eu.",
+        )
+    )
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An idx file of a uint8 array."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder: Path, count: int, compressed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Write MNIST's two training files; returns images [N, 28, 28] and classes."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count) % 10
+    for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
+        content = idx_bytes(array)
+        (folder / f"{name}{'.gz' * compressed}").write_bytes(gzip.compress(content) if compressed else content)
+    return images, labels
