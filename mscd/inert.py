@@ -120,7 +120,7 @@ class InertReader:
         """The value on top of the stack, which stays there."""
         value = self._pop()
         if type(value) is not kind:
-            raise Refused(f"it fills something that is not a {kind.__name__} (before byte {self.at})")
+            raise Refused(f"it fills something that is no {kind.__name__} (before byte {self.at})")
         self.stack.append(value)
         return value
 

@@ -31,6 +31,7 @@ STORAGE_TYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+MOST_DIMENSIONS = 8
 LARGEST_SIZE = 2**48  # of a dimension or stride
 # numpy's name of a scalar type -> its format of struct
 SCALAR_TYPES = {"f8": "d", "f4": "f", "f2": "e", "b1": "?"} | dict(zip(("i8", "i4", "i2", "i1"), "qihb", strict=True))
@@ -68,7 +69,7 @@ class Tensor:
         """The tensor in float32 on the CPU, contiguous, in memory of its own."""
         elements = torch.empty(self.storage.size, dtype=self.storage.dtype)
         # Through bytes, as in a pickle they lie at any address.
-        elements.view(torch.uint8).numpy()[:] = np.frombuffer(self.storage.data, np.uint8)
+        elements.view(torch.uint8).numpy()[:] = np.asarray(self.storage.data)
         return elements.as_strided(self.shape, self.strides, self.offset).to(torch.float32).contiguous()
 
 
@@ -119,7 +120,7 @@ def rebuild_tensor(args: tuple) -> Tensor:
             pass
         case _:
             raise Refused("it has a tensor in another form")
-    if any(metadata) or len(shape) != len(strides):
+    if any(metadata) or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
         raise Refused("it has a tensor in another form")
     if not all(isinstance(n, int) and 0 <= n < LARGEST_SIZE for n in (offset, *shape, *strides)):
         raise Refused("it has a tensor of impossible shape or strides")

@@ -36,9 +36,10 @@ PERSISTENCE_VERSION = 6
 # The reference constructor's arguments in their order; all but the last are attributes, too.
 PRECOND_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
 PRECOND_ARGUMENTS += ("sigma_min", "sigma_max", "sigma_data", "model_type")
-# The largest value of each integer option: far above any network, so small that building one without memory is quick.
-LARGEST_OPTIONS = {"img_resolution": 4096, "img_channels": 64, "label_dim": 10**6, "augment_dim": 1024}
-LARGEST_OPTIONS |= {"model_channels": 4096, "num_blocks": 64, "channel_mult_emb": 64, "channel_mult_noise": 64}
+# Each integer option's bounds: far above any network, so low that building one without memory is quick.
+INTEGERS = {"img_resolution": (1, 4096), "img_channels": (1, 64), "label_dim": (0, 10**6), "augment_dim": (0, 1024)}
+INTEGERS |= {"model_channels": (1, 4096), "num_blocks": (0, 64)}
+INTEGERS |= {"channel_mult_emb": (1, 64), "channel_mult_noise": (1, 64)}
 WORDS = {"model_type", "embedding_type", "encoder_type", "decoder_type"}
 RATES = {"sigma_min", "sigma_max", "sigma_data", "dropout", "label_dropout"}
 LISTS = {"channel_mult", "attn_resolutions", "resample_filter", "dout_resolutions"}
@@ -150,8 +151,13 @@ def _checkpoint(root: object, size: int) -> Pickled:
         average=average,
         nimg=nimg,
         student=_student(root.get("loss_fn")),
-        dataset={key: value for key, value in facts if isinstance(key, str) and isinstance(value, SCALARS)},
+        dataset={key: value for key, value in facts if _is_plain(key) and _is_plain(value)},
     )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a fact can be shown as it is: a number, or text that does nothing to a terminal."""
+    return value.isprintable() if isinstance(value, str) else isinstance(value, SCALARS)
 
 
 def _student(loss: object) -> dict | None:
@@ -192,23 +198,22 @@ def _options(told: Object) -> dict:
     if type(args) is not tuple or type(kwargs) is not dict or len(args) > len(PRECOND_ARGUMENTS):
         raise Refused("its network does not say how it was constructed")
     options = {**dict(zip(PRECOND_ARGUMENTS, args, strict=False)), **kwargs}
-    for name in PRECOND_ARGUMENTS[:-1]:
-        if name not in told.state:
-            raise Refused(f"its network has no {name!r}")
-        # The precision may have been switched after construction; the attribute is what counted.
-        if name != "use_fp16" and options.get(name, told.state[name]) != told.state[name]:
-            raise Refused(f"its network was not constructed with the {name!r} that it has now")
-        options[name] = told.state[name]
-    for name, value in options.items():
+    attributes = {name: told.state.get(name) for name in PRECOND_ARGUMENTS[:-1]}
+    for name, value in [*options.items(), *attributes.items()]:
         if not _is_sound(name, value):
-            raise Refused(f"its network has an impossible option {str(name)[:50]!a}")
-    return options
+            raise Refused(f"its network has an impossible {str(name)[:50]!a}, or none")
+    for name, value in attributes.items():
+        # The precision may have been switched after construction; the attribute is what counted.
+        if name != "use_fp16" and options.get(name, value) != value:
+            raise Refused(f"its network was not constructed with the {name!r} that it has now")
+    return options | attributes
 
 
 def _is_sound(name: object, value: object) -> bool:
     """Whether a constructor's argument is of its type and within bounds; EDMPrecond knows the names it takes."""
-    if name in LARGEST_OPTIONS:
-        return type(value) is int and 0 <= value <= LARGEST_OPTIONS[name]
+    if name in INTEGERS:
+        lowest, highest = INTEGERS[name]
+        return type(value) is int and lowest <= value <= highest
     if name in RATES:
         return type(value) in (int, float) and value >= 0
     if name in LISTS:
@@ -216,6 +221,8 @@ def _is_sound(name: object, value: object) -> bool:
         numbers = listed and all(type(n) in (int, float) and 0 <= n <= LARGEST_ENTRY for n in value)
         whole = numbers and (name == "resample_filter" or all(type(n) is int for n in value))
         return whole or name == "dout_resolutions" and value is None
+    if name == "use_fp16":
+        return type(value) is bool
     return isinstance(name, str) and isinstance(value, str if name in WORDS else SCALARS)
 
 

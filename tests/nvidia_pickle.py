@@ -61,7 +61,20 @@ class Persistent(torch.nn.Module):
 
 
 class Loss:
-    """A loss whose class the file has the source code of."""
+    """A loss, or another object that is no module, whose class the file has the source code of."""
+
+
+class EasyDict(dict):
+    """A dict of the class that NVIDIA's options are of."""
+
+    __module__ = "dnnlib.util"
+
+
+def record(name: str, **attributes: object) -> Loss:
+    """An object of NVIDIA's class `name` that is no module."""
+    made = _class(Loss, name)()
+    made.__dict__ = attributes | {"_init_args": (), "_init_kwargs": {}}
+    return made
 
 
 @functools.cache
@@ -100,16 +113,15 @@ class _Pickler(pickle.Pickler):
 
 @contextmanager
 def foreign_names():
-    """Functions that pickle writes under names of code that is not installed here."""
-    names = {"torch_utils": {}, "torch_utils.persistence": {"_reconstruct_persistent_obj": "reconstruct"}}
-    names |= {"numpy.core.multiarray": {"scalar": "scalar"}}
-    made, modules = {}, {}
-    for module_name, functions in names.items():
-        modules[module_name] = types.ModuleType(module_name)
-        for name, short in functions.items():
-            made[short] = types.FunctionType((lambda: None).__code__, {}, name)
-            made[short].__module__, made[short].__qualname__ = module_name, name
-            setattr(modules[module_name], name, made[short])
+    """What pickle writes under names of code that is not installed here."""
+    made = {"reconstruct": ("torch_utils.persistence", "_reconstruct_persistent_obj")}
+    made |= {"scalar": ("numpy.core.multiarray", "scalar")}
+    modules = {name: types.ModuleType(name) for name in ("torch_utils", "dnnlib", "dnnlib.util")}
+    modules["dnnlib.util"].EasyDict = EasyDict
+    for short, (module, name) in made.items():
+        made[short] = type(name, (), {"__module__": module})
+        modules[module] = types.ModuleType(module)
+        setattr(modules[module], name, made[short])
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
@@ -124,11 +136,10 @@ def foreign_names():
 
 def student_loss(teacher: EDMPrecond, segments: int) -> Loss:
     """The loss in a student's file, which holds the teacher twice."""
-    loss = _class(Loss, "EDMConsistencyDistillLoss")()
     grid = {"rho": 7.0, "sigma_min": 0.002, "sigma_max": 80.0}
-    loss.__dict__ = {"teacher_net": persistent(teacher), "S": segments, "T_start": 64, "T_end": 1280, **grid}
-    loss.__dict__ |= {"loss_type": "pseudo_huber", "_global_kimg": 0.0, "_filter_cache": {}}
-    loss.__dict__ |= {"_init_args": (persistent(teacher),), "_init_kwargs": {"S": segments}}
+    steps = {"S": segments, "T_start": 64, "T_end": 1280}
+    loss = record("EDMConsistencyDistillLoss", teacher_net=persistent(teacher), **steps, **grid, _filter_cache={})
+    loss.__dict__ |= {"_init_args": (persistent(teacher),), "_init_kwargs": steps}
     return loss
 
 

@@ -3,6 +3,7 @@
 import pytest
 import safetensors.torch
 import torch
+from nvidia_pickle import write_pickle
 
 from mscd import checkpoint
 from mscd.errors import UserError
@@ -63,3 +64,10 @@ def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/n.safetensors: could not be written"):
         checkpoint.save_network(tmp_path / "file/n.safetensors", net, METADATA)
+
+
+def test_a_pickled_checkpoint_is_loaded_by_its_suffix(net, tmp_path):
+    write_pickle(tmp_path / "n.pkl", net)
+    back = checkpoint.load_network(tmp_path / "n.pkl")
+    assert back.init_kwargs == net.init_kwargs and not back.training
+    assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))

@@ -80,7 +80,10 @@ def attacks(canary):
         "a call of a value": (b"\x80\x02K\x01)R.", "calls something that is not a name"),
         "a call by a dict": (b"\x80\x02ccollections\nOrderedDict\n}R.", "calls something"),
         "BUILD of a dict": (b"\x80\x02})\x8c\x0c__setstate__ccollections\nOrderedDict\ns}b.", "refused"),
-        "BUILD of a name": (b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00fK\x01sb.", "not a Object"),
+        "BUILD of a name": (
+            b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00fK\x01sb.",
+            "fills something that is no Object",
+        ),
     }
 
 
@@ -163,7 +166,7 @@ def told_large(folder):
     told = persistent(small_net(num_blocks=60, model_channels=32))
     share_weights(told, {})
     dump(folder / "shared.pkl", {"ema": told})
-    return {"wide": "wanted [", "impossible": "impossible option 'model_channels'", "shared": "larger than the file"}
+    return {"wide": "wanted [", "impossible": "impossible 'model_channels'", "shared": "larger than the file"}
 
 
 def share_weights(module, kept):

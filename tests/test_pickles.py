@@ -7,10 +7,13 @@ import pickletools
 import numpy as np
 import pytest
 import torch
-from nvidia_pickle import Persistent, dump, persistent, student_loss, write_pickle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nvidia_pickle import EasyDict, Persistent, dump, persistent, record, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
 from mscd import checkpoint
+from mscd.errors import UserError
 from mscd.pickles import read_pickle
 
 KWARGS = json.loads((GOLDEN / "kwargs.json").read_text())
@@ -140,6 +143,17 @@ def state_keys(told, name="ema"):
     return keys
 
 
+def test_losses_pipes_and_dicts_of_teachers_are_passed_over(tmp_path):
+    content = {"ema": persistent(small_net()), "loss_fn": record("EDMLoss", P_mean=-1.2, sigma_data=0.5)}
+    content["augment_pipe"] = record("AugmentPipe", p=0.12, xflip=1e8, yflip=np.float64(1))
+    content["dataset_kwargs"] = EasyDict(path="data.zip", resolution=8, title="a\x1b[2Jb", more=EasyDict(a=[1]))
+    dump(tmp_path / "n.pkl", content)
+    assert b"dnnlib.util" in (tmp_path / "n.pkl").read_bytes()
+    with nothing_runs():
+        read = read_pickle(tmp_path / "n.pkl")
+    assert (read.student, read.dataset) == (None, {"path": "data.zip", "resolution": 8})
+
+
 # ---- networks that are refused
 
 
@@ -206,7 +220,7 @@ CHANGES = {
     ),
     "another classes attribute": (lambda told: told.__dict__.update(label_dim=4), "constructed with the 'label_dim'"),
     "no constructor": (lambda told: told.__dict__.pop("_init_kwargs"), "does not say how it was constructed"),
-    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "has no 'sigma_data'"),
+    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "an impossible 'sigma_data', or none"),
     "an unknown option": (
         lambda told: told.__dict__["_init_kwargs"].update(heads=3),
         "cannot be built: SongUNet has no option 'heads'",
@@ -217,7 +231,7 @@ CHANGES = {
     ),
     "an option of another type": (
         lambda told: told.__dict__["_init_kwargs"].update(num_blocks="many"),
-        "impossible option 'num_blocks'",
+        "impossible 'num_blocks'",
     ),
     "a state without modules": (lambda told: model(told).__dict__.pop("_modules"), "a SongUNet without '_modules'"),
 }
@@ -267,3 +281,35 @@ def test_facts_that_are_none_are_refused(tmp_path):
         loss.__dict__.update(kept)
     dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
     assert read_pickle(tmp_path / "n.pkl").student["segments"] == 2
+
+
+VALUES = [0, 1, -1, 3, 10**30, 0.5, float("inf"), float("nan"), None, True, "", "fourier", "skip", [], [1], [0], [1, 2]]
+VALUES += [[1.5], [4096] * 16, [[1]], (1, 1), {}]
+OPTIONS = ["img_resolution", "img_channels", "label_dim", "augment_dim", "model_channels", "channel_mult", "dropout"]
+OPTIONS += ["channel_mult_emb", "num_blocks", "attn_resolutions", "label_dropout", "dout_resolutions", "sigma_data"]
+OPTIONS += ["embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter", "model_type"]
+OPTIONS += ["use_fp16", "sigma_max", "precision", "blocks"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(OPTIONS), st.sampled_from(VALUES), min_size=1, max_size=3))
+def test_any_constructor_arguments_are_read_or_refused(tmp_path_factory, options):
+    told = persistent(small_net())
+    told.__dict__["_init_kwargs"].update(options)
+    told.__dict__.update({name: value for name, value in options.items() if name in told.__dict__})
+    path = tmp_path_factory.getbasetemp() / "options.pkl"
+    dump(path, {"ema": told})
+    try:
+        read_pickle(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: refused: ") and "\n" not in str(error)
+
+
+def test_nested_values_are_never_compared(tmp_path):
+    told = persistent(small_net())
+    told.__dict__["sigma_min"], told.__dict__["_init_kwargs"]["sigma_min"] = ([], [])
+    for _ in range(100):  # comparing them would take 2^100 steps
+        told.__dict__["sigma_min"] = [told.__dict__["sigma_min"]] * 2
+        told.__dict__["_init_kwargs"]["sigma_min"] = [told.__dict__["_init_kwargs"]["sigma_min"]] * 2
+    dump(tmp_path / "n.pkl", {"ema": told})
+    assert "impossible 'sigma_min'" in refusal(tmp_path / "n.pkl")

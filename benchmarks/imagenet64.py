@@ -1,0 +1,113 @@
+"""The published ImageNet-64 network from its pickle to a score: `python benchmarks/imagenet64.py --images 1024`.
+
+Writes the ADM network (296 M parameters, random weights) as a pickle in NVIDIA's form, loads it, generates images at 8
+Euler evaluations and scores them with a classifier of random weights against noise. Times and peak memory are printed
+and kept in benchmarks/results/<machine>.json.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from mscd.checkpoint import load_network
+from mscd.convert import convert
+from mscd.generate import generate
+from mscd.networks import EDMPrecond
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from nvidia_pickle import write_pickle
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16", help="a CPU computes both in fp32")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pickled, network = Path(folder) / "teacher.pkl", Path(folder) / "teacher.safetensors"
+        result = {"machine": machine(options.device), "torch": torch.__version__, **write(pickled, options.precision)}
+        result["load"] = loading(pickled)
+        result["convert_seconds"] = seconds(lambda: convert(pickled, network, model="teacher"))
+        result["generate"] = generating(network, Path(folder) / "samples.npz", options)
+    text = json.dumps(result, indent=1)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"imagenet64-{result['machine'].lower().replace(' ', '-')}.json").write_text(text + "\n")
+
+
+def machine(device: str) -> str:
+    """The GPU's name, or the processor's kind and number of cores."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {os.cpu_count()} cores"
+
+
+def write(path: Path, precision: str) -> dict:
+    """The network with random weights, none of them zero, as a pickled teacher."""
+    torch.manual_seed(0)
+    net = EDMPrecond(64, 3, 1000, precision=precision)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    write_pickle(path, net)
+    count = sum(parameter.numel() for parameter in net.parameters())
+    return {"parameters": count, "precision": precision, "file_mb": round(path.stat().st_size / 1e6)}
+
+
+def loading(path: Path) -> dict:
+    """Time and memory of reading the pickle, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(load, (path,))
+
+
+def load(path: Path) -> dict:
+    """Load the network here. The peak counts the file's mapped pages, which the system may take back at any time."""
+    before = peak_mb()
+    taken = seconds(lambda: load_network(path))
+    return {"seconds": taken, "peak_mb_above_imports": round(peak_mb() - before)}
+
+
+def generating(network: Path, dest: Path, options: argparse.Namespace) -> dict:
+    """Images a second, the first batch (which compiles and tunes kernels) left out, and peak memory."""
+    common = {"sampler": "euler", "steps": STEPS, "batch_size": options.batch, "device": options.device}
+    on_gpu = torch.device(options.device).type == "cuda"
+    if on_gpu:
+        generate(network, dest, seeds=range(options.batch), **common)
+    taken = seconds(lambda: generate(network, dest, seeds=range(options.images), **common))
+    peak = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_mb()
+    return {
+        "images": options.images,
+        "batch": options.batch,
+        "evaluations": STEPS,
+        "seconds_with_loading": taken,
+        "images_per_second": round(options.images / taken, 3),
+        "peak_mb": round(peak),
+    }
+
+
+def seconds(function) -> float:
+    began = time.perf_counter()
+    function()
+    return round(time.perf_counter() - began, 2)
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far. (getrusage's would count the process that started it.)"""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

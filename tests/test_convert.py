@@ -1,0 +1,97 @@
+"""Networks by others become network files of ours: what they are, where they came from, and what does not fit."""
+
+import pytest
+import torch
+from nvidia_pickle import write_pickle
+from pickle_watch import GOLDEN, small_net
+
+from mscd import checkpoint
+from mscd.convert import convert
+from mscd.errors import UserError
+from mscd.pickles import read_pickle
+
+ORIGIN = {"source": "https://example.org/net.pkl", "sha256": "0" * 64, "license": "CC BY-NC-SA 4.0 (non-commercial)"}
+GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+
+
+def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
+    made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
+    assert checkpoint.read_metadata(tmp_path / "n.safetensors") == {
+        **made,
+        "format": checkpoint.NETWORK_FORMAT,
+        "network": read_pickle(GOLDEN / "teacher_adm.pkl").network.init_kwargs,
+    }
+    assert {name: made[name] for name in ("model", "snapshot_kimg", "ema", "student", "origin")} == {
+        "model": "teacher",
+        "snapshot_kimg": None,
+        "ema": "ema",
+        "student": None,
+        "origin": ORIGIN,
+    }
+    assert made["data"] == {"digest": None, "resolution": 16, "channels": 3, "label_dim": 10}
+    ours, theirs = (checkpoint.load_network(p) for p in (tmp_path / "n.safetensors", GOLDEN / "teacher_adm.pkl"))
+    x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.1, 3.0])
+    assert torch.equal(ours(x, sigma), theirs(x, sigma))
+
+
+def test_the_same_pickle_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        convert(GOLDEN / "student_phema.pkl", tmp_path / name, model="published")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tmp_path):
+    source, dest = GOLDEN / "student_phema.pkl", tmp_path / "n.safetensors"
+    made = convert(source, dest, model="published")
+    assert (made["snapshot_kimg"], made["nimg"]) == (157698, 157698048)
+    assert made["student"] == {"segments": 8, **GRID} and "origin" not in made
+    told = convert(source, dest, model="published", segments=4, snapshot_kimg=100, ema="phema-0.050")
+    assert (told["student"], told["snapshot_kimg"], told["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
+
+
+def test_a_student_without_segments_and_a_teacher_with_them_are_refused(tmp_path):
+    with pytest.raises(UserError, match="teacher_adm.pkl: does not say how many segments 's8' is a student of"):
+        convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="s8")
+    with pytest.raises(UserError, match="student_phema.pkl: a student of 8 segments, which cannot be the teacher"):
+        convert(GOLDEN / "student_phema.pkl", tmp_path / "n", model="teacher")
+    made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="s8", segments=8)
+    assert made["student"] == {"segments": 8, **GRID}
+
+
+@pytest.mark.parametrize("wanted", [{"channel_mult": [1, 2]}, {"img_resolution": 64}, {"channel_mult_emb": 2}])
+def test_a_network_other_than_expected_is_refused_by_the_option_that_differs(wanted, tmp_path):
+    (name,) = wanted
+    with pytest.raises(UserError, match=rf"teacher_adm.pkl: its network has {name} .*, and {name} .* is expected"):
+        convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="teacher", expected={"img_channels": 3, **wanted})
+    assert not (tmp_path / "n").exists()
+
+
+def test_an_expected_network_is_taken_defaults_included(tmp_path):
+    expected = {"img_resolution": 16, "model_type": "DhariwalUNet", "channel_mult": (2, 2), "channel_mult_emb": 4}
+    convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="teacher", expected={**expected, "label_dropout": 0.0})
+    assert (tmp_path / "n").exists()
+
+
+def test_a_network_of_ours_is_taken_over_with_all_it_says_of_itself(tmp_path):
+    source, dest = tmp_path / "ours.safetensors", tmp_path / "dest.safetensors"
+    data = {"digest": "d", "resolution": 8, "channels": 1, "label_dim": 3}
+    said = {"model": "teacher", "snapshot_kimg": 5, "ema": "ema", "data": data, "student": {"segments": 2, **GRID}}
+    checkpoint.save_network(source, small_net(), {**said, "run": "r"})
+    made = convert(source, dest, model="theirs", origin=ORIGIN)
+    assert made == {**said, "model": "theirs", "run": "r", "origin": ORIGIN, "digest": made["digest"]}
+    assert convert(dest, source, model="theirs", origin={**ORIGIN, "source": "here"})["origin"] == ORIGIN
+    with pytest.raises(UserError, match="dest.safetensors: a student of 2 segments"):
+        convert(dest, tmp_path / "n", model="teacher")
+
+
+def test_what_is_made_from_a_network_carries_its_origin(tmp_path):
+    write_pickle(tmp_path / "n.pkl", small_net())
+    made = convert(tmp_path / "n.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
+    assert checkpoint.origin_of(made) == {"origin": ORIGIN}
+    assert checkpoint.origin_of({"model": "teacher"}) == {}
+
+
+def test_a_file_that_is_no_network_is_named(tmp_path):
+    (tmp_path / "n.pkl").write_bytes(b"<html>")
+    with pytest.raises(UserError, match="n.pkl: refused: it is not a pickle"):
+        convert(tmp_path / "n.pkl", tmp_path / "dest", model="teacher")
