@@ -193,7 +193,7 @@ class _Job:
         more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
         listed = f"{len(reasons)} of {self.total} images: {', '.join(found)}{more}"
         if not self.skip_corrupt or not packed.numbers:
-            raise UserError(f"{self.source}: cannot read {listed}; replace or remove what is damaged, or skip_corrupt")
+            raise UserError(f"{self.source}: cannot read {listed}; replace or remove them, or set skip_corrupt")
         log.warning("%s: left out what cannot be read, %s", self.source, listed)
 
 
