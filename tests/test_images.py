@@ -1,0 +1,91 @@
+"""What becomes of images that are not plain 8-bit grey or RGB: the table of docs/data.md, row by row."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mscd.archives import DamagedFile
+from mscd.images import decode, transformed
+
+GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
+RED = np.zeros((12, 20, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
+
+
+def file_of(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_grey_stays_grey_and_becomes_rgb_where_it_is_cropped():
+    image = decode(file_of(Image.fromarray(GREY)))
+    assert image.mode == "L" and np.array_equal(image, GREY)
+    assert transformed(image, None, (8, 8)).mode == "L"
+    for transform, size in (("center-crop", (8, 8)), ("center-crop-wide", (8, 4)), ("center-crop-dhariwal", (8, 8))):
+        pixels = np.asarray(transformed(image, transform, size))
+        assert pixels.shape == (8, 8, 3) and (pixels == pixels[:, :, :1]).all()
+
+
+def test_black_and_white_becomes_grey():
+    image = decode(file_of(Image.fromarray(GREY > 100)))
+    assert image.mode == "L" and np.array_equal(image, np.where(GREY > 100, 255, 0))
+
+
+@pytest.mark.parametrize(
+    "mode, kind", [("P", "PNG"), ("P", "GIF"), ("CMYK", "TIFF"), ("CMYK", "JPEG"), ("YCbCr", "TIFF")]
+)
+def test_palette_cmyk_and_ycbcr_become_rgb(mode, kind):
+    image = decode(file_of(Image.fromarray(RED).convert(mode), kind))
+    assert image.mode == "RGB" and np.abs(np.asarray(image).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_rotation_is_not_applied(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    plain, turned = (file_of(Image.fromarray(GREY), "JPEG", **extra) for extra in ({}, {"exif": exif}))
+    assert np.array_equal(decode(turned), decode(plain)) and decode(turned).size == (20, 12)
+
+
+def test_sixteen_bit_grey_is_refused():
+    for image in (Image.fromarray(GREY.astype(np.uint16) * 256), Image.fromarray(GREY.astype(np.int32))):
+        with pytest.raises(DamagedFile, match=r"it has pixels of kind I.*: convert to 8 bits first"):
+            decode(file_of(image, "TIFF"))
+
+
+def test_of_sixteen_bit_rgb_the_upper_eight_are_read():
+    ppm = b"P6 2 1 65535\n" + np.array([0x1234, 0xFFFF, 0, 0xFF00, 0x80, 0x7F80], ">u2").tobytes()
+    assert np.abs(np.asarray(decode(ppm)).astype(int) - [[[0x12, 255, 0], [255, 0, 0x7F]]]).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_alpha_is_refused_or_dropped(mode):
+    image = Image.fromarray(RED).convert("RGBA" if mode != "LA" else "LA")
+    image.putalpha(Image.fromarray(GREY))
+    content = file_of(image if mode != "PA" else image.quantize(), "PNG")
+    with pytest.raises(DamagedFile, match="alpha channel: flatten it first"):
+        decode(content)
+    dropped = decode(content, drop_alpha=True)
+    assert dropped.mode == "RGB"
+    if mode == "RGBA":
+        assert np.array_equal(dropped, RED)
+
+
+def test_transparent_colour_of_grey_and_rgb_is_ignored():
+    content = file_of(Image.fromarray(GREY), "PNG", transparency=7)
+    assert np.array_equal(decode(content), GREY)
+
+
+def test_of_several_frames_the_first_is_read():
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    for kind in ("GIF", "TIFF"):
+        content = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert (np.asarray(decode(content)) == 10).all()
+
+
+def test_name_says_nothing_of_the_format():
+    assert np.array_equal(decode(file_of(Image.fromarray(RED), "BMP")), RED)
+    assert np.array_equal(decode(file_of(Image.fromarray(RED), "WEBP", lossless=True)), RED)

@@ -1,0 +1,232 @@
+import io
+import logging
+import os
+import tarfile
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from data_files import image_bytes, write_cifar10, write_mnist
+
+import mscd.zips
+from mscd.archives import ZipFiles
+from mscd.data import ImageDataset, pack
+from mscd.errors import UserError
+from mscd.images import encode_png
+from mscd.zips import StoredZip
+
+RNG = np.random.default_rng(0)
+JPEG = image_bytes(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8), "JPEG")
+CROP = {"resolution": 8, "transform": "center-crop"}
+DAMAGED = {
+    "a/empty.JPEG": (b"", "its content is no image"),
+    "a/text.JPEG": (b"404 not found", "its content is no image"),
+    "b/cut.JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
+    "b/postscript.JPEG": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "its content is no image"),
+    "c/cut.png": (encode_png(np.zeros((8, 8), np.uint8))[:70], ""),
+    "c/huge.png": (image_bytes(np.zeros((1, 1), np.uint8)).replace(b"\0\0\0\1\0\0\0\1", b"\0\1\0\0\0\1\0\0"), ""),
+}
+
+
+def folder_of(folder, members):
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def good(*names):
+    return {name: image_bytes(RNG.integers(0, 256, (10, 9, 3), dtype=np.uint8)) for name in names}
+
+
+def refusal(source, dest, **options):
+    with pytest.raises(UserError) as error:
+        pack(source, dest, **options)
+    assert not dest.exists() and not list(dest.parent.glob(".*tmp"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- what cannot be read ---
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_damaged_image_is_named_with_its_reason_and_fatal(workers, tmp_path):
+    damaged = {name: content for name, (content, _) in DAMAGED.items()}
+    source = folder_of(tmp_path / "in", good("a/1.png", "b/2.png") | damaged)
+    said = refusal(source, tmp_path / "out.zip", workers=workers, **CROP)
+    assert f"{source}: cannot read 6 of 8 images: a/empty.JPEG (its content is no image), " in said
+    found = dict(part.rstrip(")").split(" (", 1) for part in said.split(": ", 2)[2].split("; ")[0].split("), "))
+    assert sorted(found) == sorted(DAMAGED)
+    for name, (_, reason) in DAMAGED.items():
+        assert found[name] and reason in found[name].lower()
+    assert "a/1.png" not in said and "BytesIO" not in said and said.endswith("or set skip_corrupt")
+
+
+def test_damaged_images_are_left_out_when_told_so_and_keep_their_numbers(tmp_path, caplog):
+    damaged = {name: content for name, (content, _) in DAMAGED.items()}
+    source = folder_of(tmp_path / "in", good("a/1.png", "b/2.png", "c/z.png") | damaged)
+    with caplog.at_level(logging.WARNING):
+        summary = pack(source, tmp_path / "out.zip", skip_corrupt=True, workers=2, **CROP)
+    assert summary["skipped"] == sorted(DAMAGED)
+    assert (summary["images"], summary["dropped"], summary["class_counts"]) == (3, 0, [1, 1, 1])
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist() == [f"00000/img{k:08d}.png" for k in (0, 3, 8)] + ["dataset.json"]
+    assert "left out what cannot be read, 6 of 9 images" in caplog.text and "b/postscript.JPEG (" in caplog.text
+
+
+def test_of_many_damaged_images_twenty_are_named(tmp_path):
+    source = folder_of(tmp_path / "in", good("0.png") | {f"{k:02d}.png": b"" for k in range(1, 26)})
+    said = refusal(source, tmp_path / "out.zip", **CROP)
+    assert "cannot read 25 of 26 images" in said and "20.png (its content is no image) and 5 more" in said
+    assert "21.png" not in said
+    assert len(pack(source, tmp_path / "out.zip", skip_corrupt=True, **CROP)["skipped"]) == 25
+
+
+def test_nothing_but_damage_is_refused_though_it_may_be_skipped(tmp_path):
+    source = folder_of(tmp_path / "in", {"a.png": b"", "b.png": b"x"})
+    assert "cannot read 2 of 2 images" in refusal(source, tmp_path / "out.zip", skip_corrupt=True)
+
+
+# --- what is demanded ---
+
+
+def test_classes_and_channels_are_as_demanded_or_refused(tmp_path):
+    folder = folder_of(tmp_path / "in", good("a/1.png", "b/1.png"))
+    assert pack(folder, tmp_path / "ok.zip", classes=2, channels=3, **CROP)["label_dim"] == 2
+    dest = tmp_path / "out.zip"
+    assert f"{folder}: has 2 classes, not 1000 as demanded" in refusal(folder, dest, classes=1000, **CROP)
+    assert "has 3 channels, not 1 as demanded" in refusal(folder, dest, channels=1, **CROP)
+    assert "has 10 classes, not 0 as demanded" in refusal("digits", dest, classes=0)
+    write_mnist(tmp_path, 20)
+    assert "has 1 channels, not 3 as demanded" in refusal(tmp_path / "train-images-idx3-ubyte.gz", dest, channels=3)
+    write_cifar10(tmp_path / "cifar", 2)
+    assert "has 10 classes, not 100 as demanded" in refusal(tmp_path / "cifar", dest, classes=100)
+    assert "has 1 classes, not 10 as demanded" in refusal("digits", dest, classes=10, max_images=1)
+
+
+def test_wrong_number_of_classes_is_said_before_an_image_is_read(tmp_path):
+    folder = folder_of(tmp_path / "in", {"a/1.png": b"damaged", "b/1.png": b"damaged"})
+    assert "has 2 classes, not 3" in refusal(folder, tmp_path / "out.zip", classes=3)
+
+
+def test_class_of_which_no_image_is_left_is_missed(tmp_path):
+    folder = folder_of(tmp_path / "in", good("a/1.png") | {"b/1.png": b""})
+    options = {"skip_corrupt": True, "classes": 2, **CROP}
+    assert "has 1 classes, not 2" in refusal(folder, tmp_path / "out.zip", **options)
+
+
+def test_no_image_is_no_number_of_images(tmp_path):
+    assert "max_images 0: at least 1" in refusal("digits", tmp_path / "out.zip", max_images=0)
+
+
+# --- in little memory ---
+
+
+def peak_of_packing(source, dest, **options):
+    """Bytes of Python's and numpy's own at most allocated while packing."""
+    tracemalloc.start()
+    try:
+        pack(source, dest, **options)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_image_more_takes_less_than_600_bytes(kind, tmp_path):
+    # ImageNet has 1.28 million; of 1 GB the imports leave them about 780 MB.
+    peaks = []
+    for count in (1000, 4000):
+        source = tmp_path / f"{count}.{kind}"
+        write_many(source, count)
+        peaks.append(peak_of_packing(source, tmp_path / "out.zip"))
+    assert (peaks[1] - peaks[0]) / 3000 < 600
+
+
+def write_many(path, count):
+    """ImageNet in form and length of its names, with images of 2×2 pixels."""
+    names = (f"ILSVRC/Data/CLS-LOC/train/n{k % 10:08d}/n{k % 10:08d}_{k}.png" for k in range(count))
+    content = encode_png(np.zeros((2, 2, 3), np.uint8))
+    with open(path, "wb") as file:
+        if path.suffix == ".zip":
+            archive = StoredZip(file)
+            for name in names:
+                archive.add(name, content)
+            archive.close()
+        else:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.write(member.tobuf() + content.ljust(512, b"\0"))
+            file.write(bytes(1024))
+
+
+def test_large_images_do_not_pile_up(tmp_path):
+    folder = folder_of(tmp_path / "in", {f"{k:03d}.png": encode_png(np.full((2, 2), k, np.uint8)) for k in range(150)})
+    one = 512 * 512
+    assert peak_of_packing(folder, tmp_path / "out.zip", resolution=512, workers=1) < 60 * one
+    assert os.path.getsize(tmp_path / "out.zip") > 150 * one
+
+
+# --- the same bytes ---
+
+
+def test_our_zip_writer_and_the_standard_librarys_write_the_same_bytes(monkeypatch):
+    for limit in (2**31 - 1, 2000):  # above the second, files lie where only zip64 can say
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+        monkeypatch.setattr(mscd.zips, "_LIMIT_64", limit)
+        members = {f"00000/img{k:08d}.png": bytes([k]) * 90 for k in range(40)} | {"dataset.json": b"{}"}
+        assert written_by_us(members) == written_by_zipfile(members)
+    many = {f"{k}.png": b"" for k in range(65_536)}
+    assert written_by_us(many) == written_by_zipfile(many)
+
+
+def written_by_us(members):
+    file = io.BytesIO()
+    archive = StoredZip(file)
+    for name, content in members.items():
+        archive.add(name, content)
+    archive.close()
+    return file.getvalue()
+
+
+def written_by_zipfile(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            member.create_system, member.external_attr = 3, 0o644 << 16
+            archive.writestr(member, content)
+    return file.getvalue()
+
+
+def test_zip_with_places_that_only_zip64_can_say_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    members = {f"{k}/é.png": bytes([k]) * (500 * k) for k in range(10)}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    files = ZipFiles(tmp_path / "x.zip")
+    assert {name: files.read(k) for k, name in enumerate(files.names)} == members
+
+
+def test_any_number_of_workers_writes_the_same_bytes_with_damage_left_out(tmp_path):
+    members = {f"{k % 3}/{k:03d}.png": JPEG if k % 5 else JPEG[:90] for k in range(100)}
+    source = folder_of(tmp_path / "in", members)
+    got = {str(pack(source, tmp_path / f"{w}.zip", workers=w, skip_corrupt=True, **CROP)) for w in (1, 2, 7)}
+    assert len(got) == 1 and len({(tmp_path / f"{w}.zip").read_bytes() for w in (1, 2, 7)}) == 1
+    assert ImageDataset(tmp_path / "1.zip").labels.tolist() == [
+        k for s in range(3) for k in [s] * (27 if s < 2 else 26)
+    ]
+
+
+# --- said while it goes on ---
+
+
+def test_progress_is_shown_on_stderr(tmp_path, capfd):
+    folder = folder_of(tmp_path / "in", good("a.png", "b.png"))
+    pack(folder, tmp_path / "out.zip", **CROP)
+    out, err = capfd.readouterr()
+    assert out == "" and "packing in: 100%" in err and "2/2" in err
