@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from mscd.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,27 @@ class Group:
     def rows(self, total: int) -> range:
         """This process's contiguous share of `total` rows; shares differ by one row at most."""
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def gather(self, value: T) -> list[T]:
+        """The `value` of every process, by rank, on the lead; nothing on the others. Values are sent as objects."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [None] * self.size if self.is_lead else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def in_turns(self, mine: Iterator[T], count: int) -> Iterator[T]:
+        """On the lead, results 0 to count - 1 in order; every process has to run through it, the others get nothing.
+
+        mine: this process's results rank, rank + size, rank + 2 size, ...; each is asked for when its round begins, so
+        that no more than one a process is in memory.
+        """
+        for first in range(0, count, self.size):
+            made = next(mine) if first + self.rank < count else None
+            yield from self.gather(made)[: count - first]
+
+
+ALONE = Group()
 
 
 def this_device(local_rank: int = 0) -> torch.device:
@@ -71,3 +96,19 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
     yield Group(rank, size, device)
     if size > 1:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def group_of_torchrun() -> Iterator[Group]:
+    """The group of the processes that torchrun started, of which this is one, or without it this process alone.
+
+    Computes on GPUs where there are some, a process on each. Raises UserError when GPUs are fewer than processes.
+    """
+    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local_rank = (int(os.environ[name]) for name in names) if started else (0, 1, 0)
+    gpus = torch.cuda.device_count()
+    if gpus and local_rank >= gpus:
+        raise UserError(f"process {local_rank} has no GPU, as there are {gpus}: start no more than that with torchrun")
+    with process_group(rank, size, local_rank, "env://", gpus > 0) as group:
+        yield group

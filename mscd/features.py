@@ -1,4 +1,4 @@
-"""Features that images are compared by: a small classifier trained on the data set, where Inception does not fit it."""
+"""Features that images are compared by: Inception's, or where it does not fit, a classifier's trained on the data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from mscd.checkpoint import load_tensors, save_tensors
 from mscd.data import ImageDataset, batches
+from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
-from mscd.files import written_whole
-from mscd.frechet import FeatureStatistics, save_reference
+from mscd.files import sha256_of, written_whole
+from mscd.frechet import FeatureStatistics, load_reference, save_reference, write_reference
+from mscd.inception import Inception, detector_name, is_torchscript, load_torchscript
 
 if TYPE_CHECKING:
     from mscd.config import ClassifierSettings
@@ -44,6 +46,7 @@ class Classifier(nn.Module):
         if label_dim < 2:
             raise UserError("a classifier needs labels of at least two classes: put each class in a folder of its own")
         self.resolution, self.channels, self.label_dim = resolution, channels, label_dim
+        self.dim, self.batch_size = FEATURES, BATCH
         halvings = int(math.log2(resolution)) - 2
         layers = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
         for number in range(halvings):
@@ -54,12 +57,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, label_dim)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 64] of images [N, C, H, W] in [-1, 1]."""
-        return self.body(images)
+        """float32 [N, 64] of images uint8 [N, C, H, W]."""
+        return self.body(_scaled(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
-        return self.head(self.features(images))
+        return self.head(self.body(images))
 
 
 def train_classifier(
@@ -156,25 +159,33 @@ def _accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tens
 class Detector:
     """Turns images into features: `detector(images)`. Scores of different digests cannot be compared.
 
-    name, digest (of its file), dim (features), resolution and channels (of the images it takes).
+    name, digest (of its file), dim (features), resolution and channels (of the images it takes, None for any).
     """
 
-    def __init__(self, classifier: Classifier, digest: str, device: str | torch.device = "cpu"):
-        self.name, self.digest, self.dim = "classifier", digest, FEATURES
-        self.resolution, self.channels = classifier.resolution, classifier.channels
-        self._classifier = classifier.eval().requires_grad_(False).to(device)
+    def __init__(
+        self,
+        network: Classifier | Inception,
+        digest: str,
+        device: str | torch.device = "cpu",
+        name: str = "classifier",
+    ):
+        self.name, self.digest, self.dim = name, digest, network.dim
+        self.resolution, self.channels = network.resolution, network.channels
+        self._network = network.eval().requires_grad_(False).to(device)
         self._device = device
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 features [N, dim] of images uint8 [N, C, H, W]. UserError for images of another kind."""
+        """float32 features [N, dim] of images uint8 [N, C, H, W], N at will. UserError for images of another kind."""
         wanted = (self.channels, self.resolution, self.resolution)
-        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
+        fits = all(want in (None, got) for want, got in zip(wanted, images.shape[1:], strict=True))
+        if images.dtype != torch.uint8 or not fits:
             got = f"{images.dtype} {list(images.shape[1:])}"
             raise UserError(
                 f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for them"
             )
-        return self._classifier.features(_scaled(images.to(self._device)))
+        pieces = images.split(self._network.batch_size)
+        return torch.cat([self._network.features(piece.to(self._device)) for piece in pieces])
 
 
 def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: dict) -> str:
@@ -183,9 +194,18 @@ def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: di
     return save_tensors(path, classifier.state_dict(), {"format": FORMAT, "classifier": shape, "made_from": made_from})
 
 
-def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu") -> Detector:
-    """The detector of a `save_detector` file. UserError naming the file when it is missing, damaged or another kind."""
+def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu", sha256: str | None = None) -> Detector:
+    """The detector of a `save_detector` file, or of a TorchScript file (.pt or .pkl, mscd.inception).
+
+    sha256: what the file must have; a TorchScript file that is not Inception's is opened only with its own.
+    UserError naming the file when it is missing, damaged or another kind.
+    """
+    if is_torchscript(path):
+        network, digest = load_torchscript(path, device, sha256)
+        return Detector(network, digest, device, detector_name(path, digest))
     tensors, metadata = load_tensors(path)
+    if sha256 is not None:
+        _check_sha256(path, sha256_of(path), sha256)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a classifier (its format is {metadata.get('format')!r}, wanted {FORMAT!r})")
     classifier = Classifier(**metadata["classifier"])
@@ -196,11 +216,23 @@ def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu") -
     return Detector(classifier, metadata["digest"], device)
 
 
-def dataset_statistics(dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH) -> FeatureStatistics:
-    """Statistics of the detector's features over all images of the data set, in their order."""
+def _check_sha256(path: str | os.PathLike, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise UserError(f"{path}: its sha256 is {found}, wanted {wanted}: another file, or changed; fetch it again")
+
+
+def dataset_statistics(
+    dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH, group: Group = ALONE
+) -> FeatureStatistics:
+    """Statistics of the detector's features over all images of the data set, in their order.
+
+    The processes of `group` share the batches; the statistics are the lead's, as one process alone would make them.
+    """
     statistics = FeatureStatistics(detector.dim)
-    for images, _ in batches(dataset, torch.arange(len(dataset)).split(batch_size)):
-        statistics.update(detector(images))
+    index_batches = torch.arange(len(dataset)).split(batch_size)
+    mine = (detector(images).cpu() for images, _ in batches(dataset, index_batches[group.rank :: group.size]))
+    for features in group.in_turns(mine, len(index_batches)):
+        statistics.update(features)
     return statistics
 
 
@@ -224,15 +256,58 @@ def train_detector(
 
 
 def reference_statistics(
-    data: str | os.PathLike, detector: str | os.PathLike, dest: str | os.PathLike, *, device: str | torch.device = "cpu"
+    data: str | os.PathLike,
+    detector: str | os.PathLike,
+    dest: str | os.PathLike,
+    *,
+    device: str | torch.device = "cpu",
+    detector_sha256: str | None = None,
+    group: Group = ALONE,
 ) -> None:
-    """Write the reference statistics of the data set file under the detector file: mean, covariance and provenance."""
-    dataset, network = ImageDataset(data), load_detector(detector, device)
-    provenance = {
-        "detector": {"name": network.name, "digest": network.digest},
-        "data": dataset.digest,
-        "images": len(dataset),
-        "resolution": dataset.resolution,
-        "channels": dataset.channels,
-    }
-    save_reference(dest, dataset_statistics(dataset, network), provenance)
+    """Write the reference statistics of the data set file under the detector file: mean, covariance and provenance.
+
+    detector_sha256: as `load_detector` takes it. The processes of `group` share the images; the file is the same.
+    """
+    dataset, network = ImageDataset(data), load_detector(detector, device, detector_sha256)
+    statistics = dataset_statistics(dataset, network, group=group)
+    if group.is_lead:
+        about = {"data": dataset.digest, "images": len(dataset)}
+        shape = {"resolution": dataset.resolution, "channels": dataset.channels}
+        save_reference(dest, statistics, {"detector": _named(network), **about, **shape})
+    group.barrier()
+
+
+def adopt_reference(
+    published: str | os.PathLike,
+    detector: str | os.PathLike,
+    dest: str | os.PathLike,
+    *,
+    sha256: str | None = None,
+    detector_sha256: str | None = None,
+    resolution: int,
+    channels: int,
+    origin: Mapping | None = None,
+) -> None:
+    """Write a reference file of ours from a published `.npz` of mu and sigma.
+
+    Such a file does not say which detector, or which images of which size, it was made with; that it was this detector
+    and images of this resolution and channel count is taken at the caller's word. sha256: what the published file must
+    have; detector_sha256: as `load_detector` takes it; origin: where the file came from, for the provenance.
+    UserError naming the file when it is another, says of itself how it was made, or has another number of features.
+    """
+    target, network = load_reference(published), load_detector(detector, sha256=detector_sha256)
+    _check_sha256(published, target.digest, sha256 or target.digest)
+    if target.provenance:
+        raise UserError(f"{published}: a reference file of mscd already; score against it as it is")
+    if len(target.mu) != network.dim:
+        raise UserError(
+            f"{published}: statistics of {len(target.mu)} features, but {detector} gives {network.dim}: they are of "
+            "another detector"
+        )
+    about = {"published": target.digest, "origin": origin and dict(origin), "data": None, "images": None}
+    shape = {"resolution": resolution, "channels": channels}
+    write_reference(dest, target.mu, target.sigma, {"detector": _named(network), **about, **shape})
+
+
+def _named(detector: Detector) -> dict[str, str]:
+    return {"name": detector.name, "digest": detector.digest}

@@ -99,8 +99,12 @@ class Reference:
 
 
 def save_reference(path: str | os.PathLike, statistics: FeatureStatistics, provenance: dict) -> None:
+    """Write mean and covariance as `write_reference` does. UserError with fewer than two images."""
+    write_reference(path, *statistics.mean_and_covariance(), provenance)
+
+
+def write_reference(path: str | os.PathLike, mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
     """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
-    mu, sigma = statistics.mean_and_covariance()
     with written_whole(path) as file:
         np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import platform
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import scipy
@@ -19,6 +21,8 @@ import torch
 import mscd
 from mscd.errors import UserError
 from mscd.files import written_whole
+
+PIECE = 256  # images of a file that are read at a time
 
 
 def made_by() -> dict[str, str]:
@@ -34,7 +38,7 @@ def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict)
     """
     text = json.dumps(provenance, sort_keys=True, allow_nan=False)
     with written_whole(path) as file:
-        np.savez(file, arr_0=images, provenance=np.array(text))
+        np.savez(file, arr_0=np.ascontiguousarray(images), provenance=np.array(text))
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
@@ -44,10 +48,15 @@ def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
     """
     with _opened(path) as arrays:
         images, provenance = arrays["arr_0"], json.loads(str(arrays["provenance"]))
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        shape = "x".join(map(str, images.shape))
-        raise UserError(f"{path}: images must be uint8 [N, H, W, 1 or 3], they are {images.dtype} [{shape}]")
+    _check_images(path, images.shape, images.dtype)
     return images, provenance
+
+
+def _check_images(path: str | os.PathLike, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+        raise UserError(
+            f"{path}: images must be uint8 [N, H, W, 1 or 3], they are {dtype} [{'x'.join(map(str, shape))}]"
+        )
 
 
 def joint_provenance(paths: Sequence[str | os.PathLike]) -> dict:
@@ -59,7 +68,7 @@ def joint_provenance(paths: Sequence[str | os.PathLike]) -> dict:
     whole = _provenance(paths[0])
     for before, path in itertools.pairwise(paths):
         made = _provenance(path)
-        differing = [name for name in whole if name != "seeds" and whole[name] != made.get(name)]
+        differing = [name for name in {**whole, **made} if not _goes_on(name, whole.get(name), made.get(name))]
         if differing:
             raise UserError(
                 f"{before} and {path} differ in {', '.join(differing)}: the parts of a sample are made in one way; "
@@ -71,17 +80,34 @@ def joint_provenance(paths: Sequence[str | os.PathLike]) -> dict:
                 "a sample follow each other without gap or overlap; give those that do, in order"
             )
         whole["seeds"] = [whole["seeds"][0], made["seeds"][1]]
+        if isinstance(whole.get("classes"), list):
+            whole["classes"] += made["classes"]
     return whole
+
+
+def _goes_on(name: str, before: object, after: object) -> bool:
+    """Whether two parts of a sample may say these values of `name`: the same, or what is of their seeds alone."""
+    own = name == "seeds" or name == "classes" and isinstance(before, list) and isinstance(after, list)
+    return own or before == after
+
+
+def count_images(paths: Sequence[str | os.PathLike]) -> int:
+    """How many images the sample files hold together. Raises UserError as `read_samples` does."""
+    count = 0
+    for path in paths:
+        with _array(path) as file:
+            count += _header(path, file)[0]
+    return count
 
 
 def read_batches(paths: Sequence[str | os.PathLike], size: int) -> Iterator[np.ndarray]:
     """The images of the sample files as uint8 [size, H, W, C], the last batch with those left, however files cut them.
 
-    No more than two files are in memory. Raises UserError as `read_samples` does.
+    No more than a batch and a few images are in memory. Raises UserError as `read_samples` does, for a damaged file
+    when its last image is read.
     """
-    held: list[np.ndarray] = []  # pieces of a batch that the next file completes
-    for path in paths:
-        images, _ = read_samples(path)
+    held: list[np.ndarray] = []  # pieces of a batch that the next ones complete
+    for images in itertools.chain.from_iterable(map(_pieces, paths)):
         for piece in np.split(images, range(size - sum(map(len, held)), len(images), size)):
             held.append(piece)
             if sum(map(len, held)) == size:
@@ -89,6 +115,36 @@ def read_batches(paths: Sequence[str | os.PathLike], size: int) -> Iterator[np.n
                 held = []
     if held and len(rest := np.concatenate(held)):
         yield rest
+
+
+def _pieces(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """The images of a sample file, [at most PIECE, H, W, C] at a time."""
+    with _array(path) as file:
+        count, *shape = _header(path, file)
+        for first in range(0, count, PIECE):
+            images = min(PIECE, count - first)
+            content = file.read(images * math.prod(shape))  # checks the CRC with the last byte
+            yield np.frombuffer(content, np.uint8).reshape(images, *shape)
+
+
+@contextlib.contextmanager
+def _array(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """The stream of a sample file's images; what is wrong with it is a UserError that names it."""
+    with _faults_told(path), zipfile.ZipFile(path) as archive:
+        archive.getinfo("provenance.npy")
+        with archive.open("arr_0.npy") as file:
+            yield file
+
+
+def _header(path: str | os.PathLike, file: IO[bytes]) -> tuple[int, ...]:
+    """[N, H, W, C] of a stream of images, which goes on with their bytes."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its array is of another version")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if fortran_order:
+        raise ValueError("its array is stored in Fortran's order")
+    _check_images(path, shape, dtype)
+    return shape
 
 
 def _provenance(path: str | os.PathLike) -> dict:
@@ -99,11 +155,17 @@ def _provenance(path: str | os.PathLike) -> dict:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
     """The arrays of a sample file, read when asked for; what is wrong with it is a UserError that names it."""
+    with _faults_told(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
+
+
+@contextlib.contextmanager
+def _faults_told(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what reading a sample file raises into a UserError that names it."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such sample file; generate it first")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            yield arrays
+        yield
     except KeyError as error:
         raise UserError(f"{path}: not a sample file of mscd ({error.args[0]}); generate it again") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, TypeError) as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.features import Detector, load_detector
 from mscd.files import written_whole
 from mscd.frechet import FeatureStatistics, Reference, frechet_distance, load_reference
-from mscd.samples import joint_provenance, made_by, read_batches
+from mscd.samples import count_images, joint_provenance, made_by, read_batches
 
 BATCH = 500  # images handed to the detector at a time
 
@@ -21,42 +24,72 @@ def score(
     samples: str | os.PathLike | Sequence[str | os.PathLike],
     reference: str | os.PathLike,
     detector: str | os.PathLike,
-    dest: str | os.PathLike,
+    dest: str | os.PathLike | None,
     *,
     device: str | torch.device = "cpu",
-) -> dict:
+    detector_sha256: str | None = None,
+    group: Group = ALONE,
+) -> dict | None:
     """Score the sample file against the reference file with the detector file; write `dest` (JSON) and return it.
 
     samples: one file, or the files of the jobs that shared a block of seeds, in order; however they cut the block, the
-    score is the same to the last digit. Raises UserError when a file is missing, damaged or cannot be written, and when
-    samples, reference and detector do not belong together: parts of different samples, features of another detector,
-    another resolution or channel count, fewer than 2 images.
+    score is the same to the last digit. dest: None writes nothing. detector_sha256: as `load_detector` takes it. The
+    processes of `group` share the images; the score is that of one process, on the lead, and None on the others.
+
+    Raises UserError when a file is missing, damaged or cannot be written, and when samples, reference and detector do
+    not belong together: parts of different samples, features of another detector, another resolution or channel count,
+    fewer than 2 images.
     """
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
-    made, target, network = joint_provenance(parts), load_reference(reference), load_detector(detector, device)
+    made, target = joint_provenance(parts), load_reference(reference)
+    network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network)
     statistics = FeatureStatistics(network.dim)
-    for images in read_batches(parts, BATCH):
-        _check_shape(parts[0], images.shape, reference, target)
-        statistics.update(network(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)))
+    for features in _features(parts, reference, target, network, group):
+        statistics.update(features)
+    if not group.is_lead:
+        return None
     if statistics.count < 2:
         raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
     value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
-    result = {
-        "value": value,
-        "metric": f"FD({network.name})",
-        "model": made["network"]["model"],
-        "snapshot_kimg": made["network"]["snapshot_kimg"],
-        "ema": made["network"]["ema"],
-        "network_digest": made["network"]["digest"],
+    result = {"value": value, **_facts(made, network, target), "images": statistics.count}
+    if dest is not None:
+        _write(dest, result)
+    return result
+
+
+def _features(
+    parts: Sequence[str | os.PathLike],
+    reference_path: str | os.PathLike,
+    reference: Reference,
+    detector: Detector,
+    group: Group,
+) -> Iterator[torch.Tensor]:
+    """Features of all images, batch by batch in their order, on the lead."""
+    count = math.ceil(count_images(parts) / BATCH)
+    mine = itertools.islice(read_batches(parts, BATCH), group.rank, None, group.size)
+
+    def turned() -> Iterator[torch.Tensor]:
+        for images in mine:
+            _check_shape(parts[0], images.shape, reference_path, reference)
+            yield detector(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu()
+
+    return group.in_turns(turned(), count)
+
+
+def _facts(made: Mapping, detector: Detector, reference: Reference) -> dict:
+    """What a score depends on besides the images' count."""
+    network = made["network"]
+    return {
+        "metric": "FID" if detector.name == "inception" else f"FD({detector.name})",
+        **{name: network[name] for name in ("model", "snapshot_kimg", "ema")},
+        "network_digest": network["digest"],
         **{name: made[name] for name in ("sampler", "steps", "nfe", "churn", "seeds")},
-        "images": statistics.count,
-        "detector": {"name": network.name, "digest": network.digest},
-        "reference_digest": target.digest,
+        **({"classes": made["classes"]} if "classes" in made else {}),
+        "detector": {"name": detector.name, "digest": detector.digest},
+        "reference_digest": reference.digest,
         "made_by": made_by(),
     }
-    _write(dest, result)
-    return result
 
 
 def check_reference(

@@ -11,6 +11,7 @@ from mscd.config import StudentSettings, TrainingSettings
 from mscd.distributed import Group
 from mscd.features import load_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.inception import is_torchscript
 from mscd.networks import EDMPrecond
 from mscd.score import check_reference
 
@@ -24,8 +25,11 @@ class Validation:
 
     def __init__(self, settings: TrainingSettings, detector: str | Path, reference: str | Path, group: Group) -> None:
         self.settings, self.group = settings, group
-        self.detector = load_detector(detector)
         self.reference = load_reference(reference)
+        # A TorchScript detector is opened if it is the file whose sha256 was checked when the reference was made.
+        known = self.reference.provenance.get("detector", {}).get("digest")
+        sha256 = known if is_torchscript(detector) else None
+        self.detector = load_detector(detector, group.device, sha256)
         check_reference(reference, self.reference, detector, self.detector)
 
     def score(self, net: EDMPrecond) -> float:
@@ -40,7 +44,7 @@ class Validation:
                 images = samplers.euler(net, noise, labels, steps=self.settings.segments)
             else:
                 images = samplers.heun(net, noise, labels, steps=TEACHER_STEPS)
-            statistics.update(self.detector(samplers.to_uint8(images).cpu()))
+            statistics.update(self.detector(samplers.to_uint8(images)))
         mean, covariance = self._merged(statistics).mean_and_covariance()
         return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
 
