@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import tarfile
 import weakref
 import zlib
 from array import array
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -193,8 +194,8 @@ def _tar_members(file: IO[bytes], path: str | os.PathLike, inside: str = "") -> 
 
 
 def member_name(member: tarfile.TarInfo) -> str:
-    """The name of a tar's member without a leading "./" or "/"."""
-    return str(PurePosixPath("/", member.name).relative_to("/"))
+    """The name of a tar's member without a leading "./" or "/"; empty for the tar's root."""
+    return posixpath.normpath(f"/{member.name}").lstrip("/")
 
 
 def open_files(path: str | os.PathLike) -> FolderFiles | ZipFiles | TarFiles:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mscd.archives import member_name
+from mscd.archives import is_compressed, member_name
 from mscd.errors import UserError
 from mscd.inert import InertReader, Object, Refused
 
@@ -31,7 +31,8 @@ def is_cifar10(path: str | os.PathLike) -> bool:
     try:
         with tarfile.open(path, "r|*") as tar:
             names = (member_name(member) for member in tar)
-            return next((name for name in names if not name.startswith(".")), "").split("/")[0] == _CIFAR_FOLDER
+            first = next((name for name in names if name and not name.startswith(".")), "")
+            return first.split("/")[0] == _CIFAR_FOLDER
     except _READING as error:
         raise UserError(f"{path}: not a readable tar ({error}); damaged or cut short?") from error
 
@@ -43,7 +44,7 @@ def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     contents = {}
     try:
-        with tarfile.open(path, "r:*") as tar:
+        with tarfile.open(path, "r:gz" if is_compressed(path) else "r:") as tar:
             for member in tar:
                 if (name := member_name(member)) in _CIFAR_BATCHES and member.isreg():
                     if member.size > _LARGEST_BATCH:
