@@ -1,10 +1,12 @@
-"""Sample batches from a network file: images that are functions of their seeds, and how they were made."""
+"""Images from a network file that are functions of their seeds, and how they were made."""
 
 from __future__ import annotations
 
+import collections
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,16 @@ from tqdm import tqdm
 
 from mscd import samplers
 from mscd.checkpoint import load_network, read_metadata
+from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
+from mscd.files import sha256_of
+from mscd.image_files import check_dest, write_images
 from mscd.networks import EDMPrecond
-from mscd.samples import made_by, write_samples
+from mscd.pickles import read_pickle
+from mscd.samples import made_by
+
+HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
+CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
 
 
 def nfe(sampler: str, steps: int) -> int:
@@ -23,53 +32,107 @@ def nfe(sampler: str, steps: int) -> int:
     return {"euler": steps, "heun": 2 * steps - 1}[sampler]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """A way to sample. churn: keywords S_churn, S_min, S_max, S_noise of samplers.heun, or None; grid: sigma_min,
+    sigma_max, rho where they are not the usual ones; classes: of seeds that do not have the one that they draw."""
+
+    sampler: str
+    steps: int
+    churn: Mapping[str, float] | None = None
+    grid: Mapping[str, float] = field(default_factory=dict)
+    classes: Mapping[int, int] = field(default_factory=dict)
+
+
 def generate(
-    network_path: str | os.PathLike,
+    network: str | os.PathLike,
     dest: str | os.PathLike,
     *,
     seeds: range,
-    sampler: str,
-    steps: int,
+    sampler: str | None = None,
+    steps: int | None = None,
     S_churn: float = 0.0,
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
+    classes: int | Sequence[int] | None = None,
     batch_size: int = 256,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
+    group: Group = ALONE,
 ) -> dict:
-    """Sample the network for each seed and write the images (uint8 [N, H, W, C]) and their provenance to `dest`.
+    """Sample the network (.safetensors, or a pickled checkpoint .pkl) for each seed and write images and provenance.
 
-    The image of a seed does not depend on the other seeds, and on batch_size only as far as the machine's kernels round
-    differently by it (single pixels by one level, below fp32). A student is sampled on the grid it was trained on, with
-    one evaluation a segment.
-    Progress goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network,
-    for an unreadable network and for a file that could not be written.
+    dest: .npz, .zip, .png or a folder, as image_files.write_images has them. sampler, steps: by default a student's
+    own, else heun with 18; a student is sampled on the grid it was trained on, with one evaluation a segment. classes:
+    one for all images or one a seed, in place of those that the seeds draw; latents and churn stay the same.
+
+    The image of a seed does not depend on the other seeds. On a CPU it does not depend on batch_size and the processes
+    of `group` either, which share the seeds: whole pieces of them are always sampled, whatever is asked for. On a GPU,
+    batch_size images are sampled at a time; another batch_size rounds differently (and so does another number of
+    threads on a CPU, if it is no power of two).
+
+    device: the group's by default. Progress goes to stderr. Returns the provenance. Raises UserError for settings that
+    make no sample of this network, for an unreadable network and for a file that could not be written.
     """
-    metadata = read_metadata(network_path)
+    check_dest(dest, len(seeds))
+    device = torch.device(device or group.device)
+    net, about = _network(network, device)
     churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise} if S_churn > 0 else None
-    student = metadata.get("student")
-    _check(network_path, student, seeds, sampler, steps, churn)
-    net = load_network(network_path, device)
-    grid = {name: student[name] for name in ("sigma_min", "sigma_max", "rho")} if student else {}
-    images = np.empty([len(seeds), net.img_resolution, net.img_resolution, net.img_channels], np.uint8)
-    with tqdm(total=len(seeds), desc=f"{Path(network_path).name}, {sampler} {steps}", unit="img") as progress:
-        for start in range(0, len(seeds), batch_size):
-            batch = seeds[start : start + batch_size]
-            images[start : start + len(batch)] = sample(net, batch, sampler, steps, churn, grid).cpu().numpy()
-            progress.update(len(batch))
+    sampler, steps = _chosen(network, about, sampler, steps)
+    _check(network, about["student"], seeds, sampler, steps, churn)
+    student = about["student"] or {}
+    grid = {name: student[name] for name in ("sigma_min", "sigma_max", "rho") if name in student}
+    sampling = Sampling(sampler, steps, churn, grid, _class_of_seed(network, net.label_dim, seeds, classes))
     provenance = {
         "format": "mscd-samples-1",
-        "network": metadata,
+        "network": about,
         "sampler": sampler,
         "steps": steps,
         "nfe": nfe(sampler, steps),
         "churn": churn and {name: None if value == math.inf else value for name, value in churn.items()},
         "seeds": [seeds[0], seeds[-1]],
-        "device": torch.device(device).type,
+        **({} if classes is None else {"classes": classes if isinstance(classes, int) else list(classes)}),
+        "device": device.type,
         "made_by": made_by(),
     }
-    write_samples(dest, images, provenance)
+    pieces = _pieces(net, seeds, batch_size, device)
+    mine = (_piece(net, piece, seeds, sampling) for piece in pieces[group.rank :: group.size])
+    made = group.in_turns(mine, len(pieces))
+    if group.is_lead:
+        with tqdm(total=len(seeds), desc=f"{Path(network).name}, {sampler} {steps}", unit="img") as progress:
+            write_images(dest, _counted(made, progress), seeds, provenance)
+    else:
+        collections.deque(made, maxlen=0)
+    group.barrier()
     return provenance
+
+
+def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond, dict]:
+    """The network and what its file says of it, as network files of ours have it."""
+    if Path(path).suffix != ".pkl":
+        return load_network(path, device), {"student": None, **read_metadata(path)}
+    pickled = read_pickle(path)
+    return pickled.network.to(device), {
+        "model": Path(path).stem,
+        "snapshot_kimg": None if pickled.nimg is None else round(pickled.nimg / 1000),
+        "ema": pickled.average,
+        "student": pickled.student,
+        "digest": sha256_of(path),
+    }
+
+
+def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps: int | None) -> tuple[str, int]:
+    """Sampler and steps, those not asked for filled in."""
+    if about["student"]:
+        return sampler or "euler", about["student"]["segments"] if steps is None else steps
+    snapshot = Path(path).suffix == ".pkl" and about["snapshot_kimg"] is not None
+    if steps is None and (snapshot or sampler == "euler"):
+        raise UserError(
+            f"{path}: does not say how many segments it is a student of, if it is one: give sampler and steps"
+            if snapshot
+            else "the euler sampler has no usual number of steps: give steps"
+        )
+    return sampler or "heun", HEUN_STEPS if steps is None else steps
 
 
 def _check(
@@ -79,8 +142,8 @@ def _check(
         raise UserError(f"unknown sampler {sampler!r}: choose euler or heun")
     if steps < 1:
         raise UserError(f"a sampler takes at least 1 step (asked for {steps})")
-    if not seeds or seeds.step != 1:
-        raise UserError(f"seeds must be consecutive and at least one (asked for {seeds})")
+    if not seeds or seeds.step != 1 or seeds[0] < 0:
+        raise UserError(f"seeds must be consecutive, at least one and from 0 on (asked for {seeds})")
     if churn and sampler != "heun":
         raise UserError(f"churn belongs to the heun sampler (asked for {sampler} with S_churn={churn['S_churn']:g})")
     if student and (sampler, steps) != ("euler", student["segments"]):
@@ -90,20 +153,68 @@ def _check(
         )
 
 
-def sample(
-    net: EDMPrecond, seeds: range, sampler: str, steps: int, churn: Mapping | None, grid: Mapping[str, float]
-) -> torch.Tensor:
-    """Images of the seeds, uint8 [N, H, W, C] on the network's device.
+def _class_of_seed(
+    path: str | os.PathLike, label_dim: int, seeds: range, classes: int | Sequence[int] | None
+) -> dict[int, int]:
+    """The class asked for, by seed."""
+    if classes is None:
+        return {}
+    if not label_dim:
+        raise UserError(f"{path}: knows no classes, so none can be asked for")
+    wanted = [classes] * len(seeds) if isinstance(classes, int) else list(classes)
+    if len(wanted) != len(seeds):
+        raise UserError(f"{len(wanted)} classes for {len(seeds)} seeds: give one for all, or one a seed")
+    if not all(0 <= number < label_dim for number in wanted):
+        unknown = next(number for number in wanted if not 0 <= number < label_dim)
+        raise UserError(f"{path}: knows classes 0 to {label_dim - 1}, not {unknown}")
+    return dict(zip(seeds, wanted, strict=True))
+
+
+def _pieces(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device) -> list[range]:
+    """Seeds that go through the network together.
+
+    A CPU's kernels round by how many images they are given and where one stands among them. So there a piece is always
+    as large and begins at a multiple of its size, and goes beyond `seeds` at their ends.
+    """
+    if device.type != "cpu":
+        return [
+            range(first, min(first + batch_size, seeds.stop)) for first in range(seeds.start, seeds.stop, batch_size)
+        ]
+    size = max(1, CPU_PIXELS // net.img_resolution**2)
+    return [range(first, first + size) for first in range(seeds.start // size * size, seeds.stop, size)]
+
+
+def _piece(net: EDMPrecond, piece: range, seeds: range, sampling: Sampling) -> tuple[np.ndarray, list[int] | None]:
+    """Images [n, H, W, C] and classes [n] of those of the piece's seeds that are among `seeds`."""
+    images, classes = sample(net, piece, sampling)
+    wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
+    return images[wanted].cpu().numpy(), None if classes is None else classes[wanted]
+
+
+def _counted(
+    batches: Iterator[tuple[np.ndarray, list[int] | None]], progress: tqdm
+) -> Iterator[tuple[np.ndarray, list[int] | None]]:
+    for images, classes in batches:
+        yield images, classes
+        progress.update(len(images))
+
+
+def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, list[int] | None]:
+    """Images of the seeds, uint8 [N, H, W, C] on the network's device, and their classes (None if it knows none).
 
     A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
-    churn: keywords S_churn, S_min, S_max, S_noise of samplers.heun, or None; grid: sigma_min, sigma_max, rho where
-    they are not the usual ones.
     """
     draws = samplers.SeededDraws(seeds, next(net.parameters()).device)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
     noise, labels = draws.noise_and_labels(shape, net.label_dim)
-    if sampler == "euler":
-        images = samplers.euler(net, noise, labels, steps=steps, **grid)
+    classes = None
+    if labels is not None:
+        drawn = zip(seeds, labels.argmax(1).tolist(), strict=True)
+        classes = [sampling.classes.get(seed, own) for seed, own in drawn]
+        labels = torch.eye(net.label_dim, device=labels.device)[classes]
+    how = {"steps": sampling.steps, **sampling.grid}
+    if sampling.sampler == "euler":
+        images = samplers.euler(net, noise, labels, **how)
     else:
-        images = samplers.heun(net, noise, labels, steps=steps, randn_like=draws.randn_like, **grid, **(churn or {}))
-    return samplers.to_uint8(images).permute(0, 2, 3, 1)
+        images = samplers.heun(net, noise, labels, randn_like=draws.randn_like, **how, **(sampling.churn or {}))
+    return samplers.to_uint8(images).permute(0, 2, 3, 1), classes

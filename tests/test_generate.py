@@ -108,9 +108,9 @@ def test_a_seed_draws_latent_then_class_then_churn(teacher, net, tmp_path):
 
 
 def test_the_same_command_makes_the_same_bytes(teacher, tmp_path):
-    for name in "ab":
+    for name in ("a.npz", "b.npz"):
         generate(teacher, tmp_path / name, seeds=range(4), sampler="euler", steps=2)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_a_student_of_S_segments_takes_exactly_S_evaluations_on_its_own_grid(student, tmp_path, calls):

@@ -1,0 +1,139 @@
+"""Where generated images go: an array, PNGs as data sets have them, or one grid to look at.
+
+`batches` are consecutive: images uint8 [n, H, W, C] and their classes [n], or None where there are none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mscd.errors import UserError
+from mscd.files import written_whole
+from mscd.images import encode_png
+from mscd.labels import image_name
+from mscd.samples import write_samples
+from mscd.zips import StoredZip
+
+Batches = Iterator[tuple[np.ndarray, list[int] | None]]
+GRID_IMAGES = 1024
+TILE, GAP = 64, 2  # pixels of a grid: smaller images are enlarged to about a tile
+
+
+def check_dest(dest: str | os.PathLike, count: int) -> None:
+    """Raise UserError unless `count` images can go to `dest` as `write_images` does it."""
+    form = _form(dest)
+    if form not in WRITERS:
+        raise UserError(
+            f"{dest}: images go to an .npz, a .zip, a .png (one grid) or a folder (a name without ending), not {form}"
+        )
+    if form == ".png" and count > GRID_IMAGES:
+        raise UserError(f"{dest}: {count} images are too many for one grid; write a .zip, .npz or folder of them")
+    path = Path(dest)
+    if form == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{dest}: exists, and is no empty folder; delete it or choose another name")
+
+
+def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, provenance: dict) -> None:
+    """Write the images of `seeds` to `dest`, whole or not at all; same input, same bytes.
+
+    By its name: .npz, as samples.write_samples; .zip, the EDM zip (mscd.data) with images numbered by their seeds,
+    dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid. A zip or
+    folder takes no more than a batch of memory. Raises UserError naming the file when it cannot be written.
+    """
+    WRITERS[_form(dest)](Path(dest), batches, seeds, provenance)
+
+
+def _form(dest: str | os.PathLike) -> str:
+    """The ending of a file's name, or nothing for a folder."""
+    return "" if Path(dest).is_dir() else Path(dest).suffix
+
+
+def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+    write_samples(dest, _joined(batches, len(seeds)), provenance)
+
+
+def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+    picture = Image.fromarray(grid(_joined(batches, len(seeds))))
+    with written_whole(dest) as file:
+        picture.save(file, format="PNG", optimize=True)
+
+
+def _write_zip(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+    with written_whole(dest) as file:
+        archive = StoredZip(file)
+        _add_all(archive.add, batches, seeds, provenance)
+        archive.close()
+
+
+def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+    scratch = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
+
+    def add(name: str, content: bytes) -> None:
+        path = scratch / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    try:
+        _add_all(add, batches, seeds, provenance)
+        os.replace(scratch, dest)
+    except OSError as error:
+        raise UserError(f"{dest}: could not be written ({error}); free some space or check the folder") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+WRITERS = {".npz": _write_npz, ".zip": _write_zip, ".png": _write_grid, "": _write_folder}
+
+
+def _joined(batches: Batches, count: int) -> np.ndarray:
+    """All images, [count, H, W, C], in one array that is filled as they come."""
+    joined, at = None, 0
+    for images, _ in batches:
+        if joined is None:
+            joined = np.empty([count, *images.shape[1:]], np.uint8)
+        joined[at : at + len(images)] = images
+        at += len(images)
+    return joined
+
+
+def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, provenance: dict) -> None:
+    """Add every image as a PNG, then what says how they were made and of which classes they are."""
+    names, labels = map(image_name, seeds), []
+    for images, classes in batches:
+        for image, label in zip(images, classes or [None] * len(images), strict=True):
+            name = next(names)
+            add(name, encode_png(_plain(image)))
+            labels.append((name, label))
+    add("provenance.json", json.dumps(provenance, sort_keys=True, indent=1, allow_nan=False).encode())
+    labelled = labels[0][1] is not None
+    add("dataset.json", json.dumps({"labels": labels if labelled else None}).encode())
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, H, W, C] as one picture [H', W'] (grey) or [H', W', 3], row by row, near a square of images.
+
+    Small ones are enlarged by a whole factor, pixel by pixel; empty places and the gaps are white.
+    """
+    count, height, width, channels = images.shape
+    scale = max(1, TILE // max(height, width))
+    columns = math.ceil(math.sqrt(count))
+    down, right = height * scale + GAP, width * scale + GAP
+    picture = np.full([math.ceil(count / columns) * down + GAP, columns * right + GAP, channels], 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * down + GAP, number % columns * right + GAP
+        tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
+        picture[top : top + height * scale, left : left + width * scale] = tile
+    return _plain(picture)
+
+
+def _plain(image: np.ndarray) -> np.ndarray:
+    """[H, W] of a grey image [H, W, 1]; others as they are."""
+    return image[..., 0] if image.shape[-1] == 1 else image
