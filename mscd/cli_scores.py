@@ -51,7 +51,12 @@ from mscd.cli_options import Command, Count, Digest, Number, Seeds, existing, ne
 @click.option("--s-min", type=Number(0), default=0.0, help="Lowest noise level (sigma) with churn.")
 @click.option("--s-max", type=Number(0), default=math.inf, help="Highest noise level (sigma) with churn.")
 @click.option("--s-noise", type=Number(0, min_open=True), default=1.0, help="Scale of the churn's noise.")
-@click.option("--batch-size", type=Count(1), default=64, help="Images of a process at a time.")
+@click.option(
+    "--batch-size",
+    type=Count(1),
+    default=64,
+    help="Images that a GPU samples at a time; a CPU takes as many as suit it.",
+)
 @click.option(
     "--out",
     type=new(),
@@ -128,11 +133,11 @@ def reference(
     which detector and which images it belongs to, and `mscd score` refuses any others. Uses the GPU where there is one,
     and several processes under torchrun.
     """
+    if (data is None) == (published is None) or (published is not None and resolution is None):
+        raise click.UsageError("give either DATA, or --published and --resolution")
     from mscd.distributed import group_of_torchrun
     from mscd.features import adopt_reference, reference_statistics
 
-    if (data is None) == (published is None) or (published is not None and resolution is None):
-        raise click.UsageError("give either DATA, or --published and --resolution")
     network, _ = obtained(detector, sha256)
     if published is not None:
         path, origin = obtained(published)

@@ -17,18 +17,24 @@ from typing import IO
 import numpy as np
 import safetensors
 
+from mscd.archives import open_files
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
 from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
+from mscd.files import sha256_of
 from mscd.flops import meta_network, parameter_count
 from mscd.images import is_image
+from mscd.inception import INCEPTION_SHA256
 from mscd.pickles import read_pickle
 from mscd.report import COLUMNS
 from mscd.states import STATE_FORMAT
+from mscd.zips import read_directory
 
 FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")
+TORCHSCRIPT = "TorchScript module (code that runs when it is loaded)"
+PROVENANCE = "provenance.json"  # beside images of `mscd generate`
 LINE = 120  # characters
 SHAPE = ("img_resolution", "img_channels", "label_dim")
 
@@ -62,6 +68,9 @@ def verify(path: str | os.PathLike) -> str:
     if kind in ("network", "training state", "classifier"):
         load_tensors(path)
         return "its content matches its digest"
+    if kind == TORCHSCRIPT:
+        digest = sha256_of(path)
+        return f"its sha256 is {digest}, {'that' if digest == INCEPTION_SHA256 else 'not that'} of FID's Inception"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
@@ -157,20 +166,19 @@ def _pickle(path: Path) -> dict:
 def _zip(path: Path) -> dict:
     """An .npz, a TorchScript module, or images."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if names and all(name.endswith(".npy") for name in names):
-                return _arrays(path, archive, [name.removesuffix(".npy") for name in names])
+        with open(path, "rb") as file:
+            names, _ = read_directory(file)
+        if names and all(name.endswith(".npy") for name in names):
+            with zipfile.ZipFile(path) as archive:
+                return _arrays(archive, [name.removesuffix(".npy") for name in names])
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: a zip that is damaged or cut short ({error}); make or fetch it again") from error
     if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
-        return {"kind": "TorchScript module (code that runs when it is loaded)", "bytes": path.stat().st_size}
-    if not any(map(is_image, names)):
-        return {"kind": "zip without images", "files": len(names)}
-    return _images(path)
+        return {"kind": TORCHSCRIPT, "bytes": path.stat().st_size}
+    return _images(path) if any(map(is_image, names)) else {"kind": "zip without images", "files": len(names)}
 
 
-def _arrays(path: Path, archive: zipfile.ZipFile, names: list[str]) -> dict:
+def _arrays(archive: zipfile.ZipFile, names: list[str]) -> dict:
     """Reference statistics, samples, or another .npz, from the headers of its arrays."""
 
     def shape(name: str) -> list[int]:
@@ -205,9 +213,12 @@ def _sampled(provenance: Mapping) -> dict:
 
 
 def _images(path: Path) -> dict:
-    dataset = ImageDataset(path)
+    dataset, files = ImageDataset(path), open_files(path)
     shape = {"resolution": dataset.resolution, "channels": dataset.channels, "classes": dataset.label_dim}
-    return {"kind": "images", "images": len(dataset), **shape}
+    made = {}
+    if PROVENANCE in files.names:
+        made = _sampled(json.loads(files.read(files.names.index(PROVENANCE))))
+    return {"kind": "images", "images": len(dataset), **shape, **made}
 
 
 def _json(path: Path) -> dict:

@@ -16,6 +16,7 @@ from mscd.checkpoint import save_network
 from mscd.errors import UserError
 from mscd.features import Classifier, save_detector
 from mscd.frechet import FeatureStatistics, save_reference
+from mscd.generate import generate
 from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
 from mscd.samples import write_samples
@@ -141,6 +142,13 @@ def test_images_are_counted_in_zips_and_folders(tmp_path):
     assert describe(tmp_path / "folder") == facts
 
 
+def test_generated_images_are_told_with_their_network(tmp_path, network):
+    generate(network, tmp_path / "images.zip", seeds=range(3))
+    facts = describe(tmp_path / "images.zip")
+    assert (facts["images"], facts["sampler"], facts["nfe"], facts["seeds"]) == (3, "euler", 4, [0, 2])
+    assert facts["network"]["model"] == "s4" and facts["origin"] == ORIGIN
+
+
 def test_a_score_is_told_by_its_metric(tmp_path):
     score = {"value": 2.5, "metric": "FID", "network_digest": "d", "images": 50000}
     (tmp_path / "score.json").write_text(json.dumps(score))
@@ -183,6 +191,12 @@ def foreign_safetensors(path):
 def test_what_is_not_of_mscd_is_told_as_such(tmp_path, make, kind):
     make(tmp_path / "file")
     assert describe(tmp_path / "file")["kind"] == kind
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_detector_of_others_is_verified_by_its_sha256(tmp_path):
+    torchscript(tmp_path / "detector.pt")
+    assert "not that of FID's Inception" in verify(tmp_path / "detector.pt")
 
 
 @pytest.mark.parametrize("content", [b"PK\3\4broken", b"{broken", b"\x80\x04broken", b'\x40\0\0\0\0\0\0\0{"a":'])
