@@ -7,6 +7,7 @@ network of ours from them, and fill it name by name with the file's tensors; wha
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ WORDS = {"model_type", "embedding_type", "encoder_type", "decoder_type"}
 RATES = {"sigma_min", "sigma_max", "sigma_data", "dropout", "label_dropout"}
 LISTS = {"channel_mult", "attn_resolutions", "resample_filter", "dout_resolutions"}
 LONGEST_LIST, LARGEST_ENTRY = 16, 4096
+LONGEST_WORD, LONGEST_FACT, MOST_SEGMENTS = 50, 1000, 1000
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ def _checkpoint(root: object, size: int) -> Pickled:
 
 def _is_plain(value: object) -> bool:
     """Whether a fact can be shown as it is: a number, or text that does nothing to a terminal."""
-    return value.isprintable() if isinstance(value, str) else isinstance(value, SCALARS)
+    if isinstance(value, str):
+        return value.isprintable() and len(value) <= LONGEST_FACT
+    return isinstance(value, SCALARS)
 
 
 def _student(loss: object) -> dict | None:
@@ -170,7 +174,7 @@ def _student(loss: object) -> dict | None:
             "sigma_min": float() | int() as sigma_min,
             "sigma_max": float() | int() as sigma_max,
             "rho": float() | int() as rho,
-        } if segments >= 1 and 0 < sigma_min < sigma_max and rho > 0:
+        } if 1 <= segments <= MOST_SEGMENTS and 0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf:
             return {"segments": segments, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     raise Refused(f"its {STUDENT_LOSS} does not say its segments (S) and grid (sigma_min, sigma_max, rho)")
 
@@ -223,7 +227,13 @@ def _is_sound(name: object, value: object) -> bool:
         return whole or name == "dout_resolutions" and value is None
     if name == "use_fp16":
         return type(value) is bool
-    return isinstance(name, str) and isinstance(value, str if name in WORDS else SCALARS)
+    if name in WORDS:
+        return _is_word(value)
+    return _is_word(name) and isinstance(value, SCALARS)
+
+
+def _is_word(text: object) -> bool:
+    return isinstance(text, str) and text.isidentifier() and len(text) <= LONGEST_WORD
 
 
 def _gather(told: object, module: torch.nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
