@@ -28,12 +28,15 @@ class DamagedFile(Exception):
 
 
 class FolderFiles:
-    """The files under a folder: `names` (relative, with slashes, sorted as text), read by position."""
+    """The files under a folder: `names` (relative, with slashes, sorted as text), read by position.
+
+    UserError when a folder cannot be listed.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.names = []
-        for root, _, names in os.walk(path, followlinks=True):
+        for root, _, names in os.walk(path, followlinks=True, onerror=_refuse_folder):
             folder = os.path.relpath(root, path).replace(os.sep, "/")
             prefix = "" if folder == "." else f"{folder}/"
             self.names += [prefix + name for name in names if _is_visible(prefix + name)]
@@ -223,6 +226,10 @@ def looks_like_tar(path: str | os.PathLike) -> bool:
         return True
     with open(path, "rb") as file:
         return file.read(262)[257:] == b"ustar"
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
 
 def _is_visible(name: str) -> bool:

@@ -210,6 +210,18 @@ def test_tar_reads_at_random_from_a_copy_in_another_process(tmp_path):
     assert {name: copy.read(k) for k, name in enumerate(copy.names)} == TREE
 
 
+def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch):
+    folder, scandir = write_tree(tmp_path / "in", TREE), os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "n01530575":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "n01530575: cannot be listed (Permission denied)" in refusal(folder, tmp_path / "out.zip", **CROP)
+
+
 # --- CIFAR-10 ---
 
 
