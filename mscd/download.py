@@ -115,7 +115,8 @@ def _fetched(
 ) -> tuple[Path, str | None]:
     """`fetch`'s file and its sha256, None for a folder."""
     path = local_path(source, folder)
-    log.info("%s: licence %s", path.name, license_text(source, license))
+    if license or _is_remote(source):  # of a file of the user's own there is nothing to say
+        log.info("%s: licence %s", path.name, license_text(source, license))
     if path.is_dir() and sha256 is None:
         return path, None
     pin = _Pin(source, sha256, lock)

@@ -367,12 +367,6 @@ def _announce(leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: 
     events.tags({**tags, "data": dataset.digest, "torch": torch.__version__, "code": str(code)})
 
 
-def _origin(leg: Leg) -> dict:
-    """What the files made from a teacher of others say of where it came from."""
-    metadata = checkpoint.read_metadata(leg.teacher) if leg.teacher else {}
-    return {key: value for key, value in metadata.items() if key == "origin"}
-
-
 def _write_snapshot(run: _Run) -> None:
     """Write every averaged network and the state to hand over; they appear in leg.finished together."""
     leg, dataset = run.leg, run.dataset
@@ -387,7 +381,7 @@ def _write_snapshot(run: _Run) -> None:
         "data": {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
         "student": student,
         "run": run.folder.fingerprint,
-        **_origin(leg),
+        **(checkpoint.origin_of(checkpoint.read_metadata(leg.teacher)) if leg.teacher else {}),
     }
     for name, net in run.state.averages.items():
         checkpoint.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})

@@ -26,7 +26,7 @@ def test_every_result_is_there(finished):
 def test_every_job_leaves_a_log_and_events(finished):
     logs = {path.with_suffix("") for path in finished.results.glob("logs/*/*.log")}
     events = {path.with_suffix("").with_suffix("") for path in finished.results.glob("logs/*/*.events.jsonl")}
-    assert logs == events and len(logs) == 29
+    assert logs == events and len(logs) == 31
 
 
 def test_report_holds_table_and_pictures(project):

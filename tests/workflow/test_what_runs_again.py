@@ -35,7 +35,7 @@ def test_another_teacher_sampler_samples_only_the_teacher(project):
 
 def test_churn_of_a_teacher_sampler_samples_it_again(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"][1].update(S_churn=1.0))
-    assert project.planned() == {(rule, "teacher ema heun 2 0 63") for rule in ("generate", "score")} | RESULTS
+    assert project.planned() == {(rule, "teacher ema heun 2 -churn1 0 63") for rule in ("generate", "score")} | RESULTS
 
 
 def test_longer_student_adds_only_its_legs(project):
