@@ -49,7 +49,7 @@ TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
     type=Count(1),
     default=lambda: len(os.sched_getaffinity(0)),
     show_default="one a core",
-    help="Processes that decode images; the bytes written do not depend on it.",
+    help="Threads that decode images; the bytes written do not depend on it.",
 )
 @click.option("--sha256", type=Digest(), help="sha256 that the source has to have, if it is one file.")
 def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
@@ -63,7 +63,8 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
     from mscd.data import pack
 
     path = obtained(source, sha256)[0] if is_address(source) or sha256 else source
-    click.echo(json.dumps(pack(path, dest, **how), indent=1))
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in pack(path, dest, **how).items()]
+    click.echo("\n".join(["{", ",\n".join(lines), "}"]))
 
 
 @click.command(

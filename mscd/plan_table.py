@@ -52,6 +52,7 @@ def _cells(stage: Stage) -> list[str]:
 
 
 def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
+    machine = f"{gpus} GPUs, without loss between them, each" if gpus > 1 else "1 GPU"
     forward, both = quantity(plan.cost.forward), quantity(plan.cost.forward_backward)
     return [
         f"- Counted on the network, a multiply-add as two: {forward}FLOP an evaluation, {both}FLOP with its backward "
@@ -59,7 +60,7 @@ def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
         f"pass: {quantity(plan.distillation)}FLOP.",
         f"- Scores: {plan.scores:,}. Their stages hold the detector's work as well; reading data and the metric itself "
         "are left out.",
-        f"- Time: {gpus} GPU{'s' if gpus > 1 else ''} of {quantity(speed)}FLOP/s each, without loss between them",
+        f"- Time: {machine} of {quantity(speed)}FLOP/s",
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from file_server import running
 from PIL import Image
 
 from mscd import data
@@ -134,7 +135,7 @@ def test_ctrl_c_is_exit_status_130_without_a_word(folder, monkeypatch):
 
 
 def test_pack_packs_and_prints_what(here):
-    summary = json.loads(mscd("pack", "digits", "digits.zip", "--max-images", 5, "--workers", 1).stdout)
+    summary = json.loads(mscd("pack", "digits", "digits.zip", "--max-images", 5).stdout)
     assert (summary["images"], summary["resolution"], summary["label_dim"]) == (5, 8, 5)
     assert len(data.ImageDataset("digits.zip")) == 5
 
@@ -155,6 +156,15 @@ def test_convert_makes_a_network_file_of_a_pickle_with_its_origin(here):
     assert len(metadata["origin"]["sha256"]) == 64
     ours, theirs = (load_network(path).state_dict() for path in ("t.safetensors", PICKLES / "teacher_adm.pkl"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_convert_fetches_an_address_and_shows_the_licence(here):
+    with running(PICKLES) as server:
+        source = f"{server.address}/teacher_adm.pkl"
+        result = mscd("convert", source, "t.safetensors", "--license", "CC BY-NC-SA 4.0")
+    assert "licence CC BY-NC-SA 4.0" in result.stderr and Path("downloads.lock").exists()
+    origin = read_metadata("t.safetensors")["origin"]
+    assert (origin["source"], origin["license"]) == (source, "CC BY-NC-SA 4.0")
 
 
 def test_convert_knows_a_student_and_takes_its_name(here):
