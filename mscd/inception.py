@@ -74,8 +74,9 @@ def load_torchscript(
         raise UserError(f"{path}: no such file, or not readable ({error.strerror}); see {INCEPTION_ADDRESS}") from error
     found, wanted = hashlib.sha256(content).hexdigest(), sha256 or INCEPTION_SHA256
     if found != wanted:
+        size = f" ({len(content):,} bytes of {INCEPTION_BYTES:,})" if wanted == INCEPTION_SHA256 else ""
         raise UserError(
-            f"{path}: its sha256 is {found}, wanted {wanted}; holding code, it is not opened: fetch it again, or "
+            f"{path}: its sha256 is {found}, wanted {wanted}{size}; holding code, it is not opened: fetch it again, or "
             "give its sha256 if you trust it"
         )
     try:

@@ -1,0 +1,141 @@
+"""Two processes, joined as torchrun joins them, make the very files that one makes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from standin_detector import write_standin
+
+from mscd import features
+from mscd.checkpoint import save_network
+from mscd.data import pack
+from mscd.distributed import ALONE, group_of_torchrun
+from mscd.generate import generate
+from mscd.networks import EDMPrecond
+from mscd.samples import read_samples
+from mscd.score import score
+
+SEEDS = range(250, 262)  # the end of one piece of seeds and the start of the next
+STUDENT = {"segments": 2, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+PRECISIONS = ("fp32", "bf16")
+FORMS = ("npz", "zip", "png", "folder")
+BATCH_SIZES = (1, 7, 64)
+
+
+def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
+    """Everything that processes share, into `folder`."""
+    for precision in PRECISIONS:
+        for size in BATCH_SIZES:
+            dest = folder / f"{precision}-{size}.npz"
+            generate(inputs / f"{precision}.safetensors", dest, seeds=SEEDS, batch_size=size, group=group)
+    for form in FORMS:
+        dest = folder / ("folder" if form == "folder" else f"images.{form}")
+        generate(inputs / "fp32.safetensors", dest, seeds=SEEDS, group=group)
+    for detector, known in (("classifier.safetensors", None), ("standin.pt", sha256)):
+        reference = folder / f"{detector}.npz"
+        told = {"group": group, "detector_sha256": known}
+        features.reference_statistics(inputs / "train.zip", inputs / detector, reference, **told)
+        group.barrier()
+        score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **told)
+
+
+def join(folder: str, inputs: str, sha256: str) -> None:
+    """What each of two processes does."""
+    torch.set_num_threads(1)
+    with group_of_torchrun() as group:
+        assert group.size == 2
+        (Path(folder) / f"rank{group.rank}").touch()
+        make_all(Path(folder), Path(inputs), sha256, group)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    generator = torch.Generator().manual_seed(0)
+    for precision in PRECISIONS:
+        options = {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+        net = EDMPrecond(8, 1, 10, model_type="SongUNet", precision=precision, **options)
+        for parameter in net.parameters():  # those of a fresh network are mostly zero
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
+            parameter.data = torch.randn(parameter.shape, generator=generator) / fan_in**0.5
+        about = {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "data": None, "student": STUDENT}
+        save_network(folder / f"{precision}.safetensors", net, about)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features.save_detector(folder / "classifier.safetensors", features.Classifier(8, 1, 10), {})
+    pack("digits", folder / "train.zip")  # 1797 images: four batches, the last one smaller
+    generate(folder / "fp32.safetensors", folder / "many.npz", seeds=range(1030))  # three
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(inputs, tmp_path_factory):
+    """Folders of what one process made, and two."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    sha256 = write_standin(inputs / "standin.pt", dim=24)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = f"from test_distributed import join; join({str(two)!r}, {str(inputs)!r}, {sha256!r})"
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        make_all(one, inputs, sha256, ALONE)
+        torch.set_num_threads(threads)
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    assert (two / "rank0").exists() and (two / "rank1").exists()
+    return one, two
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("rank"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_two_processes_make_the_files_of_one(made):
+    one, two = (files_of(folder) for folder in made)
+    assert one.keys() == two.keys() and len(one) == 6 + 3 + (12 + 2) + 4
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_seeds_give_the_same_images_for_any_batch_size_and_number_of_processes(made, precision):
+    images = [read_samples(folder / f"{precision}-{size}.npz")[0] for folder in made for size in BATCH_SIZES]
+    assert all(np.array_equal(other, images[0]) for other in images)
+    assert len(np.unique(images[0].reshape(len(SEEDS), -1), axis=0)) == len(SEEDS)
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with group_of_torchrun() as group:
+        assert (group.rank, group.size, group.is_lead) == (0, 1, True)
+
+
+def test_results_in_turns_are_in_order_and_asked_for_one_at_a_time():
+    asked = []
+
+    def mine():
+        for number in range(3):
+            asked.append(number)
+            yield number
+
+    turns = ALONE.in_turns(mine(), 3)
+    assert next(turns) == 0 and asked == [0]
+    assert list(turns) == [1, 2]

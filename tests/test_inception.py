@@ -1,0 +1,163 @@
+"""TorchScript detectors: opened only when they are the file expected, and held to Inception's interface."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from standin_detector import write_standin
+from torch import nn
+
+from mscd import features, inception
+from mscd.config import InceptionSettings
+from mscd.errors import UserError
+from mscd.features import load_detector
+
+
+class NoFeatures(nn.Module):
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return img.float().flatten(1)
+
+
+class Maps(nn.Module):
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return img.float()
+
+
+class Doubles(nn.Module):
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return img.double().flatten(1)
+
+
+class Pairs(nn.Module):
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        return img.float(), img.float()
+
+
+def script(path: Path, module: nn.Module) -> str:
+    """Write the module as TorchScript; returns the file's sha256."""
+    torch.jit.script(module).save(str(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pictures(count, channels=3, resolution=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, channels, resolution, resolution), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory):
+    """(path, sha256) of a stand-in of 48 features."""
+    path = tmp_path_factory.mktemp("detector") / "standin.pt"
+    return path, write_standin(path, dim=48)
+
+
+@pytest.fixture
+def detector(standin):
+    return load_detector(standin[0], sha256=standin[1])
+
+
+def test_features_are_what_the_file_gives_when_asked_for_them(standin, detector):
+    images = pictures(7)
+    wanted = torch.jit.load(str(standin[0]))(images, return_features=True)
+    found = detector(images)
+    assert torch.equal(found, wanted) and found.dtype == torch.float32 and not found.requires_grad
+    assert (detector.name, detector.digest, detector.dim) == ("standin", standin[1], 48)
+    assert detector.resolution is None and detector.channels is None
+
+
+def test_the_number_of_features_is_the_files_own(tmp_path):
+    sha256 = write_standin(tmp_path / "wide.pt")
+    assert load_detector(tmp_path / "wide.pt", sha256=sha256).dim == 2048
+
+
+@pytest.mark.parametrize("resolution", [8, 32, 48, 64])
+def test_images_of_any_size_have_features_and_grey_ones_count_as_three_equal_channels(detector, resolution):
+    grey = pictures(3, 1, resolution)
+    assert detector(grey).shape == (3, 48)
+    assert torch.equal(detector(grey), detector(grey.repeat(1, 3, 1, 1)))
+
+
+def test_the_same_images_have_the_same_features_in_every_call(detector):
+    images = pictures(5)
+    first = detector(images)
+    assert all(torch.equal(detector(images), first) for _ in range(4))
+
+
+def test_many_images_go_through_in_pieces(detector, monkeypatch):
+    images, sizes = pictures(250, resolution=8), []
+    run = inception.Inception.features
+    monkeypatch.setattr(inception.Inception, "features", lambda net, x: sizes.append(len(x)) or run(net, x))
+    assert detector(images).shape == (250, 48) and sizes == [100, 100, 50]
+
+
+def test_images_that_are_no_bytes_or_have_other_channels_are_refused(detector):
+    with pytest.raises(UserError, match="takes uint8 images"):
+        detector(pictures(2).float())
+    with pytest.raises(UserError, match="1 or 3 channels, not 4"):
+        detector(pictures(2, 4))
+
+
+@pytest.mark.parametrize("sha256", [None, "0" * 64])
+def test_another_file_than_the_one_expected_is_never_opened(standin, sha256, monkeypatch):
+    opened = []
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: opened.append(args))
+    wanted = sha256 or inception.INCEPTION_SHA256
+    with pytest.raises(
+        UserError, match=rf"standin.pt: its sha256 is {standin[1]}, wanted {wanted}.* not opened"
+    ) as told:
+        load_detector(standin[0], sha256=sha256)
+    assert opened == [] and "\n" not in str(told.value)
+
+
+def test_a_download_cut_short_is_told_by_its_size(standin, tmp_path):
+    (tmp_path / "cut.pt").write_bytes(standin[0].read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cut.pt: .*\(1,000 bytes of 95,607,719\)"):
+        load_detector(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (NoFeatures(), r"gives no features of images \(return_features=True\)"),
+        (Maps(), r"wanted float32 features .* gives torch.float32 \[2, 3, 32, 32\]"),
+        (Doubles(), r"wanted float32 features .* gives torch.float64 \[2, 3072\]"),
+        (Pairs(), "wanted float32 features .* gives tuple"),
+    ],
+)
+def test_a_network_of_another_interface_is_refused(tmp_path, module, said):
+    sha256 = script(tmp_path / "other.pt", module)
+    with pytest.raises(UserError, match=f"other.pt: {said}") as told:
+        load_detector(tmp_path / "other.pt", sha256=sha256)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_no_torchscript_or_missing_is_named(tmp_path):
+    (tmp_path / "text.pt").write_bytes(b"some text")
+    with pytest.raises(UserError, match="text.pt: not a TorchScript file") as told:
+        load_detector(tmp_path / "text.pt", sha256=hashlib.sha256(b"some text").hexdigest())
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="gone.pt: no such file"):
+        load_detector(tmp_path / "gone.pt")
+
+
+def test_only_the_one_file_is_called_inception(standin, tmp_path, monkeypatch):
+    named = tmp_path / "inception.pt"
+    named.write_bytes(standin[0].read_bytes())
+    assert load_detector(named, sha256=standin[1]).name == f"inception-{standin[1][:8]}"
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", standin[1])
+    assert load_detector(standin[0]).name == "inception"  # whatever the file is called
+
+
+def test_the_settings_default_to_the_file_of_fid():
+    settings = InceptionSettings()
+    assert (settings.source, settings.sha256) == (inception.INCEPTION_ADDRESS, inception.INCEPTION_SHA256)
+
+
+def test_a_classifier_is_held_to_its_sha256_if_one_is_given(tmp_path):
+    path = tmp_path / "classifier.safetensors"
+    features.save_detector(path, features.Classifier(8, 1, 10), {})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_detector(path, sha256=sha256).name == "classifier"
+    with pytest.raises(UserError, match=f"classifier.safetensors: its sha256 is {sha256}, wanted 0000"):
+        load_detector(path, sha256="0" * 64)
