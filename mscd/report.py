@@ -18,6 +18,7 @@ from mscd.errors import UserError
 TEACHER = "teacher"
 POSTHOC = "posthoc-"
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network", "reference"]
+CHURN = ["S_churn", "S_min", "S_max", "S_noise"]
 COLUMNS = [*ROW[:8], "min", "mean", "std", *ROW[8:]]
 LONGEST = 60  # rows of a Markdown table that are still read; a longer one shows BEST_SHOWN snapshots of each average
 BEST_SHOWN = 3
@@ -77,7 +78,8 @@ def sampler_name(sampler: str, churn: dict | None) -> str:
     """The sampler as a table names it: `euler`, `heun`, or with its churn, `heun S_churn=40 S_min=0.05 ...`."""
     if churn is None:
         return sampler
-    return " ".join([sampler, *(f"{name}={'inf' if value is None else f'{value:g}'}" for name, value in churn.items())])
+    values = {name: math.inf if churn[name] is None else churn[name] for name in CHURN}  # JSON has no infinity
+    return " ".join([sampler, *(f"{name}={value:g}" for name, value in values.items())])
 
 
 def _order(row: dict) -> tuple:

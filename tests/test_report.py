@@ -96,7 +96,7 @@ def test_one_seed_block_has_no_deviation(put, tmp_path):
 
 
 def test_churn_is_part_of_the_sampler_so_rows_with_and_without_stay_apart(put):
-    churn = {"S_churn": 40.0, "S_min": 0.05, "S_max": None, "S_noise": 1.003}
+    churn = {"S_churn": 40.0, "S_max": None, "S_min": 0.05, "S_noise": 1.003}  # as score files have them
     table = report.fid_table(report.read_scores([put(5.0, [0, 99]), put(4.0, [0, 99], churn=churn)]))
     assert list(table["sampler"]) == ["heun", "heun S_churn=40 S_min=0.05 S_max=inf S_noise=1.003"]
 

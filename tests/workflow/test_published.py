@@ -2,11 +2,7 @@
 detector and reference statistics, served by a server of the test's own; a tiny network, S = 2."""
 
 import hashlib
-import io
-import json
-import pickle
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +10,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from data_files import write_cifar10
 from file_server import running
 from nvidia_pickle import write_pickle
 from standin_detector import write_standin
 
 from mscd.checkpoint import read_metadata
+from mscd.data import ImageDataset
 from mscd.networks import EDMPrecond
 
 IMAGES = 300
 LICENSE = "CC BY-NC-SA 4.0 (non-commercial)"
-
-
-def write_cifar(path: Path) -> None:
-    """`cifar-10-python.tar.gz` with a few images in each of its five batches: a bright square, elsewhere by class."""
-    draws = np.random.RandomState(0)
-    with tarfile.open(path, "w:gz") as archive:
-        for number in range(1, 6):
-            labels = [int(label) for label in draws.permutation(IMAGES // 5) % 10]
-            images = draws.randint(0, 64, (IMAGES // 5, 3, 32, 32)).astype(np.uint8)
-            for image, label in zip(images, labels, strict=True):
-                image[:, 3 * label : 3 * label + 5, 3 * label : 3 * label + 5] = 255
-            batch = {b"data": images.reshape(-1, 3072), b"labels": labels, b"batch_label": b"", b"filenames": []}
-            content = pickle.dumps(batch, protocol=2)
-            member = tarfile.TarInfo(f"cifar-10-batches-py/data_batch_{number}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 def network(seed: int) -> EDMPrecond:
@@ -52,14 +34,14 @@ def network(seed: int) -> EDMPrecond:
 def server(tmp_path_factory):
     """What serves a folder of published files."""
     folder = tmp_path_factory.mktemp("published files")
-    write_cifar(folder / "cifar-10-python.tar.gz")
+    images, labels = write_cifar10(folder / "cifar-10-python.tar.gz", IMAGES // 5)
     write_pickle(folder / "teacher.pkl", network(0))
     write_pickle(folder / "student.pkl", network(1), student_segments=2, nimg=5000)
     write_standin(folder / "standin.pt", dim=16)
     features = np.random.RandomState(1).randn(100, 16)
     np.savez(folder / "reference.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     with running(folder) as server:
-        server.folder = folder
+        server.folder, server.images, server.labels = folder, images, labels
         yield server
 
 
@@ -113,10 +95,10 @@ def test_every_file_is_pinned_and_its_licence_carried_on(project, server):
     assert "CC BY-NC-SA 4.0" in (project.results / "export/s2/README.md").read_text()
 
 
-def test_labels_and_pixels_are_cifars(project):
-    summary = json.loads((project.results / "data/summary.json").read_text())
-    assert (summary["images"], summary["resolution"], summary["channels"]) == (IMAGES, 32, 3)
-    assert summary["class_counts"] == [30] * 10
+def test_labels_and_pixels_are_cifars(project, server):
+    dataset = ImageDataset(project.results / "data/train.zip")
+    assert len(dataset) == IMAGES and np.array_equal(dataset.labels, server.labels)
+    assert np.array_equal(dataset.images_in_memory().permute(0, 2, 3, 1), server.images)
 
 
 def test_once_made_nothing_asks_for_the_files_again(project, tmp_path):

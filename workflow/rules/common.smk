@@ -76,9 +76,11 @@ except UserError as error:
 results = Path("results", run.name)
 logs = results / "logs"
 data_zip = results / "data/train.zip"
-detector_suffix = "safetensors" if run.reference.detector == "classifier" else "pt"
-detector_file = results / f"reference/{run.reference.detector}.{detector_suffix}"
-reference_file = results / f"reference/{run.reference.detector}.npz"
+if run.reference.detector == "classifier":
+    detector_file = results / "reference/classifier.safetensors"
+else:  # its file's name is the score's where it is not the one that FID is made with
+    detector_file = results / "reference" / local_path(run.reference.inception.source).with_suffix(".pt").name
+reference_file = detector_file.with_suffix(".npz")
 teacher_file = results / "teacher/network.safetensors"
 table_files = [results / "fid_table.csv", results / "fid_table.md"]
 figure_files = [

@@ -16,4 +16,5 @@ with logged(snakemake.log.text):
     Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
     events = EventLog(snakemake.log.events)
     events.start()
-    events.params(summary)
+    del summary["class_counts"]  # of a thousand classes: too long to be a parameter
+    events.params({**summary, "skipped": len(summary["skipped"])})

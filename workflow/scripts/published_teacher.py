@@ -12,9 +12,7 @@ from mscd.job import logged
 with logged(snakemake.log.text):
     config = load_config(snakemake.config)
     path, origin = fetch_for(config.teacher)
-    made = convert(
-        path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network()
-    )
+    made = convert(path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network())
     with written_whole(snakemake.output.source) as file:
         file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())
     events = EventLog(snakemake.log.events)

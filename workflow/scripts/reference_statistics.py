@@ -1,11 +1,18 @@
 """Mean and covariance of the detector's features over the data set."""
 
+from mscd.config import load_config
 from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.features import reference_statistics
 from mscd.job import logged
 
 with logged(snakemake.log.text):
-    reference_statistics(snakemake.input.data, snakemake.input.detector, snakemake.output[0], device=this_device())
+    reference_statistics(
+        snakemake.input.data,
+        snakemake.input.detector,
+        snakemake.output[0],
+        device=this_device(),
+        detector_sha256=load_config(snakemake.config).reference.detector_sha256,
+    )
     events = EventLog(snakemake.log.events)
     events.start()

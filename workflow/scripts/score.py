@@ -1,5 +1,6 @@
 """Score a sample batch."""
 
+from mscd.config import load_config
 from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.job import logged
@@ -7,7 +8,14 @@ from mscd.score import score
 
 with logged(snakemake.log.text):
     files = snakemake.input
-    result = score(files.samples, files.reference, files.detector, snakemake.output[0], device=this_device())
+    result = score(
+        files.samples,
+        files.reference,
+        files.detector,
+        snakemake.output[0],
+        device=this_device(),
+        detector_sha256=load_config(snakemake.config).reference.detector_sha256,
+    )
     events = EventLog(snakemake.log.events)
     events.start()
     events.params({name: result[name] for name in ("metric", "nfe", "images", "network_digest", "reference_digest")})
