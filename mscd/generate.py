@@ -125,13 +125,13 @@ def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
-    snapshot = Path(path).suffix == ".pkl" and about["snapshot_kimg"] is not None
-    if steps is None and (snapshot or sampler == "euler"):
+    if Path(path).suffix == ".pkl" and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
-            f"{path}: does not say how many segments it is a student of, if it is one: give sampler and steps"
-            if snapshot
-            else "the euler sampler has no usual number of steps: give steps"
+            f"{path}: a snapshot that does not say whether it is a student and of how many segments: give sampler and "
+            "steps"
         )
+    if sampler == "euler" and steps is None:
+        raise UserError("the euler sampler has no usual number of steps: give steps")
     return sampler or "heun", HEUN_STEPS if steps is None else steps
 
 

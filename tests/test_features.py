@@ -1,3 +1,4 @@
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from standin_detector import write_standin
 
 from mscd import features
 from mscd.checkpoint import save_tensors
@@ -240,3 +242,55 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
     assert np.array_equal(read.mu, mu) and np.array_equal(read.sigma, sigma)
     kinds = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
     assert kinds == ["start", "params", "metrics", "metrics"]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """(published .npz of 16 features, its sha256, a stand-in detector of as many, the sha256 of that)"""
+    rows = np.random.default_rng(0).normal(size=(50, 16))
+    np.savez(tmp_path / "published.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
+    sha256 = hashlib.sha256((tmp_path / "published.npz").read_bytes()).hexdigest()
+    return tmp_path / "published.npz", sha256, tmp_path / "standin.pt", write_standin(tmp_path / "standin.pt", dim=16)
+
+
+def test_published_statistics_are_taken_over_as_they_are_and_say_whose_they_are(published, tmp_path):
+    file, sha256, detector, known = published
+    origin = {"source": "https://example.org/published.npz", "sha256": sha256, "license": "CC BY 4.0"}
+    about = {"detector_sha256": known, "resolution": 8, "channels": 1}
+    features.adopt_reference(file, detector, tmp_path / "ours.npz", sha256=sha256, origin=origin, **about)
+    ours, theirs = load_reference(tmp_path / "ours.npz"), load_reference(file)
+    assert np.array_equal(ours.mu, theirs.mu) and np.array_equal(ours.sigma, theirs.sigma)
+    assert ours.provenance == {
+        "detector": {"name": "standin", "digest": known},
+        "published": sha256,
+        "origin": origin,
+        "data": None,
+        "images": None,
+        "resolution": 8,
+        "channels": 1,
+    }
+
+
+def test_published_statistics_of_another_kind_are_refused(published, tmp_path, saved, digits):
+    file, sha256, detector, known = published
+    shape, dest = {"resolution": 8, "channels": 1}, tmp_path / "ours.npz"
+    with pytest.raises(UserError, match=f"published.npz: its sha256 is {sha256}, wanted 0000"):
+        features.adopt_reference(file, detector, dest, sha256="0" * 64, detector_sha256=known, **shape)
+    with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
+        features.adopt_reference(file, detector, dest, **shape)
+    with pytest.raises(UserError, match="published.npz: statistics of 16 features, but .*classifier.* gives 64"):
+        features.adopt_reference(file, saved[0], dest, **shape)
+    features.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
+    with pytest.raises(UserError, match="own.npz: a reference file of mscd already"):
+        features.adopt_reference(tmp_path / "own.npz", detector, dest, detector_sha256=known, **shape)
+    assert not dest.exists()
+
+
+def test_statistics_of_a_data_set_under_torchscript_are_those_of_its_features(published, digits, tmp_path):
+    _, _, detector, known = published
+    features.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
+    rows = load_detector(detector, sha256=known)(digits.images_in_memory()).double().numpy()
+    read = load_reference(tmp_path / "own.npz")
+    np.testing.assert_allclose(read.mu, rows.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(read.sigma, np.cov(rows, rowvar=False), rtol=1e-6, atol=1e-6)
+    assert read.provenance["detector"] == {"name": "standin", "digest": known}

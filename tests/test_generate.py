@@ -1,14 +1,17 @@
 """Images that are functions of their seeds, and the file that says how they were made."""
 
+import hashlib
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from nvidia_pickle import write_pickle
 
 from mscd import samplers
 from mscd.checkpoint import read_metadata, save_network
+from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.generate import generate, nfe
 from mscd.networks import EDMPrecond
@@ -81,6 +84,19 @@ def test_images_of_seeds_do_not_depend_on_the_batch(teacher, tmp_path, batch_siz
     assert np.array_equal(part, whole[4:13])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_image_is_the_same_alone_and_among_others(net, tmp_path, precision):
+    options = {**net.init_kwargs, "precision": precision}
+    other = EDMPrecond(**options)
+    other.load_state_dict(net.state_dict())
+    save_network(tmp_path / "n.safetensors", other, {"model": "teacher", "student": None})
+    how = {"sampler": "heun", "steps": 3}
+    whole = images_of(tmp_path / "n.safetensors", tmp_path / "a.npz", seeds=range(240, 270), **how)
+    for seed in (240, 255, 256, 269):  # 256 begins another piece
+        alone = images_of(tmp_path / "n.safetensors", tmp_path / "b.npz", seeds=range(seed, seed + 1), **how)
+        assert np.array_equal(alone[0], whole[seed - 240])
+
+
 def test_jobs_that_share_seeds_in_whole_batches_make_the_images_of_one(teacher, tmp_path):
     how = {"sampler": "heun", "steps": 3, "S_churn": 1.0, "batch_size": 4}
     whole = images_of(teacher, tmp_path / "a.npz", seeds=range(40, 70), **how)
@@ -126,6 +142,95 @@ def test_nfe_is_the_number_of_evaluations_of_a_batch(teacher, tmp_path, calls, s
     assert len(calls) == nfe(sampler, steps) == made["nfe"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [({}, ("heun", 18)), ({"steps": 2}, ("heun", 2)), ({"sampler": "heun"}, ("heun", 18))],
+)
+def test_a_teacher_is_sampled_by_heun_18_unless_asked_otherwise(teacher, tmp_path, asked, made):
+    provenance = generate(teacher, tmp_path / "a.npz", seeds=range(1), **asked)
+    assert (provenance["sampler"], provenance["steps"]) == made
+
+
+def test_a_student_needs_no_settings(student, tmp_path, calls):
+    provenance = generate(student, tmp_path / "a.npz", seeds=range(2))
+    assert (provenance["sampler"], provenance["steps"], provenance["nfe"], len(calls)) == ("euler", 4, 4, 4)
+    generate(student, tmp_path / "b.npz", seeds=range(2), sampler="euler", steps=4)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_pickle_gives_the_images_of_its_network(net, teacher, tmp_path):
+    write_pickle(tmp_path / "edm.pkl", net)
+    made = generate(tmp_path / "edm.pkl", tmp_path / "a.npz", seeds=range(3), steps=2)
+    assert np.array_equal(
+        read_samples(tmp_path / "a.npz")[0], images_of(teacher, tmp_path / "b.npz", seeds=range(3), steps=2)
+    )
+    told = {name: made["network"][name] for name in ("model", "snapshot_kimg", "ema", "student")}
+    assert told == {"model": "edm", "snapshot_kimg": None, "ema": "ema", "student": None}
+    assert made["network"]["digest"] == hashlib.sha256((tmp_path / "edm.pkl").read_bytes()).hexdigest()
+
+
+def test_a_pickled_student_is_sampled_on_its_own_grid(net, tmp_path, calls):
+    write_pickle(tmp_path / "s.pkl", net, student_segments=3, nimg=5000)
+    made = generate(tmp_path / "s.pkl", tmp_path / "a.npz", seeds=range(2))
+    assert (made["sampler"], made["steps"], len(calls)) == ("euler", 3, 3)
+    assert (made["network"]["snapshot_kimg"], made["network"]["student"]["segments"]) == (5, 3)
+
+
+def test_a_pickled_snapshot_that_does_not_say_its_segments_needs_sampler_and_steps(net, tmp_path):
+    write_pickle(tmp_path / "phema.pkl", net, nimg=5000)
+    for asked in ({}, {"steps": 3}, {"sampler": "euler"}):
+        with pytest.raises(UserError, match="phema.pkl: a snapshot that does not say .* give sampler and steps"):
+            generate(tmp_path / "phema.pkl", tmp_path / "a.npz", seeds=range(2), **asked)
+    assert generate(tmp_path / "phema.pkl", tmp_path / "a.npz", seeds=range(2), sampler="euler", steps=3)["nfe"] == 3
+
+
+def test_classes_asked_for_take_the_place_of_those_drawn_and_nothing_else(teacher, tmp_path):
+    how = {"seeds": range(6, 12), "sampler": "heun", "steps": 3, "S_churn": 1.0}
+    generate(teacher, tmp_path / "drawn", **how)
+    drawn = ImageDataset(tmp_path / "drawn").labels.tolist()
+    free = images_of(teacher, tmp_path / "a.npz", **how)
+    assert np.array_equal(images_of(teacher, tmp_path / "b.npz", classes=drawn, **how), free)
+    threes = images_of(teacher, tmp_path / "c.npz", classes=3, **how)
+    assert [np.array_equal(*pair) for pair in zip(threes, free, strict=True)] == [label == 3 for label in drawn]
+    generate(teacher, tmp_path / "d.zip", classes=3, **how)
+    assert ImageDataset(tmp_path / "d.zip").labels.tolist() == [3] * 6
+    assert [read_samples(tmp_path / f"{name}.npz")[1].get("classes") for name in "abc"] == [None, drawn, 3]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (10, "knows classes 0 to 9, not 10"),
+        (-1, "not -1"),
+        ([1, 2, 11], "not 11"),
+        ([1, 2], "2 classes for 3 seeds"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused(teacher, tmp_path, classes, said):
+    with pytest.raises(UserError, match=said):
+        generate(teacher, tmp_path / "a.npz", seeds=range(3), steps=1, classes=classes)
+
+
+def test_a_network_without_classes_has_none_to_ask_for(tmp_path):
+    net = EDMPrecond(8, 1, 0, model_type="SongUNet", model_channels=16, channel_mult=[1], num_blocks=1)
+    save_network(tmp_path / "n.safetensors", net, {"model": "teacher", "student": None})
+    with pytest.raises(UserError, match="n.safetensors: knows no classes"):
+        generate(tmp_path / "n.safetensors", tmp_path / "a.npz", seeds=range(3), steps=1, classes=0)
+    generate(tmp_path / "n.safetensors", tmp_path / "a.zip", seeds=range(3), steps=1)
+    assert ImageDataset(tmp_path / "a.zip").label_dim == 0
+
+
+def test_every_form_holds_the_same_images(teacher, tmp_path):
+    how = {"seeds": range(250, 260), "sampler": "euler", "steps": 2}
+    images = images_of(teacher, tmp_path / "a.npz", **how)
+    for name in ("a.zip", "folder"):
+        generate(teacher, tmp_path / name, **how)
+        dataset = ImageDataset(tmp_path / name)
+        assert np.array_equal(np.stack([pixels for pixels, _ in dataset]), images.transpose(0, 3, 1, 2))
+    with pytest.raises(UserError, match="folder: exists, and is no empty folder"):
+        generate(teacher, tmp_path / "folder", **how)
+
+
 def test_provenance_says_how_the_samples_were_made(teacher, tmp_path):
     churn = {"S_churn": 1.0, "S_min": 0.05, "S_max": math.inf, "S_noise": 1.003}
     made = generate(teacher, tmp_path / "a.npz", seeds=range(10, 14), sampler="heun", steps=3, **churn)
@@ -164,6 +269,8 @@ def test_a_student_is_refused_any_other_sampling(student, tmp_path, sampler, ste
         ({"steps": 0}, "at least 1 step"),
         ({"seeds": range(0)}, "seeds must be"),
         ({"seeds": range(0, 10, 2)}, "consecutive"),
+        ({"seeds": range(-3, 3)}, "from 0 on"),
+        ({"sampler": "euler", "steps": None}, "euler sampler has no usual number of steps"),
         ({"sampler": "euler", "S_churn": 1.0}, "churn belongs to the heun sampler"),
     ],
 )

@@ -1,10 +1,12 @@
 """The sample files of the jobs that share a block of seeds, read as if one job had made them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from mscd.errors import UserError
-from mscd.samples import joint_provenance, read_batches, write_samples
+from mscd.samples import count_images, joint_provenance, read_batches, write_samples
 
 CHURN = {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 MADE = {"network": {"digest": "n" * 64}, "sampler": "euler", "steps": 4, "churn": None, "device": "cpu"}
@@ -28,6 +30,39 @@ def test_batches_hold_the_same_images_however_files_cut_them(tmp_path, cuts, siz
     assert batches == [list(range(start, min(start + size, 13))) for start in range(0, 13, size)]
 
 
+def test_images_are_counted_without_reading_them(tmp_path):
+    assert count_images(write_parts(tmp_path, range(3, 7), range(7, 8), range(8, 20))) == 17
+    assert count_images(write_parts(tmp_path, range(4))) == 4
+
+
+def test_reading_takes_the_memory_of_a_batch_not_of_a_file(tmp_path):
+    images = np.zeros([2000, 32, 32, 3], np.uint8)
+    write_samples(tmp_path / "a.npz", images, {**MADE, "seeds": [0, 1999]})
+    tracemalloc.start()
+    try:
+        assert sum(map(len, read_batches([tmp_path / "a.npz"] * 3, 100))) == 6000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < images.nbytes / 2
+
+
+def test_a_bit_that_flipped_among_the_images_is_noticed_when_they_are_read(tmp_path):
+    images = np.full([600, 4, 4, 1], 77, np.uint8)
+    write_samples(tmp_path / "a.npz", images, MADE)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(images.tobytes()) + 9000] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="a.npz: damaged"):
+        list(read_batches([tmp_path / "a.npz"], 100))
+
+
+def test_images_in_any_order_of_memory_are_read_as_written(tmp_path):
+    images = np.asfortranarray(np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3, 1))
+    write_samples(tmp_path / "a.npz", images, MADE)
+    assert np.array_equal(np.concatenate(list(read_batches([tmp_path / "a.npz"], 2))), images)
+
+
 def test_batches_are_whole_images_of_bytes(tmp_path):
     (images,) = read_batches(write_parts(tmp_path, range(3), range(3, 5)), 8)
     assert images.dtype == np.uint8 and images.shape == (5, 2, 3, 1) and (images == images[:, :1, :1]).all()
@@ -37,6 +72,13 @@ def test_parts_together_are_of_all_their_seeds(tmp_path):
     files = write_parts(tmp_path, range(3, 7), range(7, 8), range(8, 20))
     assert joint_provenance(files) == {**MADE, "seeds": [3, 19]}
     assert joint_provenance(files[1:2]) == {**MADE, "seeds": [7, 7]}
+
+
+def test_classes_of_parts_are_joined_and_one_for_all_stays(tmp_path):
+    files = write_parts(tmp_path, range(2), classes=[4, 5]) + write_parts(tmp_path, range(2, 3), classes=[6])
+    assert joint_provenance(files)["classes"] == [4, 5, 6]
+    files = write_parts(tmp_path, range(2), classes=4) + write_parts(tmp_path, range(2, 3), classes=4)
+    assert joint_provenance(files)["classes"] == 4
 
 
 @pytest.mark.parametrize(
@@ -62,6 +104,7 @@ def test_seeds_that_are_missing_or_come_twice_are_refused(tmp_path, parts, said)
         ({"sampler": "heun", "steps": 2}, "sampler, steps"),
         ({"churn": CHURN}, "churn"),
         ({"device": "cuda"}, "device"),
+        ({"classes": 3}, "classes"),
     ],
 )
 def test_parts_made_in_different_ways_are_refused_naming_both(tmp_path, change, said):

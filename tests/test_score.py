@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from standin_detector import write_standin
 
+from mscd import inception
 from mscd.errors import UserError
-from mscd.features import Classifier, Detector, load_detector, save_detector
+from mscd.features import Classifier, Detector, adopt_reference, load_detector, save_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference, save_reference
 from mscd.samples import write_samples
 from mscd.score import score
@@ -167,3 +169,56 @@ def test_a_score_that_cannot_be_written_is_named(files, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="score.json: could not be written"):
         score(*inputs, tmp_path / "file/score.json")
+
+
+@pytest.fixture
+def published(tmp_path):
+    """(samples, reference taken over from published statistics, TorchScript detector, its sha256), of 8×8 grey."""
+    detector = tmp_path / "standin.pt"
+    sha256 = write_standin(detector, dim=16)
+    features = (
+        load_detector(detector, sha256=sha256)(torch.from_numpy(pictures(1)).permute(0, 3, 1, 2)).double().numpy()
+    )
+    np.savez(tmp_path / "published.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    adopt_reference(
+        tmp_path / "published.npz",
+        detector,
+        tmp_path / "reference.npz",
+        detector_sha256=sha256,
+        resolution=8,
+        channels=1,
+    )
+    write_samples(tmp_path / "samples.npz", pictures(1), MADE)
+    return tmp_path / "samples.npz", tmp_path / "reference.npz", detector, sha256
+
+
+def test_images_that_published_statistics_are_of_score_zero(published, tmp_path):
+    *files, sha256 = published
+    result = score(*files, tmp_path / "score.json", detector_sha256=sha256)
+    assert result["value"] == pytest.approx(0, abs=1e-6) and result["metric"] == "FD(standin)"
+    assert result["detector"] == {"name": "standin", "digest": sha256}
+
+
+def test_only_inceptions_features_are_called_FID(published, tmp_path, monkeypatch):
+    samples, reference, detector, sha256 = published
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", sha256)
+    assert score(samples, reference, detector, tmp_path / "score.json")["metric"] == "FID"
+
+
+def test_a_torchscript_detector_of_another_sha256_is_not_opened_for_a_score(published, tmp_path):
+    *files, _ = published
+    with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
+        score(*files, tmp_path / "score.json")
+
+
+def test_images_of_another_size_do_not_score_against_published_statistics(published, tmp_path):
+    samples, *files, sha256 = published
+    write_samples(samples, pictures(1, resolution=16), MADE)
+    with pytest.raises(UserError, match="holds 16x16 images of 1 channels, but .* is of 8x8"):
+        score(samples, *files, tmp_path / "score.json", detector_sha256=sha256)
+
+
+def test_a_score_says_which_classes_were_asked_for_and_need_not_be_written(files):
+    samples, *rest, dest = files
+    write_samples(samples, pictures(2), {**MADE, "classes": 3})
+    assert score(samples, *rest, None)["classes"] == 3 and not dest.exists()

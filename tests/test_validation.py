@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from standin_detector import write_standin
 from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
 from mscd import checkpoint, features
@@ -72,3 +73,20 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: 
     again = Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
     with torch.no_grad():
         assert again == scores(tmp_path)[-1]
+
+
+def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(base, tmp_path):  # noqa: F811
+    from mscd.validation import Validation
+
+    files = tmp_path / "standin.pt", tmp_path / "reference.npz"
+    sha256 = write_standin(files[0], dim=16)
+    features.reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
+    leg = dataclasses.replace(
+        student_leg(base, tmp_path, 0, 1, SCORED), detector=str(files[0]), reference=str(files[1])
+    )
+    train(leg)
+    (score,) = scores(tmp_path)
+    assert score == Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
+    write_standin(files[0], dim=16, seed=1)
+    with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
+        Validation(SCORED, *files, Group())
