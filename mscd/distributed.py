@@ -104,8 +104,8 @@ def group_of_torchrun() -> Iterator[Group]:
 
     Computes on GPUs where there are some, a process on each. Raises UserError when GPUs are fewer than processes.
     """
-    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    started = all(name in os.environ for name in names)
     rank, size, local_rank = (int(os.environ[name]) for name in names) if started else (0, 1, 0)
     gpus = torch.cuda.device_count()
     if gpus and local_rank >= gpus:
