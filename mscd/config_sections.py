@@ -166,7 +166,9 @@ class ScoringSettings(Settings):
     teacher_samplers: Annotated[list[SamplerSettings], Field(min_length=1)] = Field(
         description="How the teacher is sampled, a list of the settings below. A student always takes S Euler steps."
     )
-    batch_size: Annotated[int, Field(ge=1)] = operational(256, "Images generated at a time.")
+    batch_size: Annotated[int, Field(ge=1)] = operational(
+        256, "Images generated at a time on a GPU. A CPU takes as many as suit it; the images are the same."
+    )
     evaluations_per_job: Annotated[int, Field(ge=1)] | None = operational(
         None,
         "Network evaluations, about, that one job makes: several jobs share a seed block that takes more, and its "

@@ -34,15 +34,15 @@ def clone(folder: Path, **profiles: dict) -> "Project":
 
 
 class Project:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str = "tiny"):
         self.folder = folder
-        self.results = folder / "results/tiny"
+        self.results = folder / "results" / name
         self.config_file = folder / "config/config.yaml"
 
     def copy(self, folder: Path) -> "Project":
         """The same with all its files and Snakemake's records of them."""
         shutil.copytree(self.folder, folder)
-        return Project(folder)
+        return Project(folder, self.results.name)
 
     def configure(self, change) -> None:
         """Let `change` edit the settings, as a dict."""
