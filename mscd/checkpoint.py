@@ -95,13 +95,26 @@ def origin_of(metadata: Mapping) -> dict:
     return {"origin": metadata["origin"]} if "origin" in metadata else {}
 
 
-def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
-    """The network of a `save_network` file, or of a pickled checkpoint (`.pkl`, mscd.pickles), in eval mode.
+def is_pickle(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a pickle, whatever its name; False where there is no file. UserError if unreadable."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    # A safetensors file may have that first byte, too, in the length of its header; after the length it has a brace.
+    return start[:1] == b"\x80" and start[8:] != b"{"
 
-    Nothing in the file is executed.
+
+def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
+    """The network of a `save_network` file, or of a pickled checkpoint (mscd.pickles), in eval mode.
+
+    The content tells which it is, whatever the name. Nothing in the file is executed.
     Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.
     """
-    if Path(path).suffix == ".pkl":
+    if is_pickle(path):
         return read_pickle(path).network.to(device)
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != NETWORK_FORMAT:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from mscd.checkpoint import load_network, read_metadata, save_network
+from mscd.checkpoint import is_pickle, load_network, read_metadata, save_network
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precond import UNETS
-from mscd.pickles import read_pickle
+from mscd.pickles import Pickled, read_pickle
 from mscd.schedule import STUDENT_GRID
 
 TEACHER = "teacher"
@@ -28,18 +27,20 @@ def convert(
     origin: Mapping | None = None,
     expected: Mapping | None = None,
 ) -> dict:
-    """Write the network of `source` (.pkl of EDM's form, or .safetensors of ours) to `dest`; returns its metadata.
+    """Write the network of `source` (a pickle of EDM's form, or a file of ours) to `dest`; returns its metadata.
 
     model: "teacher", or the student's name; a student needs segments, here or in the file, and a teacher may have none.
-    snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments count instead of what the file says of itself.
+    snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments count instead of what the file says of itself; a teacher
+    has no snapshot_kimg from it.
     origin: where the file came from ("source", "sha256", "license"); what a file of ours says of its own stays.
     expected: EDMPrecond's keyword arguments that the network must have been made with.
     The same file gives the same bytes. Raises UserError naming the file when it doesn't hold such a network.
     """
-    ours = Path(source).suffix != ".pkl"
-    net, metadata = _of_ours(source) if ours else _of_pickle(source)
+    net, metadata = _of_pickle(source) if is_pickle(source) else _of_ours(source)
     if expected:
         _check_expected(source, net, expected)
+    if model == TEACHER:
+        metadata["snapshot_kimg"] = None
     given = {"snapshot_kimg": snapshot_kimg, "ema": ema}
     metadata |= {"model": model} | {name: value for name, value in given.items() if value is not None}
     if segments is not None:
@@ -50,12 +51,12 @@ def convert(
     return {**metadata, "digest": save_network(dest, net, metadata)}
 
 
-def _of_pickle(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
-    """The network and what the file says of it."""
-    pickled = read_pickle(source)
+def pickle_metadata(pickled: Pickled) -> dict:
+    """What a pickled checkpoint says of itself, as metadata of our network files; its model is not known (None)."""
     net = pickled.network
-    return net, {
-        "snapshot_kimg": None if pickled.student is None or pickled.nimg is None else round(pickled.nimg / 1000),
+    return {
+        "model": None,
+        "snapshot_kimg": None if pickled.nimg is None else round(pickled.nimg / 1000),
         "ema": pickled.average,
         "data": {
             "digest": None,
@@ -66,6 +67,11 @@ def _of_pickle(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
         "student": pickled.student,
         **({} if pickled.nimg is None else {"nimg": pickled.nimg}),
     }
+
+
+def _of_pickle(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
+    pickled = read_pickle(source)
+    return pickled.network, pickle_metadata(pickled)
 
 
 def _of_ours(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:

@@ -66,8 +66,24 @@ def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
         checkpoint.save_network(tmp_path / "file/n.safetensors", net, METADATA)
 
 
-def test_a_pickled_checkpoint_is_loaded_by_its_suffix(net, tmp_path):
-    write_pickle(tmp_path / "n.pkl", net)
-    back = checkpoint.load_network(tmp_path / "n.pkl")
+@pytest.mark.parametrize("name", ["n.pkl", "n", "n.safetensors"])
+def test_a_pickled_checkpoint_is_loaded_whatever_its_name(name, net, tmp_path):
+    write_pickle(tmp_path / name, net)
+    back = checkpoint.load_network(tmp_path / name)
     assert back.init_kwargs == net.init_kwargs and not back.training
     assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
+
+
+def test_a_network_file_whose_first_byte_is_a_pickles_is_still_one(net, tmp_path):
+    path = tmp_path / "n.pkl"
+    for length in range(32):  # the first byte is of the header's length, which is a multiple of 8
+        checkpoint.save_network(path, net, {**METADATA, "run": "x" * 8 * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80 and not checkpoint.is_pickle(path)
+    assert checkpoint.load_network(path).init_kwargs == net.init_kwargs
+
+
+def test_what_is_not_there_or_has_no_byte_is_no_pickle(tmp_path):
+    (tmp_path / "empty").touch()
+    assert not any(map(checkpoint.is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))

@@ -6,7 +6,7 @@ from nvidia_pickle import write_pickle
 from pickle_watch import GOLDEN, small_net
 
 from mscd import checkpoint
-from mscd.convert import convert
+from mscd.convert import convert, pickle_metadata
 from mscd.errors import UserError
 from mscd.pickles import read_pickle
 
@@ -47,6 +47,29 @@ def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tm
     assert made["student"] == {"segments": 8, **GRID} and "origin" not in made
     told = convert(source, dest, model="published", segments=4, snapshot_kimg=100, ema="phema-0.050")
     assert (told["student"], told["snapshot_kimg"], told["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
+
+
+def test_a_snapshot_that_does_not_say_that_it_is_a_students_keeps_its_images_but_not_as_a_teacher(tmp_path):
+    write_pickle(tmp_path / "n.pkl", small_net(), nimg=5000_400)
+    said = pickle_metadata(read_pickle(tmp_path / "n.pkl"))
+    assert {name: said[name] for name in ("model", "snapshot_kimg", "ema", "student", "nimg")} == {
+        "model": None,
+        "snapshot_kimg": 5000,
+        "ema": "ema",
+        "student": None,
+        "nimg": 5000_400,
+    }
+    dest = tmp_path / "n.safetensors"
+    assert convert(tmp_path / "n.pkl", dest, model="s8", segments=8, ema="phema-0.050")["snapshot_kimg"] == 5000
+    assert convert(tmp_path / "n.pkl", dest, model="teacher")["snapshot_kimg"] is None
+
+
+def test_the_name_of_a_file_does_not_say_what_it_is(tmp_path):
+    pickled = tmp_path / "download"
+    pickled.write_bytes((GOLDEN / "student_phema.pkl").read_bytes())
+    convert(pickled, tmp_path / "ours.pkl", model="published")
+    convert(tmp_path / "ours.pkl", tmp_path / "again", model="published")
+    assert (tmp_path / "ours.pkl").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_a_student_without_segments_and_a_teacher_with_them_are_refused(tmp_path):
@@ -93,5 +116,5 @@ def test_what_is_made_from_a_network_carries_its_origin(tmp_path):
 
 def test_a_file_that_is_no_network_is_named(tmp_path):
     (tmp_path / "n.pkl").write_bytes(b"<html>")
-    with pytest.raises(UserError, match="n.pkl: refused: it is not a pickle"):
+    with pytest.raises(UserError, match="n.pkl: not a safetensors file"):
         convert(tmp_path / "n.pkl", tmp_path / "dest", model="teacher")
