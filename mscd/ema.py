@@ -1,24 +1,18 @@
 """Exponential and power-function moving averages of weights.
 
 The power-function EMA and its reconstruction after training follow Karras et al. 2024 (arXiv:2312.02696), section 3 and
-appendix C. Betas are numbers on the host: they depend on counters only.
+appendix C (mscd.power_profiles). Betas are numbers on the host: they depend on counters only.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
+from mscd.power_profiles import posthoc_coefficients, std_to_exponent
 
-
-def std_of(name: str) -> float | None:
-    """Relative standard deviation of the power-function average called `phema-0.050` or `posthoc-0.075`, else None."""
-    match = re.fullmatch(r"(?:phema|posthoc)-(\d\.\d{3})", name)
-    return float(match[1]) if match else None
+__all__ = ["ema_beta", "posthoc_coefficients", "power_ema_beta", "std_to_exponent", "update"]
 
 
 def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int, batch_size: int) -> float:
@@ -33,20 +27,6 @@ def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int,
     return 0.5 ** (batch_size / max(halflife, 1e-8))
 
 
-def std_to_exponent(std: float) -> float:
-    """Exponent gamma of the power profile with relative standard deviation `std` (equation 15 and algorithm 2).
-
-    The largest real root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + (12 - std^-2).
-    """
-    roots = np.roots([1.0, 7.0, 16.0 - std**-2.0, 12.0 - std**-2.0])
-    return float(roots.real.max())
-
-
-def exponent_to_std(exponent: float) -> float:
-    """Relative standard deviation of the power profile: std^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
-    return float(np.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))))
-
-
 def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
     """Decay of one step of the power-function EMA (equation 10): (1 - batch/n)^(gamma + 1), n images after the step."""
     return (1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1)
@@ -56,54 +36,3 @@ def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
 def update(average: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], beta: float) -> None:
     """average <- weights + beta (average - weights), in place, for lists of tensors alike in shape and dtype."""
     torch._foreach_lerp_(list(average), list(weights), 1 - beta)
-
-
-def profile_correlation(
-    a_nimg: np.ndarray, a_exponent: np.ndarray, b_nimg: np.ndarray, b_exponent: np.ndarray
-) -> np.ndarray:
-    """Inner product of two power profiles that end at a_nimg and b_nimg images (equation 121); broadcasts, float64."""
-    ratio = a_nimg / b_nimg
-    power = np.where(a_nimg < b_nimg, b_exponent, -a_exponent)
-    scale = (a_exponent + 1) * (b_exponent + 1)
-    return scale * ratio**power / ((a_exponent + b_exponent + 1) * np.maximum(a_nimg, b_nimg))
-
-
-def posthoc_coefficients(
-    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
-) -> np.ndarray:
-    """Weights with which stored averages sum to averages of other lengths (algorithm 3), float64 [in, out].
-
-    Stored snapshot i was averaged with in_std[i] and taken at in_nimg[i] images; wanted are out_std[j] at out_nimg[j].
-    Each column is normalised to sum 1.
-    """
-    stored, wanted, _ = _correlations(in_nimg, in_std, out_nimg, out_std)
-    coefficients = np.linalg.solve(stored, wanted)
-    return coefficients / coefficients.sum(axis=0)
-
-
-def posthoc_misfit(
-    coefficients: np.ndarray,
-    in_nimg: Sequence[float],
-    in_std: Sequence[float],
-    out_nimg: Sequence[float],
-    out_std: Sequence[float],
-) -> np.ndarray:
-    """How far the profiles that `coefficients` [in, out] make lie from the wanted ones, float64 [out].
-
-    The L2 norm of the difference over that of the wanted profile: 0 is exact, 1 as bad as nothing at all.
-    """
-    stored, wanted, itself = _correlations(in_nimg, in_std, out_nimg, out_std)
-    made = ((stored @ coefficients) * coefficients).sum(axis=0)
-    squared = itself - 2 * (wanted * coefficients).sum(axis=0) + made
-    return np.sqrt(np.maximum(squared, 0) / itself)
-
-
-def _correlations(
-    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inner products of profiles: stored with stored [in, in], with wanted ones [in, out]; wanted with itself [out]."""
-    t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)
-    g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
-    g_out = np.array([std_to_exponent(std) for std in out_std])
-    stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
-    return stored, profile_correlation(t_in, g_in, t_out, g_out), profile_correlation(t_out, g_out, t_out, g_out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -19,15 +20,14 @@ import safetensors
 import torch
 from tqdm import tqdm
 
-from mscd import ema
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
 from mscd.files import written_whole
+from mscd.power_profiles import LARGEST_STD, reach, std_of
 
 log = logging.getLogger(__name__)
 PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata that all snapshots of a run share
-NOTABLE_MISFIT, LARGEST_MISFIT = 0.1, 0.5
-LARGEST_GAIN = 1e4  # float32 weights have 24 bits: their rounding would grow to almost 1e-3 of them
+NOTABLE_MISFIT = 0.1
 
 
 def reconstruct(
@@ -39,14 +39,14 @@ def reconstruct(
     them) are used, so that a longer run changes nothing made before. std: at most 0.28, of three decimals, as its name
     `posthoc-0.075` has. Two stds at one snapshot are enough for lengths between them; every further snapshot widens
     the range and narrows the error. Returns the metadata: what was used with which coefficients, and the misfit (of
-    ema.posthoc_misfit), which is also logged.
+    power_profiles.posthoc_misfit), which is also logged.
 
     Raises UserError for a std out of range or out of reach (a misfit above 0.5, one stored average alone for another
     one, averages too alike to be told apart), and for files that are missing, damaged, no phEMA snapshots, of
     different runs or the same average twice.
     """
-    if not 0 < std <= ema.LARGEST_STD or round(std, 3) != std:
-        raise UserError(f"an average's std is above 0, at most {ema.LARGEST_STD} and of three decimals, got {std:g}")
+    if not 0 < std <= LARGEST_STD or round(std, 3) != std:
+        raise UserError(f"an average's std is above 0, at most {LARGEST_STD} and of three decimals, got {std:g}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(StoredAverage(path)) for path in stored]
         files = _up_to(_of_one_run(files), kimg)
@@ -64,7 +64,7 @@ class StoredAverage:
         self.path = Path(path)
         self.metadata = read_metadata(path)
         name, self.kimg = str(self.metadata.get("ema")), self.metadata.get("snapshot_kimg")
-        self.std = ema.std_of(name) if name.startswith("phema-") else None
+        self.std = std_of(name) if name.startswith("phema-") else None
         if self.metadata.get("format") != NETWORK_FORMAT or self.std is None or self.kimg is None:
             raise UserError(f"{path}: not a stored power-function average (phema-...) of a snapshot, but {name!r}")
         self.nimg = self.metadata.get("nimg", self.kimg * 1000)
@@ -102,9 +102,7 @@ def _of_one_run(files: list[StoredAverage]) -> list[StoredAverage]:
         raise UserError("no stored averages given: keep some with phema_stds and give their snapshot files")
     files = sorted(files, key=lambda file: (file.nimg, file.std))
     first = files[0]
-    for before, file in zip(files, files[1:], strict=False):
-        if (before.nimg, before.std) == (file.nimg, file.std):
-            raise UserError(f"{before.path} and {file.path} are the same average; give it once")
+    for file in files[1:]:
         for key in PER_RUN:
             if file.metadata.get(key) != first.metadata.get(key):
                 raise UserError(
@@ -113,6 +111,9 @@ def _of_one_run(files: list[StoredAverage]) -> list[StoredAverage]:
                 )
         if file.names != first.names:
             raise UserError(f"{first.path} and {file.path} are of different networks (their weights' names differ)")
+    for before, file in itertools.pairwise(files):
+        if (before.nimg, before.std) == (file.nimg, file.std):
+            raise UserError(f"{before.path} and {file.path} are the same average; give it once")
     return files
 
 
@@ -128,32 +129,15 @@ def _up_to(files: list[StoredAverage], kimg: int | None) -> list[StoredAverage]:
 
 def _solve(files: list[StoredAverage], std: float) -> tuple[np.ndarray, float]:
     """(Coefficient of each file, misfit of the profile they make)."""
-    if len(files) == 1 and files[0].std != std:
-        raise UserError(
-            f"{files[0].path} alone makes no average but itself; give another std of that snapshot, or earlier ones"
-        )
-    stored = [file.nimg for file in files], [file.std for file in files]
-    wanted = [files[-1].nimg], [std]
-    coefficients = ema.posthoc_coefficients(*stored, *wanted)
-    misfit = float(ema.posthoc_misfit(coefficients, *stored, *wanted)[0])
-    have = f"the {len(files)} stored averages up to {files[-1].kimg} kimg, of std {_stds(files)},"
-    gain = np.abs(coefficients).sum()
-    if not gain <= LARGEST_GAIN:
-        raise UserError(
-            f"{have} are too alike to make one of std {std:g} (coefficients of {gain:.1g} in all); give fewer"
-        )
-    if misfit > LARGEST_MISFIT:
-        raise UserError(
-            f"{have} do not reach std {std:g}: they would miss {misfit:.0%} of its profile; "
-            "ask for one nearer to them, or keep more snapshots or stds"
-        )
+    coefficients, misfit = reach([file.nimg for file in files], [file.std for file in files], files[-1].nimg, std)
     if misfit > NOTABLE_MISFIT:
-        log.warning("%s make std %g only roughly: they miss %.0f %% of its profile", have, std, 100 * misfit)
-    return coefficients[:, 0], misfit
-
-
-def _stds(files: list[StoredAverage]) -> str:
-    return ", ".join(f"{std:g}" for std in sorted({file.std for file in files}))
+        log.warning(
+            "%d stored averages make std %g only roughly: they miss %.0f %% of its profile",
+            len(files),
+            std,
+            100 * misfit,
+        )
+    return coefficients, misfit
 
 
 def _metadata(files: list[StoredAverage], coefficients: np.ndarray, std: float, misfit: float) -> dict:

@@ -5,14 +5,10 @@ import pytest
 import torch
 from golden_data import load
 
-from mscd import ema
+from mscd import ema, power_profiles
 
 golden, _ = load("ema")
 BATCH = int(golden["batch_size"])
-
-
-def rel(a, b):
-    return float(np.max(np.abs(np.asarray(a) - b) / np.maximum(1e-30, np.abs(b)), initial=0))
 
 
 def trajectory(betas, theta):
@@ -42,26 +38,6 @@ def test_power_ema_equals_golden():
         assert np.allclose(trajectory(betas, golden["theta"]), golden["phema/traj"][:, i], rtol=1e-9, atol=1e-12)
 
 
-def test_correlation_of_profiles_equals_golden():
-    a_exp, b_exp = (np.array([ema.std_to_exponent(s) for s in golden[f"corr/{n}_std"]]) for n in "ab")
-    ours = ema.profile_correlation(golden["corr/a_ofs"], a_exp, golden["corr/b_ofs"], b_exp)
-    assert rel(ours, golden["corr/out"]) <= 1e-10
-
-
-def test_exponents_and_stds_equal_golden():
-    assert rel([ema.std_to_exponent(s) for s in golden["conv/std"]], golden["conv/exp"]) <= 1e-9
-    assert rel([ema.exponent_to_std(e) for e in golden["conv/exp_in"]], golden["conv/std_of_exp"]) <= 1e-9
-
-
-@pytest.mark.parametrize("case", "012")
-def test_posthoc_coefficients_equal_golden(case):
-    g = {k.split("/")[2]: v for k, v in golden.items() if k.startswith(f"posthoc/{case}/")}
-    out_std = g["out_std"].tolist()
-    ours = ema.posthoc_coefficients(g["in_ofs"], g["in_std"], [float(g["out_ofs"])] * len(out_std), out_std)
-    assert np.abs(ours - g["coefs"]).max() <= 1e-7 * np.abs(g["coefs"]).max()
-    assert np.allclose(ours.T @ g["snapshots"], g["reconstructed"], rtol=1e-7, atol=1e-7)
-
-
 def test_power_ema_resumed_in_the_middle_equals_golden():
     start, theta = int(golden["phema/resumed_start_nimg"]), golden["theta"]
     for i, std in enumerate(golden["phema/stds"][:2].tolist()):
@@ -69,35 +45,6 @@ def test_power_ema_resumed_in_the_middle_equals_golden():
         assert np.allclose(trajectory(betas, theta)[-1], golden["phema/resumed_final"][i], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.2, 0.25])
-def test_exponent_and_std_are_inverse(std):
-    assert ema.exponent_to_std(ema.std_to_exponent(std)) == pytest.approx(std, rel=1e-9)
-
-
-def test_reconstructing_a_stored_average_gives_itself():
-    coefficients = ema.posthoc_coefficients([1000, 2000, 2000], [0.05, 0.05, 0.1], [2000], [0.1])
-    assert np.allclose(coefficients[:, 0], [0, 0, 1], atol=1e-6)
-
-
-def profile(nimg, std, at):
-    exponent = ema.std_to_exponent(std)
-    return np.where(at <= nimg, (exponent + 1) * at**exponent / nimg ** (exponent + 1), 0)
-
-
-def test_misfit_is_the_distance_of_the_profiles():
-    stored, wanted = ([1000, 2000, 2000], [0.05, 0.05, 0.1]), ([2000, 2000, 1000], [0.075, 0.15, 0.05])
-    coefficients = ema.posthoc_coefficients(*stored, *wanted)
-    at = np.linspace(0, 2000, 400_001)[1:]
-    made = coefficients.T @ np.stack([profile(nimg, std, at) for nimg, std in zip(*stored, strict=True)])
-    aim = np.stack([profile(nimg, std, at) for nimg, std in zip(*wanted, strict=True)])
-    expected = np.linalg.norm(made - aim, axis=1) / np.linalg.norm(aim, axis=1)
-    found = ema.posthoc_misfit(coefficients, *stored, *wanted)
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6) and found[1] > found[0] > found[2]
-
-
-@pytest.mark.parametrize(
-    ("name", "std"),
-    [("phema-0.050", 0.05), ("posthoc-0.275", 0.275), ("ema", None), ("phema-0.05", None), ("xphema-0.050", None)],
-)
-def test_the_name_of_an_average_tells_its_std(name, std):
-    assert ema.std_of(name) == std
+def test_the_profiles_it_averages_by_are_to_be_had_here_too():
+    assert ema.std_to_exponent is power_profiles.std_to_exponent
+    assert ema.posthoc_coefficients is power_profiles.posthoc_coefficients

@@ -184,6 +184,15 @@ def test_snapshots_of_different_runs_are_refused(tmp_path, change):
         posthoc.reconstruct([other, first], tmp_path / "a", std=0.07)
 
 
+def test_two_runs_are_told_apart_before_equal_averages_are(tmp_path):
+    paths = []
+    for model in ("s4", "s8"):
+        for std in STORED:
+            paths.append(snapshot(tmp_path / f"{model}-{std}", {"w": torch.ones(1)}, std, 20, model=model))
+    with pytest.raises(UserError, match="are of different runs .their 'model' differs"):
+        posthoc.reconstruct(paths, tmp_path / "a", std=0.07)
+
+
 @pytest.mark.parametrize("weights", [{"v": torch.ones(2)}, {"w": torch.ones(3)}, {"w": torch.ones(2).double()}])
 def test_snapshots_of_different_networks_are_refused(tmp_path, weights):
     paths = [

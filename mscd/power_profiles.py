@@ -1,0 +1,119 @@
+"""Profiles of power-function averages, and what can be made of stored ones: numbers alone, without networks.
+
+After Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from mscd.errors import UserError
+
+LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
+LARGEST_MISFIT = 0.5
+LARGEST_GAIN = 1e4  # float32 weights have 24 bits: their rounding would grow to almost 1e-3 of them
+
+
+def std_of(name: str) -> float | None:
+    """Relative standard deviation of the power-function average called `phema-0.050` or `posthoc-0.075`, else None."""
+    match = re.fullmatch(r"(?:phema|posthoc)-(\d\.\d{3})", name)
+    return float(match[1]) if match else None
+
+
+def std_to_exponent(std: float) -> float:
+    """Exponent gamma of the power profile with relative standard deviation `std` (equation 15 and algorithm 2).
+
+    The largest real root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + (12 - std^-2).
+    """
+    roots = np.roots([1.0, 7.0, 16.0 - std**-2.0, 12.0 - std**-2.0])
+    return float(roots.real.max())
+
+
+def exponent_to_std(exponent: float) -> float:
+    """Relative standard deviation of the power profile: std^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
+    return float(np.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))))
+
+
+def profile_correlation(
+    a_nimg: np.ndarray, a_exponent: np.ndarray, b_nimg: np.ndarray, b_exponent: np.ndarray
+) -> np.ndarray:
+    """Inner product of two power profiles that end at a_nimg and b_nimg images (equation 121); broadcasts, float64."""
+    ratio = a_nimg / b_nimg
+    power = np.where(a_nimg < b_nimg, b_exponent, -a_exponent)
+    scale = (a_exponent + 1) * (b_exponent + 1)
+    return scale * ratio**power / ((a_exponent + b_exponent + 1) * np.maximum(a_nimg, b_nimg))
+
+
+def posthoc_coefficients(
+    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
+) -> np.ndarray:
+    """Weights with which stored averages sum to averages of other lengths (algorithm 3), float64 [in, out].
+
+    Stored snapshot i was averaged with in_std[i] and taken at in_nimg[i] images; wanted are out_std[j] at out_nimg[j].
+    Each column is normalised to sum 1.
+    """
+    stored, wanted, _ = _correlations(in_nimg, in_std, out_nimg, out_std)
+    coefficients = np.linalg.solve(stored, wanted)
+    return coefficients / coefficients.sum(axis=0)
+
+
+def posthoc_misfit(
+    coefficients: np.ndarray,
+    in_nimg: Sequence[float],
+    in_std: Sequence[float],
+    out_nimg: Sequence[float],
+    out_std: Sequence[float],
+) -> np.ndarray:
+    """How far the profiles that `coefficients` [in, out] make lie from the wanted ones, float64 [out].
+
+    The L2 norm of the difference over that of the wanted profile: 0 is exact, 1 as bad as nothing at all.
+    """
+    stored, wanted, itself = _correlations(in_nimg, in_std, out_nimg, out_std)
+    made = ((stored @ coefficients) * coefficients).sum(axis=0)
+    squared = itself - 2 * (wanted * coefficients).sum(axis=0) + made
+    return np.sqrt(np.maximum(squared, 0) / itself)
+
+
+def reach(in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: float, std: float) -> tuple[np.ndarray, float]:
+    """(Coefficients [in], misfit) of the average `std` at `out_nimg` images, as `posthoc_coefficients` has them.
+
+    Raises UserError where it is out of reach of what is stored: a misfit above 0.5, one stored average alone for
+    another one, averages too alike to be told apart.
+    """
+    have = f"of std {', '.join(f'{stored:g}' for stored in sorted(set(in_std)))},"
+    if len(in_std) == 1 and in_std[0] != std:
+        raise UserError(
+            f"the stored average at {out_nimg / 1000:.6g} kimg, {have} alone makes no average but itself; give another "
+            "std of that snapshot, or earlier ones"
+        )
+    have = f"the {len(in_std)} stored averages up to {out_nimg / 1000:.6g} kimg, {have}"
+    try:
+        coefficients = posthoc_coefficients(in_nimg, in_std, [out_nimg], [std])
+        gain = np.abs(coefficients).sum()
+    except np.linalg.LinAlgError:
+        gain = np.inf
+    if not gain <= LARGEST_GAIN:
+        raise UserError(
+            f"{have} are too alike to make one of std {std:g} (coefficients of {gain:.1g} in all); give fewer"
+        )
+    misfit = float(posthoc_misfit(coefficients, in_nimg, in_std, [out_nimg], [std])[0])
+    if misfit > LARGEST_MISFIT:
+        raise UserError(
+            f"{have} do not reach std {std:g}: they would miss {misfit:.0%} of its profile; "
+            "ask for one nearer to them, or keep more snapshots or stds"
+        )
+    return coefficients[:, 0], misfit
+
+
+def _correlations(
+    in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inner products of profiles: stored with stored [in, in], with wanted ones [in, out]; wanted with itself [out]."""
+    t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)
+    g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
+    g_out = np.array([std_to_exponent(std) for std in out_std])
+    stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
+    return stored, profile_correlation(t_in, g_in, t_out, g_out), profile_correlation(t_out, g_out, t_out, g_out)

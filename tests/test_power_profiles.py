@@ -1,0 +1,109 @@
+"""Profiles of power-function averages: parity with the golden numbers, and what can be made of stored ones."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from golden_data import load
+
+from mscd.errors import UserError
+from mscd.power_profiles import (
+    exponent_to_std,
+    posthoc_coefficients,
+    posthoc_misfit,
+    profile_correlation,
+    reach,
+    std_of,
+    std_to_exponent,
+)
+
+golden, _ = load("ema")
+
+
+def rel(a, b):
+    return float(np.max(np.abs(np.asarray(a) - b) / np.maximum(1e-30, np.abs(b)), initial=0))
+
+
+def test_correlation_of_profiles_equals_golden():
+    a_exp, b_exp = (np.array([std_to_exponent(s) for s in golden[f"corr/{n}_std"]]) for n in "ab")
+    ours = profile_correlation(golden["corr/a_ofs"], a_exp, golden["corr/b_ofs"], b_exp)
+    assert rel(ours, golden["corr/out"]) <= 1e-10
+
+
+def test_exponents_and_stds_equal_golden():
+    assert rel([std_to_exponent(s) for s in golden["conv/std"]], golden["conv/exp"]) <= 1e-9
+    assert rel([exponent_to_std(e) for e in golden["conv/exp_in"]], golden["conv/std_of_exp"]) <= 1e-9
+
+
+@pytest.mark.parametrize("case", "012")
+def test_posthoc_coefficients_equal_golden(case):
+    g = {k.split("/")[2]: v for k, v in golden.items() if k.startswith(f"posthoc/{case}/")}
+    out_std = g["out_std"].tolist()
+    ours = posthoc_coefficients(g["in_ofs"], g["in_std"], [float(g["out_ofs"])] * len(out_std), out_std)
+    assert np.abs(ours - g["coefs"]).max() <= 1e-7 * np.abs(g["coefs"]).max()
+    assert np.allclose(ours.T @ g["snapshots"], g["reconstructed"], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.1, 0.2, 0.25])
+def test_exponent_and_std_are_inverse(std):
+    assert exponent_to_std(std_to_exponent(std)) == pytest.approx(std, rel=1e-9)
+
+
+def test_reconstructing_a_stored_average_gives_itself():
+    coefficients = posthoc_coefficients([1000, 2000, 2000], [0.05, 0.05, 0.1], [2000], [0.1])
+    assert np.allclose(coefficients[:, 0], [0, 0, 1], atol=1e-6)
+
+
+def profile(nimg, std, at):
+    exponent = std_to_exponent(std)
+    return np.where(at <= nimg, (exponent + 1) * at**exponent / nimg ** (exponent + 1), 0)
+
+
+def test_misfit_is_the_distance_of_the_profiles():
+    stored, wanted = ([1000, 2000, 2000], [0.05, 0.05, 0.1]), ([2000, 2000, 1000], [0.075, 0.15, 0.05])
+    coefficients = posthoc_coefficients(*stored, *wanted)
+    at = np.linspace(0, 2000, 400_001)[1:]
+    made = coefficients.T @ np.stack([profile(nimg, std, at) for nimg, std in zip(*stored, strict=True)])
+    aim = np.stack([profile(nimg, std, at) for nimg, std in zip(*wanted, strict=True)])
+    expected = np.linalg.norm(made - aim, axis=1) / np.linalg.norm(aim, axis=1)
+    found = posthoc_misfit(coefficients, *stored, *wanted)
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6) and found[1] > found[0] > found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "std"),
+    [("phema-0.050", 0.05), ("posthoc-0.275", 0.275), ("ema", None), ("phema-0.05", None), ("xphema-0.050", None)],
+)
+def test_the_name_of_an_average_tells_its_std(name, std):
+    assert std_of(name) == std
+
+
+STORED = [5000, 5000, 10_000, 10_000], [0.05, 0.1, 0.05, 0.1]
+
+
+def test_what_is_in_reach_has_its_coefficients_and_misfit():
+    coefficients, misfit = reach(*STORED, 10_000, 0.07)
+    expected = posthoc_coefficients(*STORED, [10_000], [0.07])
+    assert np.array_equal(coefficients, expected[:, 0])
+    assert misfit == posthoc_misfit(expected, *STORED, [10_000], [0.07])[0] < 0.1
+    assert reach([4200], [0.05], 4200, 0.05) == (pytest.approx([1]), pytest.approx(0, abs=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("stored", "std", "message"),
+    [
+        (STORED, 0.01, "the 4 stored averages up to 10 kimg, of std 0.05, 0.1, do not reach std 0.01: they would miss"),
+        (([4200], [0.05]), 0.06, "the stored average at 4.2 kimg, of std 0.05, alone makes no average but itself"),
+        (([20_000] * 6, [0.05 + i / 1000 for i in range(6)]), 0.07, "are too alike to make one of std 0.07"),
+        (([4096, 4096], [0.05, 0.05]), 0.07, "are too alike to make one of std 0.07"),  # one step for both snapshots
+    ],
+)
+def test_what_is_out_of_reach_is_refused(stored, std, message):
+    with pytest.raises(UserError, match=message):
+        reach(*stored, stored[0][-1], std)
+
+
+def test_reading_the_settings_of_a_run_needs_no_torch():
+    code = "import sys, mscd.power_profiles; assert 'numpy' in sys.modules and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
