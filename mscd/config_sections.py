@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mscd.settings import (
+    SHA256_MEANING,
     FileSettings,
     Fraction,
     Kimg,
@@ -15,6 +16,7 @@ from mscd.settings import (
     Settings,
     Sha256,
     Width,
+    known_by_hash,
     operational,
 )
 
@@ -28,13 +30,11 @@ class DataSettings(Settings):
         "of images (class = top folder, or the labels of its dataset.json), of ImageNet's or CIFAR-10's archive or of "
         "MNIST's files (docs/data.md), or the address of such a file.",
     )
-    sha256: Sha256 | None = operational(
-        None, "sha256 that the file must have; null: that of its first use, which downloads.lock keeps."
-    )
+    sha256: Sha256 | None = Field(None, description=SHA256_MEANING)
     license: str | None = operational(None, "Its licence, shown when it is downloaded; null: as far as mscd knows it.")
-    resolution: Width | None = Field(None, description="Width after the transform; null keeps the images' own.")
+    resolution: Width | None = Field(None, description="Width of the packed images; null keeps the images' own.")
     transform: Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"] | None = Field(
-        None, description="How images are cropped and resized to `resolution`; null takes them as they are."
+        None, description="How images are cropped to `resolution`; null only resizes them, whatever their aspect."
     )
     max_images: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only that many; null uses all.")
     skip_corrupt: bool = Field(
@@ -51,14 +51,16 @@ class DataSettings(Settings):
     def _combinations(self) -> "DataSettings":
         if self.transform is not None and self.resolution is None:
             raise ValueError(f"transform {self.transform} needs a resolution")
-        if self.source == "digits" and self.transform is None and self.resolution not in (None, 8):
-            raise ValueError(f"digits are 8 pixels wide: resolution {self.resolution} needs a transform")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the packed images depend on."""
+        return known_by_hash(super().identity())
 
     @property
     def known_resolution(self) -> int | None:
         """Width of the packed images where the settings alone tell it."""
-        return 8 if self.source == "digits" and self.resolution is None else self.resolution
+        return self.resolution or (8 if self.source == "digits" else None)
 
     def packing(self) -> dict[str, Any]:
         """Keyword arguments of `data.pack` that these settings stand for, all but the source."""
@@ -189,6 +191,15 @@ class ScoringSettings(Settings):
                 raise ValueError(f"teacher_samplers holds {label} twice")
         return self
 
+    def sampling(self, model: str, sampler: str, steps: int, churn: str) -> SamplerSettings:
+        """How a network is sampled for the paths that hold these: the teacher as listed, others without churn.
+
+        churn: the end of a sampler's label, "-churn40" or "".
+        """
+        how = SamplerSettings(sampler=sampler, steps=steps)
+        listed = self.teacher_samplers if model == "teacher" else []
+        return next((asked for asked in listed if asked.label == how.label + churn), how)
+
     def parts(self, seeds: range, nfe: int) -> list[range]:
         """The seeds of a block as the jobs that generate it at `nfe` evaluations an image share them, in order.
 
@@ -218,6 +229,8 @@ class PosthocSettings(Settings):
     def _distinct(self) -> "PosthocSettings":
         if len(set(self.stds)) != len(self.stds):
             raise ValueError("stds holds one twice")
+        if self.snapshots is not None and len(set(self.snapshots)) != len(self.snapshots):
+            raise ValueError("snapshots holds one twice")
         return self
 
     def emas(self) -> list[str]:

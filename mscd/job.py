@@ -7,15 +7,17 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mscd.errors import UserError
 
 
 @contextlib.contextmanager
-def logged(log: str | os.PathLike) -> Iterator[None]:
+def logged(log: str | os.PathLike) -> Iterator[Callable[[str], None]]:
     """Send all that the block and its child processes print to the file `log`, and end the process when it fails.
+
+    The block gets a function that prints a line on the terminal.
 
     A UserError is one line, in the log and on the terminal. Any other exception leaves its traceback in the log and
     its last line on the terminal. The exit status is 1, or 130 after Ctrl-C.
@@ -29,7 +31,7 @@ def logged(log: str | os.PathLike) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     try:
-        yield
+        yield lambda line: _tell(terminal, line)
     except UserError as error:
         _end(terminal, str(error), 1)
     except KeyboardInterrupt:
@@ -41,9 +43,12 @@ def logged(log: str | os.PathLike) -> Iterator[None]:
         os.close(terminal)
 
 
+def _tell(terminal: int, line: str) -> None:
+    os.write(terminal, (" ".join(line.split()) + "\n").encode())
+
+
 def _end(terminal: int, line: str, status: int) -> None:
-    line = " ".join(line.split()) + "\n"
-    sys.stderr.write(line)
+    sys.stderr.write(" ".join(line.split()) + "\n")
     sys.stderr.flush()
-    os.write(terminal, line.encode())
+    _tell(terminal, line)
     sys.exit(status)

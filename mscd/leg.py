@@ -27,7 +27,7 @@ class Leg:
 
     kind: "teacher" or "student"; model: its name in file metadata; data: the packed images; run_dir: the run's folder;
     teacher: the teacher's network file (students only); detector and reference: files to score with inside the loop,
-    needed with `validate_kimg`.
+    needed with `validate_kimg`; data_origin: where the images are from, if not the user's own.
     """
 
     kind: str
@@ -40,6 +40,7 @@ class Leg:
     teacher: str | None = None
     detector: str | None = None
     reference: str | None = None
+    data_origin: dict | None = None
 
     def __str__(self) -> str:
         return f"{self.model}, leg to {self.end_kimg} kimg"

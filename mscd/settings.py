@@ -64,17 +64,31 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+SHA256_MEANING = (
+    "sha256 that the file must have, by which a run knows it from then on, wherever it lies; null: it must be what it "
+    "was at its first use, which downloads.lock keeps, and the run knows it by `source`."
+)
+
+
+def known_by_hash(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a file's settings without where it lies, if its sha256 is there."""
+    left_out = "source" if identity["sha256"] else "sha256"
+    return {name: value for name, value in identity.items() if name != left_out}
+
+
 class FileSettings(Settings):
     """A file that others made."""
 
     source: str = Field(
         min_length=1,
         description="Path of the file, or its address (`https://`, `http://`, `file://`), from which it is downloaded "
-        "once, into downloads/. Another path or address counts as another file.",
+        "once, into downloads/. Without `sha256`, another path or address counts as another file.",
     )
-    sha256: Sha256 | None = operational(
-        None, "sha256 that the file must have; null: that of its first use, which downloads.lock keeps."
-    )
+    sha256: Sha256 | None = Field(None, description=SHA256_MEANING)
     license: str | None = operational(
         None, "Its licence, carried into all that is made from it; null: as far as mscd knows it."
     )
+
+    def identity(self) -> dict[str, Any]:
+        """The file by its hash or, without one, by its source; and what else is set of it."""
+        return known_by_hash(super().identity())

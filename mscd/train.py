@@ -378,7 +378,10 @@ def _write_snapshot(run: _Run) -> None:
         "model": leg.model,
         "snapshot_kimg": leg.end_kimg,
         "nimg": run.state.nimg,
-        "data": {name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
+        "data": {
+            **{name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
+            **({"origin": leg.data_origin} if leg.data_origin else {}),
+        },
         "student": student,
         "run": run.folder.fingerprint,
         **(checkpoint.origin_of(checkpoint.read_metadata(leg.teacher)) if leg.teacher else {}),

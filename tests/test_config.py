@@ -91,7 +91,6 @@ def test_wrong_value_is_told_in_one_line(where, value, line):
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
         ("teacher.network.channel_mult", [1] * 5, "teacher.network.channel_mult: 5 levels need a resolution that 16"),
-        ("data.resolution", 16, "data: digits are 8 pixels wide: resolution 16 needs a transform"),
         ("data.transform", "center-crop", "data: transform center-crop needs a resolution"),
         ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks holds a block twice"),
         ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers holds heun-8 "),
@@ -135,6 +134,13 @@ def test_mistakes_about_files_of_others_are_told_in_one_line(where, value, line)
     assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
 
 
+def test_posthoc_snapshots_are_given_once():
+    settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
+    settings["posthoc_ema"] = {"stds": [0.1], "snapshots": [4, 4]}
+    with pytest.raises(UserError, match="posthoc_ema: snapshots holds one twice"):
+        load_config(settings)
+
+
 def test_posthoc_snapshots_have_to_be_snapshots():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.05], "snapshots": [3]}
@@ -155,10 +161,27 @@ def test_an_ema_length_is_made_of_snapshots_spread_up_to_its_own():
     )
 
 
-def test_of_a_published_file_the_source_alone_is_identity():
-    before = load_config(changed("teacher", PUBLISHED)).teacher
-    after = load_config(changed("teacher", {**PUBLISHED, "sha256": "0" * 64, "license": "MIT"})).teacher
-    assert before.identity() == after.identity() and before.identity()["source"] == PUBLISHED["source"]
+@pytest.mark.parametrize("key", ["teacher", "data"])
+def test_a_file_of_known_hash_may_lie_anywhere(key):
+    file = {"teacher": PUBLISHED, "data": {}}[key]
+    here, there = (
+        digest(
+            load_config(changed(key, {**file, "source": source, "sha256": "0" * 64, "license": license})).files()[key]
+        )
+        for source, license in (("here.zip", "MIT"), ("/there.zip", None))
+    )
+    assert here == there
+
+
+@pytest.mark.parametrize("key", ["teacher", "data"])
+def test_a_file_without_a_hash_is_known_by_its_source(key):
+    file = {"teacher": PUBLISHED, "data": {}}[key]
+    identities = {digest(load_config(changed(key, {**file, "source": source})).files()[key]) for source in "ab"}
+    assert len(identities) == 2
+
+
+def test_digits_may_be_enlarged():
+    assert load_config(changed("data.resolution", 16)).data.known_resolution == 16
 
 
 def test_samplers_with_and_without_churn_have_names_of_their_own():
@@ -180,6 +203,14 @@ def test_error_names_the_file_and_counts_further_problems(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**changed("students.s8.segments", 0), "name": 3}))
     with pytest.raises(UserError, match=rf"^{path}: name: must be a valid string \(got 3\) \(and 1 more\)$"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["name: a\nname: b", "students:\n  s8: {}\n  s8: {}"])
+def test_a_key_that_stands_twice_is_refused(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="mine.yaml: not YAML: (name|s8) stands twice"):
         load_config(path)
 
 

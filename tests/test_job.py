@@ -8,7 +8,7 @@ import pytest
 
 def run(tmp_path, body):
     head = "import os, sys\nfrom mscd.errors import UserError\nfrom mscd.job import logged\n"
-    script = f"{head}with logged('logs/job.log'):\n    {body}\n"
+    script = f"{head}with logged('logs/job.log') as tell:\n    {body}\n"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     return ran, (tmp_path / "logs/job.log").read_text()
 
@@ -17,6 +17,11 @@ def test_output_of_job_and_children_goes_to_the_log_alone(tmp_path):
     ran, log = run(tmp_path, "print('told'); sys.stdout.flush(); os.system('echo child; echo worse >&2')")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert log == "told\nchild\nworse\n"
+
+
+def test_a_job_can_tell_the_terminal_a_line(tmp_path):
+    ran, log = run(tmp_path, "tell('fetching\\nx.zip')")
+    assert (ran.stderr, log) == ("fetching x.zip\n", "")
 
 
 def test_user_error_is_one_line_on_terminal_and_in_log(tmp_path):

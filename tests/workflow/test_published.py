@@ -90,6 +90,8 @@ def test_every_file_is_pinned_and_its_licence_carried_on(project, server):
     for network in ("teacher/network", "students/s2/2/ema", "students/s2/2/posthoc-0.080"):
         origin = read_metadata(project.results / f"{network}.safetensors")["origin"]
         assert origin == {"source": addresses[2], "sha256": pinned[addresses[2]], "license": LICENSE}
+    data = read_metadata(project.results / "students/s2/2/ema.safetensors")["data"]
+    assert data["origin"]["source"] == addresses[0] and data["origin"]["license"].startswith("not known: see ")
     log = next(project.results.glob("logs/download/**/teacher.pkl.log")).read_text()
     assert f"teacher.pkl: licence {LICENSE}" in log
     assert "CC BY-NC-SA 4.0" in (project.results / "export/s2/README.md").read_text()
@@ -123,6 +125,7 @@ def test_a_file_that_cannot_be_had_is_told_in_one_line_with_the_place_to_put_it(
     ran = project.snakemake("results/published/teacher/network.safetensors")
     [line] = {line for line in ran.stderr.splitlines() if "cannot be fetched" in line}
     place = f"downloads/{server.address.removeprefix('http://').replace(':', '_')}/moved/teacher.pkl"
+    assert f"downloading {address}; licence: {LICENSE}; progress: " in ran.stderr
     assert f"from {address} (the server answers 404 File not found)" in line and f"put it at {place} and" in line
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config import SamplerSettings, check_source, digest, is_address, load_config, read_yaml
+from mscd.config import check_source, digest, is_address, load_config, read_yaml
 from mscd.download import local_path
 from mscd.errors import UserError
 from mscd.lock import FolderLock
@@ -52,12 +52,14 @@ onstart:
 os.environ.update(MSCD_SNAKEMAKE=str(os.getpid()))
 
 
+try:  # what Snakemake says of a broken file does not name it, and it takes a key that stands twice
+    for path in workflow.overwrite_configfiles or ["config/config.yaml"]:
+        read_yaml(Path(path))
+except UserError as error:
+    stop(error)
+
 # Another file given by --configfile stands alone; Snakemake would merge the two.
 if not workflow.overwrite_configfiles:
-    try:
-        read_yaml(Path("config/config.yaml"))  # what Snakemake says of a broken one does not name it
-    except UserError as error:
-        stop(error)
 
     configfile: "config/config.yaml"
 
@@ -76,6 +78,7 @@ except UserError as error:
 results = Path("results", run.name)
 logs = results / "logs"
 data_zip = results / "data/train.zip"
+data_summary = results / "data/summary.json"
 if run.reference.detector == "classifier":
     detector_file = results / "reference/classifier.safetensors"
 else:  # its file's name is the score's where it is not the one that FID is made with
@@ -221,12 +224,7 @@ def stored_averages(wildcards):
 
 
 def sampling_settings(wildcards):
-    """How a network is sampled; a student takes Euler steps."""
-    how = SamplerSettings(sampler=wildcards.sampler, steps=wildcards.steps)
-    if wildcards.model != "teacher":
-        return how
-    label = how.label + wildcards.churn
-    return next((asked for asked in run.scoring.teacher_samplers if asked.label == label), how)
+    return run.scoring.sampling(wildcards.model, wildcards.sampler, int(wildcards.steps), wildcards.churn)
 
 
 def sample_files(wildcards):
@@ -272,6 +270,10 @@ def ema_length_scores(wildcards):
     models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
     stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in student.emas() if ema != "ema"]
     return [*posthoc_score_files(wildcards.student), *(path for scored in stored for path in block_scores(*scored))]
+
+
+def kimg_scores(wildcards):
+    return score_files() + posthoc_score_files(wildcards.student)
 
 
 def all_score_files():

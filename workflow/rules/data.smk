@@ -3,7 +3,7 @@ rule pack_data:
         downloaded("data"),
     output:
         zip=data_zip,
-        summary=results / "data/summary.json",
+        summary=data_summary,
     log:
         text=logs / "pack_data/data.log",
         events=logs / "pack_data/data.events.jsonl",

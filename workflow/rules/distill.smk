@@ -5,6 +5,7 @@ localrules:
 rule distill:
     input:
         data=data_zip,
+        summary=ancient(data_summary),
         teacher=teacher_file,
         detector=ancient(detector_file),
         reference=ancient(reference_file),

@@ -17,7 +17,7 @@ rule fid_table:
 
 rule score_vs_kimg:
     input:
-        scores=score_files(),
+        scores=kimg_scores,
     output:
         report(
             results / "figures/score-vs-kimg-{student}.png",

@@ -9,6 +9,7 @@ if run.trained_teacher:
     rule train_teacher:
         input:
             data=data_zip,
+            summary=ancient(data_summary),
             detector=ancient(detector_file),
             reference=ancient(reference_file),
             before=teacher_leg_before,

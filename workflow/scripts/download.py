@@ -4,9 +4,12 @@ from mscd.config import load_config
 from mscd.download import fetch_for
 from mscd.events import EventLog
 from mscd.job import logged
+from mscd.licenses import license_text
 
-with logged(snakemake.log.text):
+with logged(snakemake.log.text) as tell:
     settings = load_config(snakemake.config).files()[snakemake.params.key]
+    terms = license_text(settings.source, settings.license)
+    tell(f"downloading {settings.source}; licence: {terms}; progress: {snakemake.log.text}")
     origin = fetch_for(settings)[1]
     events = EventLog(snakemake.log.events)
     events.start()

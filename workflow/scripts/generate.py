@@ -1,6 +1,6 @@
 """Sample a network for a block of seeds."""
 
-from mscd.config import SamplerSettings, load_config
+from mscd.config import load_config
 from mscd.distributed import this_device
 from mscd.events import EventLog
 from mscd.generate import generate
@@ -8,10 +8,7 @@ from mscd.job import logged
 
 with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards
-    how = SamplerSettings(sampler=wildcards.sampler, steps=wildcards.steps)
-    if wildcards.model == "teacher":
-        label = how.label + wildcards.churn
-        how = next((asked for asked in scoring.teacher_samplers if asked.label == label), how)
+    how = scoring.sampling(wildcards.model, wildcards.sampler, int(wildcards.steps), wildcards.churn)
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     made = generate(
         snakemake.input.network,

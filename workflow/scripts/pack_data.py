@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mscd.config import load_config
+from mscd.config import is_address, load_config
 from mscd.data import pack
 from mscd.download import fetch_for
 from mscd.events import EventLog
@@ -11,10 +11,13 @@ from mscd.job import logged
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).data
-    source = settings.source if settings.source == "digits" else fetch_for(settings)[0]
+    source, origin = ("digits", None) if settings.source == "digits" else fetch_for(settings)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
+    # Of a file of the user's own, and no terms told, there is nothing to carry on.
+    summary["origin"] = origin if settings.license or is_address(settings.source) else None
     Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
     events = EventLog(snakemake.log.events)
     events.start()
     del summary["class_counts"]  # of a thousand classes: too long to be a parameter
-    events.params({**summary, "skipped": len(summary["skipped"])})
+    told = summary.pop("origin") or {}
+    events.params({**summary, **told, "skipped": len(summary["skipped"])})

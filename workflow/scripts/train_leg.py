@@ -1,5 +1,6 @@
 """Train one leg of the teacher, or of a student."""
 
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ with logged(snakemake.log.text):
         teacher=snakemake.input.get("teacher"),
         detector=snakemake.input.detector,
         reference=snakemake.input.reference,
+        data_origin=json.loads(Path(snakemake.input.summary).read_text())["origin"],
         run_dir=str(Path(snakemake.output[0]).parent.parent),
         start_kimg=end_kimg - settings.snapshot_kimg,
         end_kimg=end_kimg,
