@@ -30,6 +30,7 @@ from mscd.config_training import (
     TrainingSettings,
 )
 from mscd.errors import UserError
+from mscd.power_profiles import reach
 from mscd.settings import FileSettings, Name, Settings, digest
 
 __all__ = [
@@ -151,6 +152,19 @@ class Config(Settings):
             for kimg in posthoc.snapshots or []:
                 if kimg not in student.snapshots():
                     raise ValueError(f"posthoc_ema.snapshots: students.{name} has no snapshot at {kimg} kimg")
+            for kimg in self.posthoc_snapshots(name):
+                self._check_reach(name, kimg, posthoc.stds)
+
+    def _check_reach(self, name: str, kimg: int, stds: list[float]) -> None:
+        """Refuse now what could not be reconstructed when all is trained."""
+        student = self.students[name]
+        stored = [student.images_at(snapshot) for snapshot in self.stored_snapshots(name, kimg)]
+        images = [nimg for nimg in stored for _ in student.phema_stds]
+        for std in stds:
+            try:
+                reach(images, student.phema_stds * len(stored), stored[-1], std)
+            except UserError as error:
+                raise ValueError(f"posthoc_ema.stds: students.{name}: {error}") from error
 
     def student_emas(self) -> list[str]:
         """Names of the averaged networks of every student's snapshots."""

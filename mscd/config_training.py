@@ -107,6 +107,10 @@ class TrainingSettings(Settings):
         """kimg of every snapshot, in order."""
         return list(range(self.snapshot_kimg, self.duration_kimg + 1, self.snapshot_kimg))
 
+    def images_at(self, kimg: int) -> int:
+        """Images seen at a snapshot: its kimg, rounded up to whole steps."""
+        return -(-kimg * 1000 // self.batch_size) * self.batch_size
+
     def emas(self) -> list[str]:
         """Names of the averaged networks of a snapshot: `ema`, `phema-0.050`, ..."""
         return ["ema", *(f"phema-{std:.3f}" for std in self.phema_stds)]

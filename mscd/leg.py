@@ -48,7 +48,7 @@ class Leg:
     @property
     def end_nimg(self) -> int:
         """Images seen at the end: end_kimg, rounded up to whole steps."""
-        return -(-self.end_kimg * 1000 // self.settings.batch_size) * self.settings.batch_size
+        return self.settings.images_at(self.end_kimg)
 
     @property
     def folder(self) -> Path:

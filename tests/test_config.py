@@ -134,6 +134,13 @@ def test_mistakes_about_files_of_others_are_told_in_one_line(where, value, line)
     assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
 
 
+def test_an_ema_length_out_of_reach_is_refused_before_anything_is_trained():
+    settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
+    settings["posthoc_ema"] = {"stds": [0.08, 0.01]}
+    with pytest.raises(UserError, match="posthoc_ema.stds: students.s8: .* do not reach std 0.01"):
+        load_config(settings)
+
+
 def test_posthoc_snapshots_are_given_once():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.1], "snapshots": [4, 4]}
