@@ -1,10 +1,12 @@
 """Images of the network beside this file, with only torch and safetensors installed: python sample.py 0-15 images.ppm
 
-The same seed gives the same image. The picture shows them from left to right; most viewers and Pillow read it.
+For seeds 0 to 15, or for one as `7`; the same seed gives the same image. The picture, .ppm or .pgm, shows them from
+left to right; most viewers and Pillow read it.
 """
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -19,21 +21,22 @@ def main(seeds: str, picture: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     net = EDMPrecond(**config["network"]).to(device).eval().requires_grad_(False)
     net.load_state_dict(load_file(folder / "model.safetensors", device))
-
-    first, last = map(int, seeds.split("-"))
-    draws = [torch.Generator(device).manual_seed(seed) for seed in range(first, last + 1)]
-    shape = [1, net.img_channels, net.img_resolution, net.img_resolution]
-    noise, labels = torch.cat([torch.randn(shape, generator=draw, device=device) for draw in draws]), None
-    if net.label_dim:  # a random class
-        classes = [torch.randint(net.label_dim, [1], generator=draw, device=device) for draw in draws]
-        labels = torch.nn.functional.one_hot(torch.cat(classes), net.label_dim).float()
-
     sigmas = torch.tensor(config["sigmas"], dtype=torch.float64, device=device)  # the last is 0
-    x = noise.double() * sigmas[0]
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        slope = (x - net(x, sigma, labels).double()) / sigma
-        x = x + (sigma_next - sigma) * slope
-    pixels = (x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    ends = [int(seed) for seed in seeds.split("-")]
+    first, last, images = min(ends), max(ends), []
+    size = max(1, 128**2 // net.img_resolution**2)
+    for start in range(first // size * size, last + 1, size):  # whole pieces: rounding depends on their size
+        draws = [torch.Generator(device).manual_seed(seed) for seed in range(start, start + size)]
+        shape, labels = [1, net.img_channels, net.img_resolution, net.img_resolution], None
+        x = torch.cat([torch.randn(shape, generator=draw, device=device) for draw in draws]).double() * sigmas[0]
+        if net.label_dim:  # a random class
+            classes = [torch.randint(net.label_dim, [1], generator=draw, device=device) for draw in draws]
+            labels = torch.nn.functional.one_hot(torch.cat(classes), net.label_dim).float()
+        for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x = x + (sigma_next - sigma) * ((x - net(x, sigma, labels).double()) / sigma)
+        images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    pixels = torch.cat(images)[first % size :][: last - first + 1]
 
     columns = math.ceil(math.sqrt(len(pixels)))
     padded = torch.cat([pixels, pixels.new_zeros(-len(pixels) % columns, *pixels.shape[1:])])
@@ -43,4 +46,8 @@ def main(seeds: str, picture: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not re.fullmatch(r"\d+(-\d+)?", sys.argv[1]):
+        sys.exit(__doc__)
+    if Path(sys.argv[2]).suffix not in (".ppm", ".pgm"):
+        sys.exit(f"{sys.argv[2]}: a picture's name ends in .ppm or .pgm here")
     main(*sys.argv[1:])
