@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pooch
 import requests
@@ -47,37 +47,22 @@ class FileSettings(Protocol):
     license: str | None
 
 
-def fetch(
-    source: str | os.PathLike,
-    *,
-    sha256: str | None = None,
-    license: str | None = None,
-    folder: str | os.PathLike = FOLDER,
-    lock: str | os.PathLike = LOCK,
-    progress: bool = True,
-) -> Path:
-    """The local file of `source`, downloaded where it is not there yet, its sha256 checked.
+def fetch_for(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
+    """The local file of what the settings name, downloaded where it is not there yet, and its origin for metadata.
 
     source: http(s):// (lies at `local_path`, where a file put by hand is taken), file:// or a plain path (used in
     place; a folder there is returned as it is, unchecked). sha256: what the file must be, hex; None: what the YAML file
-    `lock` pinned when the source was first used, which is now if it has no line. license: the terms, which are logged;
-    None: what is known of the address. progress: a bar on stderr. Raises UserError for a file that cannot be had, and
-    for a changed one, saying both hashes.
+    `downloads.lock` pinned when the source was first used, which is now if it has no line. license: the terms, which
+    are logged; None: what is known of the address. The origin is that of `licenses.origin`, its sha256 None for a
+    folder. A bar on stderr shows a download. Raises UserError for a file that cannot be had, for an answer that may be
+    another file than the one asked for, and for a changed file, saying both hashes.
     """
-    return _fetched(os.fspath(source), sha256, license, Path(folder), Path(lock), progress)[0]
-
-
-def fetch_for(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
-    """`fetch` of what the settings name, and its origin for the metadata of what is made from it.
-
-    The origin holds "source" as the settings have it, "sha256" (None for a folder) and "license". Raises as `fetch`.
-    """
-    path, sha256 = _fetched(settings.source, settings.sha256, settings.license, Path(FOLDER), Path(LOCK), progress=True)
+    path, sha256 = _fetched(settings.source, settings.sha256, settings.license)
     return path, origin(settings.source, sha256, settings.license)
 
 
-def local_path(source: str | os.PathLike, folder: str | os.PathLike = FOLDER) -> Path:
-    """Where the file of `source` lies or will lie: folder/<host>/<path> for http(s)://, else its own path.
+def local_path(source: str | os.PathLike) -> Path:
+    """Where the file of `source` lies or will lie: downloads/<host>/<path> for http(s)://, else its own path.
 
     Looks at nothing but the text. Raises UserError for an address that names no file or is of another kind.
     """
@@ -103,27 +88,25 @@ def local_path(source: str | os.PathLike, folder: str | os.PathLike = FOLDER) ->
         raise UserError(f"{source}: names no file; give the address of one")
     if "@" in parts.netloc:  # addresses are written into what is made from the files
         raise UserError(f"the address of {name} on {parts.hostname} holds a password; keep it in ~/.netrc instead")
-    return Path(folder, *(part.replace(":", "_") for part in (parts.netloc, *folders, name)))
+    return Path(FOLDER, *(part.replace(":", "_") for part in (parts.netloc, *folders, name)))
 
 
 def _is_remote(source: str) -> bool:
     return urlsplit(source).scheme in ("http", "https")
 
 
-def _fetched(
-    source: str, sha256: str | None, license: str | None, folder: Path, lock: Path, progress: bool
-) -> tuple[Path, str | None]:
-    """`fetch`'s file and its sha256, None for a folder."""
-    path = local_path(source, folder)
+def _fetched(source: str, sha256: str | None, license: str | None) -> tuple[Path, str | None]:
+    """`fetch_for`'s file and its sha256, None for a folder."""
+    path = local_path(source)
     if license or _is_remote(source):  # of a file of the user's own there is nothing to say
         log.info("%s: licence %s", path.name, license_text(source, license))
     if path.is_dir() and sha256 is None:
         return path, None
-    pin = _Pin(source, sha256, lock)
+    pin = _Pin(source, sha256)
     if not path.exists() and _is_remote(source):
         with _locked(path.with_name(f".{path.name}.held"), f"the download of {source}", DOWNLOAD_WAIT):
             if not path.exists():  # another process may have fetched it meanwhile
-                return path, _download(source, path, pin, progress)
+                return path, _download(source, path, pin)
     if not path.is_file():
         raise UserError(f"{path}: no such file; put it there or correct its path")
     try:
@@ -139,15 +122,15 @@ def _fetched(
 class _Pin:
     """What the file of `source` has to be: `sha256` where it is given, else what the lock file says."""
 
-    def __init__(self, source: str, sha256: str | None, lock: Path) -> None:
-        self.source, self.lock = source, lock
+    def __init__(self, source: str, sha256: str | None) -> None:
+        self.source, self.lock = source, Path(LOCK)
         self.sha256, self.given = sha256 and sha256.lower(), sha256 is not None
         if sha256 is not None and not _SHA256.fullmatch(self.sha256):
             raise UserError(f"{source}: {sha256!r} is no sha256, which has 64 hexadecimal digits")
-        pinned = _read_pins(lock).get(source)
+        pinned = _read_pins(self.lock).get(source)
         if self.given and pinned not in (None, self.sha256):
             raise UserError(
-                f"{source}: its sha256 is given as {self.sha256}, {lock} says {pinned}; correct the one that is wrong"
+                f"{source}: its sha256 is given as {self.sha256}, {LOCK} says {pinned}; correct the one that is wrong"
             )
         self.sha256 = self.sha256 or pinned
 
@@ -209,14 +192,14 @@ def _locked(path: Path, what: str, seconds: float) -> Iterator[None]:
         yield
 
 
-def _download(source: str, path: Path, pin: _Pin, progress: bool) -> str:
+def _download(source: str, path: Path, pin: _Pin) -> str:
     """Put the file at `path` when it is whole and the expected one; its sha256. The caller holds the path's lock."""
     for leftover in path.parent.iterdir():  # of a killed process, as the lock is ours
         if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+\.tmp", leftover.name):
             leftover.unlink()
     log.info("%s: fetching %s", path.name, source)
     with written_whole(path) as file:
-        _transfer(source, file, path, progress)
+        _transfer(source, file, path, known=pin.sha256 is not None)
         file.seek(0)
         actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != pin.expected(actual):
@@ -224,19 +207,49 @@ def _download(source: str, path: Path, pin: _Pin, progress: bool) -> str:
     return actual
 
 
-def _transfer(source: str, file: IO[bytes], path: Path, progress: bool) -> None:
-    """Write the content of an address to `file`, in several attempts where that may help."""
+class _Unfit(requests.RequestException):
+    """An answer that may be something else than the file."""
+
+
+def _check_answer(source: str, answer: requests.Response) -> None:
+    """Raise _Unfit for an answer that nothing is to be pinned by; one of another status is an error anyway."""
+    asked, kind = urlsplit(source).path, answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if answer.status_code != 200:
+        raise _Unfit(f"the server answers {answer.status_code} {answer.reason}")
+    if kind == "text/html" and not asked.lower().endswith((".html", ".htm")):
+        raise _Unfit("the server sends a web page, perhaps to log in")
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()  # which has an end of its own
+    if "Content-Length" not in answer.headers and not chunked:
+        raise _Unfit("the server does not say how long it is, so that a part of it would not be told: give its sha256")
+
+
+def _transfer(source: str, file: IO[bytes], path: Path, *, known: bool) -> None:
+    """Write the content of an address to `file`, in several attempts where that may help.
+
+    known: whether the content can be held against a sha256 afterwards. If not, the answer has to look like the file.
+    """
+
+    def answered(answer: requests.Response, **_: object) -> None:
+        if answer.is_redirect:
+            log.info("%s: redirected to %s", path.name, _without_query(urljoin(answer.url, answer.headers["Location"])))
+        elif answer.ok and not known:
+            _check_answer(source, answer)
+
     downloader = pooch.HTTPDownloader(
-        progressbar=progress,
+        progressbar=True,
         chunk_size=1 << 20,
         timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-        headers={"Accept-Encoding": "identity"},  # the file's own bytes, not unpacked on the way
+        headers={"Accept-Encoding": "identity"},  # the file's own bytes, not packed on the way
+        hooks={"response": answered},
     )
     for attempt in range(1, ATTEMPTS + 1):
         file.seek(0)
         file.truncate()
         try:
-            return downloader(source, file, None)
+            downloader(source, file, None)
+            if not known and file.tell() == 0:
+                raise _Unfit("the server sends nothing")
+            return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason, lasting = _reason(error)
             if lasting or attempt == ATTEMPTS:
@@ -249,12 +262,20 @@ def _transfer(source: str, file: IO[bytes], path: Path, progress: bool) -> None:
         time.sleep(wait)
 
 
+def _without_query(address: str) -> str:
+    """An address without what may give access to its file."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _reason(error: Exception) -> tuple[str, bool]:
     """Why a transfer failed, in a few words, and whether another attempt would fail too."""
     if isinstance(error, requests.HTTPError):
         status = error.response.status_code
         lasting = status < 500 and status not in (408, 425, 429)  # timeout, too early, too many requests
         return f"the server answers {status} {error.response.reason}", lasting
+    if isinstance(error, (_Unfit, requests.TooManyRedirects)):
+        return str(error).rstrip("."), True
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, urllib3.exceptions.IncompleteRead):

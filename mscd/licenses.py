@@ -6,7 +6,7 @@ Only what their publishers say: no terms are guessed, and a mirror's claims abou
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 CC_BY_NC_SA = "CC BY-NC-SA 4.0 (non-commercial)"
 _NVIDIA = "nvlabs-fi-cdn.nvidia.com"
@@ -44,5 +44,13 @@ def license_text(source: str | os.PathLike, license: str | None = None) -> str:
 
 
 def origin(source: str | os.PathLike, sha256: str | None, license: str | None = None) -> dict[str, str | None]:
-    """What metadata says of a file by others: "source" as the user gave it, its "sha256" and its "license"."""
-    return {"source": os.fspath(source), "sha256": sha256, "license": license_text(source, license)}
+    """What metadata says of a file by others: "source", its "sha256" and its "license".
+
+    source: the address, or of a file of this machine its name alone, as folders are nobody else's business.
+    """
+    source = os.fspath(source)
+    parts = urlsplit(source)
+    if parts.scheme not in ("http", "https"):
+        path = unquote(parts.path) if parts.scheme == "file" else source
+        source = os.path.basename(os.path.abspath(path))
+    return {"source": source, "sha256": sha256, "license": license_text(source, license)}

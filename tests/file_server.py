@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import http.server
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ class Server(http.server.ThreadingHTTPServer):
     stall: the same, but stay silent instead of hanging up, until `released` is set or the server ends.
     failures: answer so many requests with `failure` (a status); float("inf") for ever.
     instead: serve this content in place of every file.
+    redirects: answer requests for these paths with 302 and the address given for each.
+    status, kind: of the answer that brings a file. length: "told", "chunks" or "none", which tells nothing of its end.
+    packs: compress files for clients that say that they unpack them.
     requests: paths asked for so far, in order. sent: set when the first bytes of a stalled answer are on their way.
     """
 
@@ -31,6 +35,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.failures: float = 0
         self.failure = 500
         self.instead: bytes | None = None
+        self.redirects: dict[str, str] = {}
+        self.status, self.kind, self.length, self.packs = 200, "application/octet-stream", "told", False
         self.requests: list[str] = []
         self.sent, self.released = threading.Event(), threading.Event()
 
@@ -44,17 +50,35 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.server.failures -= 1
             self.send_error(self.server.failure)
             return
+        if self.path in self.server.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirects[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
             return
         content = path.read_bytes() if self.server.instead is None else self.server.instead
-        self.send_response(200)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
         with contextlib.suppress(ConnectionError):  # a killed client
-            self._send(content)
+            self._answer(content)
+
+    def _answer(self, content: bytes) -> None:
+        self.protocol_version = "HTTP/1.1" if self.server.length == "chunks" else "HTTP/1.0"
+        self.close_connection = True
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", self.server.kind)
+        if self.server.packs and "gzip" in self.headers.get("Accept-Encoding", ""):
+            content = gzip.compress(content)
+            self.send_header("Content-Encoding", "gzip")
+        if self.server.length == "told":
+            self.send_header("Content-Length", str(len(content)))
+        if self.server.length == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+            content = b"%x\r\n%s\r\n" % (len(content), content) * bool(content) + b"0\r\n\r\n"
+        self.end_headers()
+        self._send(content)
 
     def _send(self, content: bytes) -> None:
         cuts = [cut for cut in (self.server.truncate, self.server.stall) if cut is not None]

@@ -1,74 +1,41 @@
-"""Getting files: from a server that misbehaves in every way, and from plain places."""
+"""Getting files: where they lie, that they stay the same, and what is refused."""
+# ruff: noqa: F811 (fixtures)
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import logging
 import os
-import resource
-import signal
-import socket
 import subprocess
 import sys
 import urllib.parse
 
 import pytest
 import yaml
-from file_server import running, serving
+from fetching import (  # noqa: F401 (fixtures)
+    CONTENT,
+    FETCH,
+    OTHER,
+    OTHER_SHA256,
+    SHA256,
+    fetch,
+    file,
+    files_below,
+    quick,
+    refused,
+    served,
+    server,
+    source,
+)
+from file_server import serving
 from lock_holders import holding
 
 from mscd import download
-from mscd.download import fetch, fetch_for, local_path
+from mscd.download import fetch_for, local_path
 from mscd.errors import UserError
-
-CONTENT = bytes(range(256)) * 4096
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-OTHER = b"another file"
-OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "BACK_OFF", 0.01)
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
-
-
-@pytest.fixture
-def served(tmp_path):
-    folder = tmp_path / "served"
-    (folder / "nets").mkdir(parents=True)
-    (folder / "nets" / "teacher.pkl").write_bytes(CONTENT)
-    return folder
-
-
-@pytest.fixture
-def server(served):
-    with running(served) as server:
-        yield server
-
-
-@pytest.fixture
-def source(server):
-    return f"{server.address}/nets/teacher.pkl"
-
-
-def refused(source, **options):
-    """The one line that refuses to fetch."""
-    with pytest.raises(UserError) as caught:
-        fetch(source, progress=False, **options)
-    line = str(caught.value)
-    assert "\n" not in line
-    return line
 
 
 def pins():
     return yaml.safe_load(open("downloads.lock"))
-
-
-def files_below(folder):
-    return sorted(name for _, _, names in os.walk(folder) for name in names)
 
 
 def test_a_file_is_fetched_once_pinned_and_lies_at_its_address(server, source):
@@ -101,12 +68,11 @@ def test_the_lock_file_is_sorted_yaml_under_a_comment(tmp_path, served):
     assert lines == [f"{address}/a.npz: {OTHER_SHA256}", f"{address}/nets/teacher.pkl: {SHA256}"]
 
 
-def test_the_bar_counts_every_byte_and_can_be_left_out(source, capfd):
+def test_the_bar_counts_every_byte_also_of_a_server_that_would_pack_them(server, source, capfd):
+    server.packs = True
     fetch(source)
-    assert "100%" in capfd.readouterr().err
-    os.unlink(local_path(source))
-    fetch(source, progress=False)
-    assert capfd.readouterr() == ("", "")
+    err = capfd.readouterr().err
+    assert "100%" in err and "1.05M/1.05M" in err
 
 
 def test_a_given_sha256_wins_and_needs_no_lock_file(source):
@@ -193,11 +159,11 @@ def test_a_path_without_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "source, path",
     [
-        ("https://host.org/a/b.pkl", "folder/host.org/a/b.pkl"),
-        ("http://host.org:8000/b.pkl", "folder/host.org_8000/b.pkl"),
-        ("http://host.org//a//b%20c.pkl", "folder/host.org/a/b%20c.pkl"),
-        ("http://host.org/a/b.pkl?download=1/2", "folder/host.org/a/download=1_2/b.pkl"),
-        ("http://host.org/a/b.pkl#part", "folder/host.org/a/b.pkl"),
+        ("https://host.org/a/b.pkl", "downloads/host.org/a/b.pkl"),
+        ("http://host.org:8000/b.pkl", "downloads/host.org_8000/b.pkl"),
+        ("http://host.org//a//b%20c.pkl", "downloads/host.org/a/b%20c.pkl"),
+        ("http://host.org/a/b.pkl?download=1/2", "downloads/host.org/a/download=1_2/b.pkl"),
+        ("http://host.org/a/b.pkl#part", "downloads/host.org/a/b.pkl"),
         ("file:///data/a%20b.pkl", "/data/a b.pkl"),
         ("file://localhost/data/b.pkl", "/data/b.pkl"),
         ("data/b.pkl", "data/b.pkl"),
@@ -205,7 +171,7 @@ def test_a_path_without_a_file_is_refused(tmp_path):
     ],
 )
 def test_where_a_source_lies_is_known_from_its_text(source, path):
-    assert str(local_path(source, "folder")) == path
+    assert str(local_path(source)) == path
 
 
 @pytest.mark.parametrize(
@@ -230,140 +196,6 @@ def test_a_password_in_an_address_is_refused_without_repeating_it():
     assert "~/.netrc" in line and "word@" not in line
 
 
-def test_a_truncated_answer_is_fetched_again(server, source, caplog):
-    server.truncate = 1000
-
-    def mend(seconds):
-        server.truncate = None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download.time, "sleep", mend)
-        assert fetch(source).read_bytes() == CONTENT
-    assert len(server.requests) == 2
-    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert line == f"teacher.pkl: the connection ended after 1000 of {len(CONTENT)} bytes; attempt 2 of 5 in 0.01 s"
-
-
-def test_a_server_that_always_truncates_ends_in_one_line_and_no_file(server, source):
-    server.truncate = 1000
-    line = refused(source)
-    assert f"(the connection ended after 1000 of {len(CONTENT)} bytes)" in line
-    assert len(server.requests) == 5
-    assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
-
-
-def test_a_stalled_answer_is_given_up_and_fetched_again(server, source):
-    server.stall = 1000
-    line = refused(source)
-    assert "(nothing came for 0.2 s)" in line
-    assert len(server.requests) == 5
-    server.stall = None
-    assert fetch(source).read_bytes() == CONTENT
-
-
-def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source, monkeypatch):
-    pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
-    server.failures = 4
-    assert fetch(source).read_bytes() == CONTENT
-    assert len(server.requests) == 5
-    assert pauses == [0.01, 0.02, 0.04, 0.08]
-
-
-@pytest.mark.parametrize(
-    "status, requests", [(500, 5), (503, 5), (429, 5), (404, 1), (403, 1), (401, 1)], ids=lambda value: f"{value}"
-)
-def test_lasting_answers_end_in_one_line_and_only_passing_ones_are_repeated(server, source, status, requests):
-    server.failures, server.failure = float("inf"), status
-    line = refused(source)
-    assert line.startswith(f"teacher.pkl: cannot be fetched from {source} (the server answers {status} ")
-    assert line.endswith(f"put it at {local_path(source)} and run again")
-    assert len(server.requests) == requests
-    assert files_below("downloads") == []
-
-
-def test_a_machine_that_gets_no_connection_is_told_file_address_and_place():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        source = f"http://127.0.0.1:{unused.getsockname()[1]}/nets/teacher.pkl"
-        line = refused(source)
-    assert line == (
-        f"teacher.pkl: cannot be fetched from {source} (no connection: Connection refused); if you can get it "
-        f"elsewhere, put it at {local_path(source)} and run again"
-    )
-
-
-def test_a_name_that_is_not_resolved_is_told(monkeypatch):
-    def unresolved(*arguments, **options):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
-    assert "(no connection: Name or service not known)" in refused("https://host.invalid/teacher.pkl")
-
-
-def test_a_connection_that_times_out_is_told(monkeypatch):
-    def silent(*arguments, **options):
-        raise TimeoutError("timed out")
-
-    monkeypatch.setattr(socket.socket, "connect", silent)
-    assert "(no connection within 10 s)" in refused("http://127.0.0.1:9/teacher.pkl")
-
-
-def test_a_proxy_that_is_away_is_told(monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert "(no connection through the proxy: Connection refused)" in refused("http://host.invalid/teacher.pkl")
-
-
-def test_an_address_that_makes_no_sense_is_not_repeated(monkeypatch):
-    monkeypatch.setattr(download.time, "sleep", pytest.fail)
-    assert "cannot be fetched" in refused("http://host.org:port/teacher.pkl")
-
-
-FETCH = """
-import sys
-from mscd.download import fetch
-fetch(sys.argv[1])
-"""
-
-
-def test_a_killed_download_leaves_no_file_and_the_next_cleans_up_and_finishes(server, source):
-    server.stall = 500_000
-    process = subprocess.Popen([sys.executable, "-c", FETCH, source], stderr=subprocess.DEVNULL)
-    assert server.sent.wait(60)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not local_path(source).exists()
-    (left,) = [name for name in files_below("downloads") if name.endswith(".tmp")]
-    assert str(process.pid) in left
-    assert not os.path.exists("downloads.lock")
-    server.stall = None
-    assert fetch(source).read_bytes() == CONTENT
-    assert files_below("downloads") == ["teacher.pkl"]
-
-
-def test_an_interrupted_download_leaves_nothing(server, source, monkeypatch):
-    def interrupted(seconds):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download.time, "sleep", interrupted)
-    server.truncate = 1000
-    with pytest.raises(KeyboardInterrupt):
-        fetch(source, progress=False)
-    assert files_below("downloads") == []
-
-
-def test_a_full_disk_is_one_line(server, source):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        line = refused(source)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert line.startswith(f"{local_path(source)}: could not be written (")
-    assert len(server.requests) == 1
-    assert files_below("downloads") == []
-
-
 def test_processes_that_want_the_same_file_fetch_it_once(server, source):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         commands = [[sys.executable, "-c", FETCH, source]] * 3
@@ -373,20 +205,12 @@ def test_processes_that_want_the_same_file_fetch_it_once(server, source):
     assert pins() == {source: SHA256}
 
 
-PIN = """
-import sys
-from mscd.download import fetch
-for name in sys.argv[1:]:
-    fetch(name)
-"""
-
-
 def test_processes_that_pin_at_once_keep_each_others_lines(tmp_path):
     names = [[f"{process}-{number}.npz" for number in range(5)] for process in range(3)]
     for group in names:
         for name in group:
             (tmp_path / name).write_bytes(name.encode())
-    processes = [subprocess.Popen([sys.executable, "-c", PIN, *group]) for group in names]
+    processes = [subprocess.Popen([sys.executable, "-c", FETCH, *group]) for group in names]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert pins() == {name: hashlib.sha256(name.encode()).hexdigest() for group in names for name in group}
     assert not os.path.exists(".downloads.lock.held")
@@ -419,18 +243,11 @@ def test_the_licence_is_logged_for_every_file(source, served, caplog):
     assert licences == [f"teacher.pkl: licence not known: see {source}", "teacher.pkl: licence MIT"]
 
 
-@dataclasses.dataclass
-class File:
-    source: str
-    sha256: str | None = None
-    license: str | None = None
-
-
 def test_what_settings_name_comes_with_its_origin(served, source):
-    path, origin = fetch_for(File(source, license="MIT"))
+    path, origin = fetch_for(file(source, license="MIT"))
     assert path.read_bytes() == CONTENT
     assert origin == {"source": source, "sha256": SHA256, "license": "MIT"}
-    assert fetch_for(File(source)) == (path, {**origin, "license": f"not known: see {source}"})
-    assert fetch_for(File(str(served)))[1]["sha256"] is None
+    assert fetch_for(file(source)) == (path, {**origin, "license": f"not known: see {source}"})
+    assert fetch_for(file(str(served)))[1]["sha256"] is None
     with pytest.raises(UserError, match=OTHER_SHA256):
-        fetch_for(File(str(path), OTHER_SHA256))
+        fetch_for(file(str(path), OTHER_SHA256))

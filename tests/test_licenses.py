@@ -1,5 +1,7 @@
 """What is said of a file's terms and origin."""
 
+from pathlib import Path
+
 import pytest
 
 from mscd.licenses import CC_BY_NC_SA, license_of, license_text, origin
@@ -52,5 +54,24 @@ def test_given_terms_win():
 
 
 def test_an_origin_holds_source_hash_and_terms():
-    assert origin("x/teacher.pkl", "abc", "MIT") == {"source": "x/teacher.pkl", "sha256": "abc", "license": "MIT"}
-    assert origin("x/teacher.pkl", "abc")["license"] == "not known: see x/teacher.pkl"
+    source = "https://example.org/x/teacher.pkl"
+    assert origin(source, "abc", "MIT") == {"source": source, "sha256": "abc", "license": "MIT"}
+    assert origin(source, "abc")["license"] == f"not known: see {source}"
+
+
+@pytest.mark.parametrize(
+    "source", ["/home/me/teacher.pkl", "x/teacher.pkl", "file:///home/me/teacher.pkl", Path("../teacher.pkl")]
+)
+def test_an_origin_tells_no_folders_of_this_machine(source):
+    told = {"source": "teacher.pkl", "sha256": "abc", "license": "not known: see teacher.pkl"}
+    assert origin(source, "abc") == told
+
+
+def test_a_folder_is_told_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    assert [origin(source, None)["source"] for source in (".", "../photos/", "file:///my%20photos/")] == [
+        "photos",
+        "photos",
+        "my photos",
+    ]

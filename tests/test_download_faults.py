@@ -1,0 +1,223 @@
+"""Getting files from servers that misbehave in every way, and on machines that do."""
+# ruff: noqa: F811 (fixtures)
+
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+from fetching import (  # noqa: F401 (fixtures)
+    CONTENT,
+    FETCH,
+    OTHER,
+    OTHER_SHA256,
+    SHA256,
+    fetch,
+    files_below,
+    quick,
+    refused,
+    served,
+    server,
+    source,
+)
+
+from mscd import download
+from mscd.download import local_path
+
+
+def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):
+    server.truncate = 1000
+
+    def mend(seconds):
+        server.truncate, server.instead = None, OTHER
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download.time, "sleep", mend)
+        assert fetch(source).read_bytes() == OTHER
+    assert len(server.requests) == 2
+    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert line == f"teacher.pkl: the connection ended after 1000 of {len(CONTENT)} bytes; attempt 2 of 5 in 0.01 s"
+
+
+def test_a_server_that_always_truncates_ends_in_one_line_and_no_file(server, source):
+    server.truncate = 1000
+    line = refused(source)
+    assert f"(the connection ended after 1000 of {len(CONTENT)} bytes)" in line
+    assert len(server.requests) == 5
+    assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
+
+
+def test_a_stalled_answer_is_given_up_and_fetched_again(server, source):
+    server.stall = 1000
+    line = refused(source)
+    assert "(nothing came for 0.2 s)" in line
+    assert len(server.requests) == 5
+    server.stall = None
+    assert fetch(source).read_bytes() == CONTENT
+
+
+def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    server.failures = 4
+    assert fetch(source).read_bytes() == CONTENT
+    assert len(server.requests) == 5
+    assert pauses == [0.01, 0.02, 0.04, 0.08]
+
+
+@pytest.mark.parametrize(
+    "status, requests", [(500, 5), (503, 5), (429, 5), (404, 1), (403, 1), (401, 1)], ids=lambda value: f"{value}"
+)
+def test_lasting_answers_end_in_one_line_and_only_passing_ones_are_repeated(server, source, status, requests):
+    server.failures, server.failure = float("inf"), status
+    line = refused(source)
+    assert line.startswith(f"teacher.pkl: cannot be fetched from {source} (the server answers {status} ")
+    assert line.endswith(f"put it at {local_path(source)} and run again")
+    assert len(server.requests) == requests
+    assert files_below("downloads") == []
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        ({"status": 204, "instead": b""}, "the server answers 204 No Content"),
+        ({"status": 203}, "the server answers 203 Non-Authoritative Information"),
+        ({"kind": "text/html; charset=utf-8", "instead": b"<h1>Sign in</h1>"}, "the server sends a web page"),
+        ({"instead": b""}, "the server sends nothing"),
+        ({"instead": b"", "length": "chunks"}, "the server sends nothing"),
+        ({"length": "none"}, "the server does not say how long it is"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_may_be_another_file_is_neither_kept_nor_pinned(server, source, answer, said):
+    for name, value in answer.items():
+        setattr(server, name, value)
+    line = refused(source)
+    assert line.startswith(f"teacher.pkl: cannot be fetched from {source} ({said}")
+    assert len(server.requests) == 1
+    assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
+
+
+@pytest.mark.parametrize("answer", [{"status": 203}, {"kind": "text/html"}, {"length": "none"}])
+def test_any_answer_is_taken_that_has_the_sha256_given(server, source, answer):
+    for name, value in answer.items():
+        setattr(server, name, value)
+    assert fetch(source, sha256=SHA256).read_bytes() == CONTENT
+
+
+def test_a_web_page_that_is_asked_for_is_fetched(server, served):
+    server.kind = "text/html"
+    (served / "page.html").write_bytes(OTHER)
+    assert fetch(f"{server.address}/page.html").read_bytes() == OTHER
+
+
+def test_an_answer_in_chunks_is_whole_by_its_end(server, source):
+    server.length = "chunks"
+    server.truncate = 1000
+    assert "cannot be fetched" in refused(source) and len(server.requests) == 5
+    assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
+    server.truncate = None
+    assert fetch(source).read_bytes() == CONTENT
+
+
+def test_a_redirected_file_is_pinned_as_asked_for_and_its_place_is_logged(server, source, caplog):
+    server.redirects = {"/moved.pkl": "/nets/teacher.pkl?key=secret"}
+    moved = f"{server.address}/moved.pkl"
+    with caplog.at_level(logging.INFO):
+        path = fetch(moved)
+    assert path == local_path(moved) and path.read_bytes() == CONTENT
+    assert yaml.safe_load(open("downloads.lock")) == {moved: SHA256}
+    assert f"moved.pkl: redirected to {source}" in caplog.messages and "secret" not in caplog.text
+
+
+def test_a_redirect_to_a_page_to_log_in_is_refused(server, served, source):
+    (served / "login").write_bytes(b"<h1>Sign in</h1>")
+    server.redirects, server.kind = {"/nets/teacher.pkl": "/login"}, "text/html"
+    assert "(the server sends a web page, perhaps to log in)" in refused(source)
+    assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
+
+
+def test_redirects_without_end_are_not_repeated(server, source):
+    server.redirects = {"/nets/teacher.pkl": "/nets/teacher.pkl"}
+    assert "(Exceeded 30 redirects)" in refused(source)
+    assert len(server.requests) == 31
+
+
+def test_a_machine_that_gets_no_connection_is_told_file_address_and_place():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        source = f"http://127.0.0.1:{unused.getsockname()[1]}/nets/teacher.pkl"
+        line = refused(source)
+    assert line == (
+        f"teacher.pkl: cannot be fetched from {source} (no connection: Connection refused); if you can get it "
+        f"elsewhere, put it at {local_path(source)} and run again"
+    )
+
+
+def test_a_name_that_is_not_resolved_is_told(monkeypatch):
+    def unresolved(*arguments, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    assert "(no connection: Name or service not known)" in refused("https://host.invalid/teacher.pkl")
+
+
+def test_a_connection_that_times_out_is_told(monkeypatch):
+    def silent(*arguments, **options):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket.socket, "connect", silent)
+    assert "(no connection within 10 s)" in refused("http://127.0.0.1:9/teacher.pkl")
+
+
+def test_a_proxy_that_is_away_is_told(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert "(no connection through the proxy: Connection refused)" in refused("http://host.invalid/teacher.pkl")
+
+
+def test_an_address_that_makes_no_sense_is_not_repeated(monkeypatch):
+    monkeypatch.setattr(download.time, "sleep", pytest.fail)
+    assert "cannot be fetched" in refused("http://host.org:port/teacher.pkl")
+
+
+def test_a_killed_download_leaves_no_file_and_the_next_cleans_up_and_finishes(server, source):
+    server.stall = 500_000
+    process = subprocess.Popen([sys.executable, "-c", FETCH, source], stderr=subprocess.DEVNULL)
+    assert server.sent.wait(60)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not local_path(source).exists()
+    (left,) = [name for name in files_below("downloads") if name.endswith(".tmp")]
+    assert str(process.pid) in left
+    assert not os.path.exists("downloads.lock")
+    server.stall = None
+    assert fetch(source).read_bytes() == CONTENT
+    assert files_below("downloads") == ["teacher.pkl"]
+
+
+def test_an_interrupted_download_leaves_nothing(server, source, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download.time, "sleep", interrupted)
+    server.truncate = 1000
+    with pytest.raises(KeyboardInterrupt):
+        fetch(source)
+    assert files_below("downloads") == []
+
+
+def test_a_full_disk_is_one_line(server, source):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        line = refused(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert line.startswith(f"{local_path(source)}: could not be written (")
+    assert len(server.requests) == 1
+    assert files_below("downloads") == []
