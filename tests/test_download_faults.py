@@ -31,7 +31,7 @@ from mscd.download import local_path
 
 
 def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):
-    server.truncate = 1000
+    server.instead, server.truncate = CONTENT * 2, len(CONTENT) + 1000  # more than is written at once
 
     def mend(seconds):
         server.truncate, server.instead = None, OTHER
@@ -41,7 +41,8 @@ def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, s
         assert fetch(source).read_bytes() == OTHER
     assert len(server.requests) == 2
     (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert line == f"teacher.pkl: the connection ended after 1000 of {len(CONTENT)} bytes; attempt 2 of 5 in 0.01 s"
+    ended = f"{len(CONTENT) + 1000} of {2 * len(CONTENT)} bytes"
+    assert line == f"teacher.pkl: the connection ended after {ended}; attempt 2 of 5 in 0.01 s"
 
 
 def test_a_server_that_always_truncates_ends_in_one_line_and_no_file(server, source):
