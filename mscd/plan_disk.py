@@ -109,7 +109,9 @@ def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int)
         files.append(Files(f"export/{name}/model.safetensors", 1, one))
     for name in config.published_students:
         files.append(Files(f"students/{name}/*/ema.safetensors", 1, one))
-    return [*files, _samples(config, net, scores)] if config.scoring.keep_samples else files
+    if config.scoring.keep_samples:
+        files.append(Files("samples, a seed block each", scores, scores * _block_bytes(config, net)))
+    return files
 
 
 def _trained(settings: TeacherSettings | StudentSettings, folder: str, net: EDMPrecond, weights: Layout) -> list[Files]:
@@ -131,14 +133,16 @@ def _state(settings: TeacherSettings | StudentSettings, net: EDMPrecond) -> int:
     return state_bytes(net, settings.emas(), nimg, nimg // settings.batch_size)
 
 
-def _samples(config: Config, net: EDMPrecond, blocks: int) -> Files:
-    """The images of so many seed blocks."""
-    images = blocks * config.scoring.images
-    return Files("samples, a seed block each", blocks, images * net.img_channels * net.img_resolution**2)
+def _block_bytes(config: Config, net: EDMPrecond) -> int:
+    """The images of a seed block."""
+    return config.scoring.images * net.img_channels * net.img_resolution**2
 
 
 def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
-    """What comes and goes: states while a network trains, and the images of a seed block until they are scored."""
+    """What comes and goes: states while a network trains, and the images of a seed block until they are scored.
+
+    As many blocks as jobs generate at once can wait for their scores; how many do is not among the settings.
+    """
     trained = {"teacher": config.trained_teacher, **{f"students/{name}": s for name, s in config.students.items()}}
     files = []
     for folder, settings in trained.items():
@@ -146,7 +150,9 @@ def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
             # The newest ones, the best scored one, and one that is being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
             files.append(Files(f"{folder}/rolling/*.safetensors", count, count * _state(settings, net)))
-    return files if config.scoring.keep_samples else [*files, _samples(config, net, 1)]
+    if not config.scoring.keep_samples:
+        files.append(Files("samples, for each job that generates at once", 1, _block_bytes(config, net)))
+    return files
 
 
 def legs(settings: TrainingSettings) -> list[Leg]:

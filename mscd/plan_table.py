@@ -65,7 +65,7 @@ def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
 
 
 def _disk(plan: Plan) -> list[str]:
-    rows = [*_files(plan.files, "in the end"), *_files(plan.passing, "beside that, at most, while it runs")]
+    rows = [*_files(plan.files, "in the end"), *_files(plan.passing, "beside that, while it runs")]
     return table(["on disk", "files", "size"], rows)
 
 

@@ -139,7 +139,7 @@ def best_network(table: str | Path, model: str) -> Path:
     Raises UserError for a table that cannot be read or has no row of the student.
     """
     try:
-        rows = pd.read_csv(table)
+        rows = pd.read_csv(table, keep_default_na=False, na_values=[""])  # a student may be called NA
         best = rows.loc[best_rows(rows)[model]]
     except (OSError, ValueError) as error:
         raise UserError(f"{table}: not a readable score table ({error}); make it again") from error

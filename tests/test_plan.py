@@ -147,12 +147,13 @@ def test_size_of_the_packed_data_is_that_of_the_zip(run_folder):
     assert abs(files.bytes / (run_folder / "train.zip").stat().st_size - 1) < 0.01
 
 
-def test_samples_count_as_kept_or_as_one_block_in_passing():
+def test_samples_count_as_kept_or_as_a_block_for_each_job_in_passing():
     block = 50 * 64
     planned = plan(with_settings(scoring={"keep_samples": True}))
     assert {f.what: f.bytes for f in planned.files}["samples, a seed block each"] == planned.scores * block
     planned = plan(load_config(TINY))
-    assert {f.what: f.bytes for f in planned.passing}["samples, a seed block each"] == block
+    assert {f.what: f.bytes for f in planned.passing}["samples, for each job that generates at once"] == block
+    assert "at most" not in markdown(planned)  # jobs are as many as the machine has room for
 
 
 def test_states_in_passing_hold_the_best_scored_one_where_there_are_scores():

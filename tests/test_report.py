@@ -245,6 +245,14 @@ def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put
     assert "best student" in (tmp_path / "t.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["NA", "nan", "null", "None"])
+def test_a_student_may_have_a_name_that_elsewhere_means_nothing(tmp_path, name):
+    rows = [("teacher", "", "ema", 1.0), (name, 25, "ema", 3.0)]
+    table = tmp_path / "fid_table.csv"
+    pd.DataFrame(rows, columns=["model", "snapshot_kimg", "ema", "mean"]).to_csv(table, index=False)
+    assert report.best_network(table, name) == tmp_path / f"students/{name}/25/ema.safetensors"
+
+
 def test_best_network_is_the_file_of_the_lowest_mean(tmp_path):
     rows = [
         ("teacher", "", "ema", 1.0),
