@@ -67,9 +67,9 @@ def scores_of(table: str | os.PathLike, metadata: Mapping) -> pd.DataFrame:
 
 
 def hub_license(metadata: Mapping) -> dict[str, str]:
-    """The license keys of the hub's header: that of the file the network was made from, else this software's."""
+    """The license keys of the hub's header: those of the file that the network was made from, else none is claimed."""
     if "origin" not in metadata:
-        return {"license": "apache-2.0"}
+        return {"license": "other", "license_name": "not-stated", "license_link": "README.md"}
     for text, identifier in _HUB_LICENSES.items():
         if metadata["origin"]["license"] == text or metadata["origin"]["license"].startswith(f"{text} "):
             return {"license": identifier}
@@ -132,7 +132,11 @@ def _making(metadata: Mapping, sigmas: list[float]) -> str:
 
 
 def _data(data: Mapping) -> str:
-    return f"data set of digest `{data['digest']}`" if data.get("digest") else "not recorded"
+    if not data.get("digest"):
+        return "not recorded"
+    origin = data.get("origin")
+    made_from = f", made from {origin['source']} (sha256 `{origin['sha256'] or 'none'}`)" if origin else ""
+    return f"data set of digest `{data['digest']}`{made_from}"
 
 
 def _limits(metadata: Mapping) -> str:
@@ -147,11 +151,13 @@ def _limits(metadata: Mapping) -> str:
 
 
 def _license(metadata: Mapping) -> str:
-    weights = "The weights: Apache-2.0."
+    weights, images = "The weights: not stated; whoever publishes them chooses.", "not recorded here."
     if "origin" in metadata:
         origin = metadata["origin"]
         weights = f"The weights are made from {origin['source']}, whose terms pass on to them: {origin['license']}."
+    if data := (metadata.get("data") or {}).get("origin"):
+        images = f"{data['license']} ({data['source']})."
     return (
-        f"## Licence\n\n{weights}\n`sample.py` and `mscd/`: Apache-2.0 (`mscd/LICENSE`). "
-        "The terms of the training images are not recorded here.\n"
+        f"## Licence\n\n{weights}\nThe terms of the training images: {images}\n"
+        "`sample.py` and `mscd/`: Apache-2.0 (`mscd/LICENSE`).\n"
     )

@@ -115,15 +115,15 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
     a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
     """
+    from mscd.checkpoint import is_pickle
     from mscd.config import is_address
     from mscd.convert import convert
     from mscd.info import describe
 
     path, origin = obtained(source, sha256, license)
-    ours = path.suffix != ".pkl"
     if model is None:
         model = "student" if told["segments"] or describe(path).get("student") else "teacher"
-    made = convert(path, dest, model=model, origin=None if ours and not is_address(source) else origin, **told)
+    made = convert(path, dest, model=model, origin=origin if is_pickle(path) or is_address(source) else None, **told)
     click.echo(f"{dest}: {made['model']}, digest {made['digest']}", err=True)
 
 

@@ -14,11 +14,13 @@ import torch
 from tqdm import tqdm
 
 from mscd import samplers
-from mscd.checkpoint import load_network, read_metadata
+from mscd.checkpoint import is_pickle, load_network, read_metadata
+from mscd.convert import pickle_metadata
 from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.files import sha256_of
 from mscd.image_files import check_dest, write_images
+from mscd.licenses import origin
 from mscd.networks import EDMPrecond
 from mscd.pickles import read_pickle
 from mscd.samples import made_by
@@ -60,7 +62,7 @@ def generate(
     device: str | torch.device | None = None,
     group: Group = ALONE,
 ) -> dict:
-    """Sample the network (.safetensors, or a pickled checkpoint .pkl) for each seed and write images and provenance.
+    """Sample the network (a file of ours, or a pickled checkpoint) for each seed and write images and provenance.
 
     dest: .npz, .zip, .png or a folder, as image_files.write_images has them. sampler, steps: by default a student's
     own, else heun with 18; a student is sampled on the grid it was trained on, with one evaluation a segment. classes:
@@ -83,18 +85,7 @@ def generate(
     student = about["student"] or {}
     grid = {name: student[name] for name in ("sigma_min", "sigma_max", "rho") if name in student}
     sampling = Sampling(sampler, steps, churn, grid, _class_of_seed(network, net.label_dim, seeds, classes))
-    provenance = {
-        "format": "mscd-samples-1",
-        "network": about,
-        "sampler": sampler,
-        "steps": steps,
-        "nfe": nfe(sampler, steps),
-        "churn": churn and {name: None if value == math.inf else value for name, value in churn.items()},
-        "seeds": [seeds[0], seeds[-1]],
-        **({} if classes is None else {"classes": classes if isinstance(classes, int) else list(classes)}),
-        "device": device.type,
-        "made_by": made_by(),
-    }
+    provenance = _provenance(about, sampling, seeds, classes, device)
     pieces = _pieces(net, seeds, batch_size, device)
     mine = (_piece(net, piece, seeds, sampling) for piece in pieces[group.rank :: group.size])
     made = group.in_turns(mine, len(pieces))
@@ -107,25 +98,39 @@ def generate(
     return provenance
 
 
+def _provenance(
+    about: Mapping, sampling: Sampling, seeds: range, classes: int | Sequence[int] | None, device: torch.device
+) -> dict:
+    """What the images of the seeds depend on; `classes` as they were asked for."""
+    churn = sampling.churn
+    return {
+        "format": "mscd-samples-1",
+        "network": about,
+        "sampler": sampling.sampler,
+        "steps": sampling.steps,
+        "nfe": nfe(sampling.sampler, sampling.steps),
+        "churn": churn and {name: None if value == math.inf else value for name, value in churn.items()},
+        "seeds": [seeds[0], seeds[-1]],
+        **({} if classes is None else {"classes": classes if isinstance(classes, int) else list(classes)}),
+        "device": device.type,
+        "made_by": made_by(),
+    }
+
+
 def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond, dict]:
     """The network and what its file says of it, as network files of ours have it."""
-    if Path(path).suffix != ".pkl":
+    if not is_pickle(path):
         return load_network(path, device), {"student": None, **read_metadata(path)}
-    pickled = read_pickle(path)
-    return pickled.network.to(device), {
-        "model": Path(path).stem,
-        "snapshot_kimg": None if pickled.nimg is None else round(pickled.nimg / 1000),
-        "ema": pickled.average,
-        "student": pickled.student,
-        "digest": sha256_of(path),
-    }
+    pickled, digest = read_pickle(path), sha256_of(path)
+    named = {"model": Path(path).stem, "digest": digest, "origin": origin(path, digest)}
+    return pickled.network.to(device), {**pickle_metadata(pickled), **named}
 
 
 def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps: int | None) -> tuple[str, int]:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
-    if Path(path).suffix == ".pkl" and about["snapshot_kimg"] is not None and None in (sampler, steps):
+    if is_pickle(path) and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
             f"{path}: a snapshot that does not say whether it is a student and of how many segments: give sampler and "
             "steps"

@@ -19,7 +19,7 @@ from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.images import encode_png
 from mscd.labels import image_name
-from mscd.samples import write_samples
+from mscd.samples import save_samples
 from mscd.zips import StoredZip
 
 Batches = Iterator[tuple[np.ndarray, list[int] | None]]
@@ -39,6 +39,8 @@ def check_dest(dest: str | os.PathLike, count: int) -> None:
     path = Path(dest)
     if form == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{dest}: exists, and is no empty folder; delete it or choose another name")
+    if form == "" and path.resolve() == Path.cwd():
+        raise UserError(f"{dest}: the folder that you are in, whose place the images would take; give another name")
 
 
 def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, provenance: dict) -> None:
@@ -56,14 +58,17 @@ def _form(dest: str | os.PathLike) -> str:
     return "" if Path(dest).is_dir() else Path(dest).suffix
 
 
+# Each opens its file before it asks for the first batch: what cannot be written need not be sampled.
+
+
 def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
-    write_samples(dest, _joined(batches, len(seeds)), provenance)
+    with written_whole(dest) as file:
+        save_samples(file, _joined(batches, len(seeds)), provenance)
 
 
 def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
-    picture = Image.fromarray(grid(_joined(batches, len(seeds))))
     with written_whole(dest) as file:
-        picture.save(file, format="PNG", optimize=True)
+        Image.fromarray(grid(_joined(batches, len(seeds)))).save(file, format="PNG", optimize=True)
 
 
 def _write_zip(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
@@ -82,6 +87,7 @@ def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: dict) 
         path.write_bytes(content)
 
     try:
+        scratch.mkdir(parents=True, exist_ok=True)
         _add_all(add, batches, seeds, provenance)
         os.replace(scratch, dest)
     except OSError as error:

@@ -19,6 +19,7 @@ import safetensors
 
 from mscd.archives import open_files
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
+from mscd.convert import pickle_metadata
 from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
@@ -102,7 +103,8 @@ def _words(value: object) -> str:
         case float():
             return f"{value:g}"
         case Mapping():
-            return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+            words = {k: f"({_words(v)})" if isinstance(v, Mapping) else _words(v) for k, v in value.items()}
+            return ", ".join(f"{name} {word}" for name, word in words.items())
         case list():
             return f"{len(value)}" if value and isinstance(value[0], Mapping) else f"[{', '.join(map(_words, value))}]"
     return str(value)
@@ -159,8 +161,13 @@ def _state_facts(metadata: Mapping, sizes: Mapping[str, int]) -> dict:
 
 def _pickle(path: Path) -> dict:
     pickled = read_pickle(path)
-    facts = {"student": pickled.student, "average": pickled.average, "nimg": pickled.nimg, "dataset": pickled.dataset}
-    return {"kind": "pickled checkpoint", **_architecture(pickled.network.init_kwargs), **facts}
+    told = {name: value for name, value in pickle_metadata(pickled).items() if name not in ("model", "data")}
+    return {
+        "kind": "pickled checkpoint",
+        **_architecture(pickled.network.init_kwargs),
+        **told,
+        "dataset": pickled.dataset,
+    }
 
 
 def _zip(path: Path) -> dict:
@@ -190,7 +197,8 @@ def _arrays(archive: zipfile.ZipFile, names: list[str]) -> dict:
         with archive.open("provenance.npy") as file:
             provenance = json.loads(str(np.load(file, allow_pickle=False)))
     if {"mu", "sigma"} <= set(names):
-        return {"kind": "reference statistics", "features": shape("mu")[0], **(provenance or {"provenance": None})}
+        known = provenance if provenance and isinstance(provenance, dict) else {"provenance": None}
+        return {"kind": "reference statistics", "features": shape("mu")[0], **known}
     if "arr_0" in names:
         return {"kind": "samples", "shape": shape("arr_0"), **_sampled(provenance)}
     return {"kind": ".npz, neither samples nor reference statistics", "arrays": names}
@@ -202,14 +210,15 @@ def _npy_shape(file: IO[bytes]) -> tuple[int, ...]:
     return read(file)[0]
 
 
-def _sampled(provenance: Mapping) -> dict:
-    """How samples were made, of their network what names it."""
-    if not provenance:
+def _sampled(provenance: object) -> dict:
+    """How samples were made, of their network what names it and where it and its training images come from."""
+    if not isinstance(provenance, dict) or not isinstance(network := provenance.get("network"), dict):
         return {"provenance": None}
-    network = provenance["network"]
     named = {name: network.get(name) for name in ("model", "snapshot_kimg", "ema", "digest")}
-    origin = {"origin": network["origin"]} if "origin" in network else {}
-    return {**{k: v for k, v in provenance.items() if k not in ("format", "network")}, "network": named, **origin}
+    data = network.get("data") if isinstance(network.get("data"), dict) else {}
+    origins = {"origin": network.get("origin"), "data_origin": data.get("origin")}
+    how = {name: value for name, value in provenance.items() if name not in ("format", "network")}
+    return {**how, "network": named, **{name: origin for name, origin in origins.items() if origin}}
 
 
 def _images(path: Path) -> dict:
@@ -217,7 +226,10 @@ def _images(path: Path) -> dict:
     shape = {"resolution": dataset.resolution, "channels": dataset.channels, "classes": dataset.label_dim}
     made = {}
     if PROVENANCE in files.names:
-        made = _sampled(json.loads(files.read(files.names.index(PROVENANCE))))
+        try:
+            made = _sampled(json.loads(files.read(files.names.index(PROVENANCE))))
+        except ValueError as error:
+            raise UserError(f"{path}: its {PROVENANCE} is no JSON ({error}); make the images again") from error
     return {"kind": "images", "images": len(dataset), **shape, **made}
 
 

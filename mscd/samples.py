@@ -36,9 +36,14 @@ def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict)
 
     Raises UserError naming the file when it cannot be written.
     """
-    text = json.dumps(provenance, sort_keys=True, allow_nan=False)
     with written_whole(path) as file:
-        np.savez(file, arr_0=np.ascontiguousarray(images), provenance=np.array(text))
+        save_samples(file, images, provenance)
+
+
+def save_samples(file: IO[bytes], images: np.ndarray, provenance: dict) -> None:
+    """`write_samples` to an open file."""
+    text = json.dumps(provenance, sort_keys=True, allow_nan=False)
+    np.savez(file, arr_0=np.ascontiguousarray(images), provenance=np.array(text))
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:

@@ -164,11 +164,32 @@ def test_the_noise_levels_stay_within_the_networks_range(tmp_path):
     assert config["sigmas"][0] == pytest.approx(10) and config["sigmas"][-2] == pytest.approx(0.5)
 
 
-def test_a_network_made_from_nothing_is_apache(network, tmp_path):
+def licence_of(header):
+    return {name: value for name, value in header.items() if name.startswith("license")}
+
+
+NOT_STATED = {"license": "other", "license_name": "not-stated", "license_link": "README.md"}
+IMAGES = {"source": "https://host.org/photos.zip", "sha256": "ef" * 32, "license": "CC BY-NC 4.0"}
+
+
+def test_no_licence_is_claimed_that_nobody_gave(network, tmp_path):
     header, body = exported_card(network, tmp_path)
-    assert header["license"] == "apache-2.0"
-    assert set(header) == {"license", "library_name", "pipeline_tag", "tags"}
-    assert "The weights: Apache-2.0." in body and "made from" not in body
+    assert licence_of(header) == NOT_STATED
+    assert set(header) == {*NOT_STATED, "library_name", "pipeline_tag", "tags"}
+    assert "The weights: not stated; whoever publishes them chooses." in body and "made from" not in body
+    assert "The terms of the training images: not recorded here." in body
+
+
+def test_the_terms_of_the_training_images_are_named_and_not_taken_for_the_weights(tmp_path):
+    path = tmp_path / "ema.safetensors"
+    student_file(path, data={"digest": "cd" * 32, "origin": IMAGES})
+    header, body = exported_card(path, tmp_path)
+    assert licence_of(header) == NOT_STATED
+    assert "The terms of the training images: CC BY-NC 4.0 (https://host.org/photos.zip)." in body
+    assert f"`{'cd' * 32}`, made from {IMAGES['source']} (sha256 `{IMAGES['sha256']}`)" in body
+    student_file(path, data={"digest": "cd" * 32, "origin": IMAGES}, origin=ORIGIN)
+    header, body = exported_card(path, tmp_path)
+    assert header["license"] == "cc-by-nc-sa-4.0" and IMAGES["source"] in body and ORIGIN["source"] in body
 
 
 @pytest.mark.parametrize(
@@ -185,9 +206,9 @@ def test_the_teachers_licence_passes_on_to_the_student(tmp_path, license, header
     student_file(path, origin={**ORIGIN, "license": license})
     found, body = exported_card(path, tmp_path)
     other = {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
-    assert {name: value for name, value in found.items() if name.startswith("license")} == (header or other)
+    assert licence_of(found) == (header or other)
     assert f"made from {ORIGIN['source']}, whose terms pass on to them: {license}." in body
-    assert ORIGIN["sha256"] in body and "The weights: Apache-2.0" not in body
+    assert ORIGIN["sha256"] in body and "The weights: " not in body
 
 
 def test_the_card_says_how_the_student_was_made(network, tmp_path):

@@ -13,7 +13,7 @@ from mscd import samplers
 from mscd.checkpoint import read_metadata, save_network
 from mscd.data import ImageDataset
 from mscd.errors import UserError
-from mscd.generate import generate, nfe
+from mscd.generate import _pieces, generate, nfe
 from mscd.networks import EDMPrecond
 from mscd.samples import read_samples, write_samples
 
@@ -161,7 +161,18 @@ def test_a_pickle_gives_the_images_of_its_network(net, teacher, tmp_path):
     )
     told = {name: made["network"][name] for name in ("model", "snapshot_kimg", "ema", "student")}
     assert told == {"model": "edm", "snapshot_kimg": None, "ema": "ema", "student": None}
-    assert made["network"]["digest"] == hashlib.sha256((tmp_path / "edm.pkl").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "edm.pkl").read_bytes()).hexdigest()
+    assert made["network"]["digest"] == digest
+    assert made["network"]["origin"] == {"source": "edm.pkl", "sha256": digest, "license": "not known: see edm.pkl"}
+
+
+def test_a_pickle_is_known_by_its_content(net, tmp_path):
+    write_pickle(tmp_path / "edm.pkl", net, nimg=5000)
+    (tmp_path / "edm.pkl").rename(tmp_path / "edm.network")
+    with pytest.raises(UserError, match="edm.network: a snapshot that does not say"):
+        generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2))
+    made = generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=2)
+    assert made["network"]["origin"]["source"] == "edm.network" and made["network"]["snapshot_kimg"] == 5
 
 
 def test_a_pickled_student_is_sampled_on_its_own_grid(net, tmp_path, calls):
@@ -294,10 +305,36 @@ def test_an_interrupted_call_leaves_the_old_samples(teacher, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [dest]
 
 
-def test_samples_that_cannot_be_written_are_named(teacher, tmp_path):
+@pytest.mark.parametrize("name", ["a.npz", "a.zip", "a.png", "a"])
+def test_samples_that_cannot_be_written_are_named_before_any_is_made(teacher, tmp_path, calls, name):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="a.npz: could not be written"):
-        generate(teacher, tmp_path / "file/a.npz", seeds=range(2), sampler="euler", steps=1)
+    with pytest.raises(UserError, match=f"{name}: could not be written"):
+        generate(teacher, tmp_path / "file" / name, seeds=range(2), sampler="euler", steps=1)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("seeds", "batch_size", "pieces"),
+    [
+        (range(5, 12), 3, [range(5, 8), range(8, 11), range(11, 12)]),
+        (range(6), 3, [range(3), range(3, 6)]),
+        (range(4, 6), 64, [range(4, 6)]),
+    ],
+)
+def test_a_gpu_takes_the_seeds_asked_for_by_the_batch(net, seeds, batch_size, pieces):
+    assert _pieces(net, seeds, batch_size, torch.device("cuda")) == pieces
+
+
+@pytest.mark.parametrize(
+    ("seeds", "pieces"),
+    [
+        (range(1), [range(256)]),
+        (range(255, 257), [range(256), range(256, 512)]),
+        (range(300, 600), [range(256, 512), range(512, 768)]),
+    ],
+)
+def test_a_cpu_takes_pieces_that_neither_seeds_nor_batch_size_move(net, seeds, pieces):
+    assert all(_pieces(net, seeds, size, torch.device("cpu")) == pieces for size in (1, 7, 64))
 
 
 def test_progress_goes_to_stderr_alone(teacher, tmp_path, capfd):

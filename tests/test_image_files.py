@@ -119,13 +119,18 @@ def test_what_cannot_be_written_is_named(tmp_path, name):
         write(tmp_path / "file" / name)
 
 
-def test_places_that_images_cannot_go_to_are_refused(tmp_path):
+def test_places_that_images_cannot_go_to_are_refused(tmp_path, monkeypatch):
     check_dest(tmp_path / "new", 5)
     check_dest(tmp_path, 5)  # empty
     with pytest.raises(UserError, match=r"a.jpg: images go to an .npz, a .zip, a .png .* not .jpg"):
         check_dest(tmp_path / "a.jpg", 5)
     with pytest.raises(UserError, match="too many for one grid"):
         check_dest(tmp_path / "a.png", GRID_IMAGES + 1)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for here in (".", tmp_path / "empty"):
+        with pytest.raises(UserError, match="the folder that you are in"):
+            check_dest(here, 5)
     (tmp_path / "old").touch()
     for taken in (tmp_path, tmp_path / "old"):
         with pytest.raises(UserError, match="exists, and is no empty folder"):

@@ -103,9 +103,10 @@ def test_a_classifier_is_told_with_its_data(tmp_path):
 @pytest.mark.parametrize("name", ["student_phema", "teacher_adm", "teacher_ncsnpp"])
 def test_a_pickled_checkpoint_is_told_without_running_it(name):
     facts = describe(PICKLES / f"{name}.pkl")
-    assert facts["kind"] == "pickled checkpoint" and facts["average"] == "ema" and facts["images"]["resolution"] == 16
+    assert facts["kind"] == "pickled checkpoint" and facts["ema"] == "ema" and facts["images"]["resolution"] == 16
     assert facts["architecture"] == ("SongUNet" if name == "teacher_ncsnpp" else "DhariwalUNet")
     assert (facts["student"] or {}).get("segments") == (8 if name == "student_phema" else None)
+    assert (facts["snapshot_kimg"], facts.get("nimg")) == ((157698, 157698048) if facts["student"] else (None, None))
 
 
 def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
@@ -117,6 +118,40 @@ def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
     assert describe(tmp_path / "ours.npz") == {"kind": "reference statistics", "features": 3, **provenance}
     assert describe(tmp_path / "published.npz") == {"kind": "reference statistics", "features": 3, "provenance": None}
     assert verify(tmp_path / "ours.npz") == "every part matches its CRC"
+
+
+@pytest.mark.parametrize("provenance", [[1], "text", 7, {}, {"network": "mine"}, {"network": {"data": 1}}])
+def test_provenance_of_another_form_is_told_as_none(tmp_path, provenance):
+    text = np.array(json.dumps(provenance))
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros([5, 8, 8, 3], np.uint8), provenance=text)
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3), provenance=text)
+    told = {"provenance": None}
+    if provenance == {"network": {"data": 1}}:
+        told = {"network": dict.fromkeys(("model", "snapshot_kimg", "ema", "digest"))}
+    assert describe(tmp_path / "samples.npz") == {"kind": "samples", "shape": [5, 8, 8, 3], **told}
+    whole = provenance if provenance and isinstance(provenance, dict) else {"provenance": None}
+    assert describe(tmp_path / "statistics.npz") == {"kind": "reference statistics", "features": 3, **whole}
+
+
+def test_generated_images_with_a_damaged_provenance_are_one_line(tmp_path):
+    data.pack("digits", tmp_path / "digits.zip", max_images=3)
+    with zipfile.ZipFile(tmp_path / "digits.zip", "a") as archive:
+        archive.writestr("provenance.json", "{")
+    with pytest.raises(UserError, match=r"digits.zip: its provenance.json is no JSON [^\n]*$"):
+        describe(tmp_path / "digits.zip")
+
+
+def test_where_training_images_come_from_is_told_of_networks_and_samples(tmp_path, net):
+    images = {"source": "https://example.org/photos.zip", "sha256": "1" * 64, "license": "CC BY 4.0"}
+    about = {**ABOUT, "data": {"digest": "abc", "origin": images}}
+    save_network(tmp_path / "network.safetensors", net, about)
+    facts = describe(tmp_path / "network.safetensors")
+    assert facts["data"]["origin"] == images
+    text = " ".join(as_text("x", facts).split())
+    assert f"origin (license CC BY 4.0, sha256 {'1' * 64}, source https://example.org/photos.zip)" in text
+    made = {"network": {**about, "digest": "d"}, "steps": 4}
+    write_samples(tmp_path / "samples.npz", np.zeros([5, 8, 8, 1], np.uint8), made)
+    assert describe(tmp_path / "samples.npz")["data_origin"] == images
 
 
 def test_samples_are_told_with_their_network_and_its_origin(tmp_path):
