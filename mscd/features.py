@@ -19,8 +19,8 @@ from mscd.data import ImageDataset, batches
 from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.files import sha256_of, written_whole
-from mscd.frechet import FeatureStatistics, load_reference, save_reference, write_reference
-from mscd.inception import Inception, detector_name, is_torchscript, load_torchscript
+from mscd.frechet import FeatureStatistics, load_reference, store_reference, write_reference
+from mscd.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
 
 if TYPE_CHECKING:
     from mscd.config import ClassifierSettings
@@ -195,7 +195,7 @@ def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: di
 
 
 def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu", sha256: str | None = None) -> Detector:
-    """The detector of a `save_detector` file, or of a TorchScript file (.pt or .pkl, mscd.inception).
+    """The detector of a `save_detector` file, or of a TorchScript file (mscd.inception).
 
     sha256: what the file must have; a TorchScript file that is not Inception's is opened only with its own.
     UserError naming the file when it is missing, damaged or another kind.
@@ -205,7 +205,7 @@ def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu", s
         return Detector(network, digest, device, detector_name(path, digest))
     tensors, metadata = load_tensors(path)
     if sha256 is not None:
-        _check_sha256(path, sha256_of(path), sha256)
+        check_sha256(path, sha256_of(path), sha256)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path}: not a classifier (its format is {metadata.get('format')!r}, wanted {FORMAT!r})")
     classifier = Classifier(**metadata["classifier"])
@@ -214,11 +214,6 @@ def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu", s
         raise UserError(f"{path}: weights of another kind of classifier; train it again")
     classifier.load_state_dict(tensors)
     return Detector(classifier, metadata["digest"], device)
-
-
-def _check_sha256(path: str | os.PathLike, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise UserError(f"{path}: its sha256 is {found}, wanted {wanted}: another file, or changed; fetch it again")
 
 
 def dataset_statistics(
@@ -269,11 +264,14 @@ def reference_statistics(
     detector_sha256: as `load_detector` takes it. The processes of `group` share the images; the file is the same.
     """
     dataset, network = ImageDataset(data), load_detector(detector, device, detector_sha256)
-    statistics = dataset_statistics(dataset, network, group=group)
-    if group.is_lead:
-        about = {"data": dataset.digest, "images": len(dataset)}
-        shape = {"resolution": dataset.resolution, "channels": dataset.channels}
-        save_reference(dest, statistics, {"detector": _named(network), **about, **shape})
+    # Opened before the work is done: statistics that cannot be written need not be computed.
+    with written_whole(dest) if group.is_lead else contextlib.nullcontext() as file:
+        statistics = dataset_statistics(dataset, network, group=group)
+        if group.is_lead:
+            about = {"data": dataset.digest, "images": len(dataset)}
+            shape = {"resolution": dataset.resolution, "channels": dataset.channels}
+            provenance = {"detector": _named(network), **about, **shape}
+            store_reference(file, *statistics.mean_and_covariance(), provenance)
     group.barrier()
 
 
@@ -296,7 +294,7 @@ def adopt_reference(
     UserError naming the file when it is another, says of itself how it was made, or has another number of features.
     """
     target, network = load_reference(published), load_detector(detector, sha256=detector_sha256)
-    _check_sha256(published, target.digest, sha256 or target.digest)
+    check_sha256(published, target.digest, sha256 or target.digest)
     if target.provenance:
         raise UserError(f"{published}: a reference file of mscd already; score against it as it is")
     if len(target.mu) != network.dim:

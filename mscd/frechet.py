@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import scipy.linalg
@@ -106,13 +107,19 @@ def save_reference(path: str | os.PathLike, statistics: FeatureStatistics, prove
 def write_reference(path: str | os.PathLike, mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
     """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
     with written_whole(path) as file:
-        np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
+        store_reference(file, mu, sigma, provenance)
+
+
+def store_reference(file: IO[bytes], mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
+    """`write_reference` to an open file."""
+    np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
 
 
 def load_reference(path: str | os.PathLike) -> Reference:
     """Read reference statistics, ours or a published file that holds only mu and sigma (provenance is then {}).
 
-    UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit.
+    UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit, and if it says
+    otherwise than `save_reference`'s files which detector and which images it is of.
     """
     try:
         content = Path(path).read_bytes()
@@ -131,7 +138,20 @@ def load_reference(path: str | os.PathLike) -> Reference:
         raise UserError(f"{path}: needs real mu [D] and sigma [D, D], got {got}")
     if not np.isfinite(mu).all() or not np.allclose(sigma, sigma.T):
         raise UserError(f"{path}: mu is not finite or sigma is not a symmetric matrix of finite numbers")
+    if not _is_ours(provenance):
+        raise UserError(f"{path}: what it says of its detector and images is not of mscd's form; make it again")
     return Reference(mu.astype(np.float64), sigma.astype(np.float64), provenance, hashlib.sha256(content).hexdigest())
+
+
+def _is_ours(provenance: object) -> bool:
+    """Whether provenance names no detector, or name and digest of one with the size of the images."""
+    if not isinstance(provenance, dict):
+        return False
+    detector = provenance.get("detector")
+    if detector is None:
+        return True
+    named = isinstance(detector, dict) and all(isinstance(detector.get(name), str) for name in ("name", "digest"))
+    return named and all(type(provenance.get(name)) is int for name in ("resolution", "channels"))
 
 
 def _read_npz(content: bytes) -> dict[str, np.ndarray]:

@@ -57,8 +57,20 @@ class Inception(nn.Module):
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:
-    """Whether a detector of this name is a TorchScript file."""
-    return Path(path).suffix in (".pt", ".pkl")
+    """Whether a detector is a TorchScript file: by its name, or whatever the name by its first bytes, a zip's."""
+    if Path(path).suffix in (".pt", ".pkl"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\3\4"
+    except OSError:  # told by what reads all of it
+        return False
+
+
+def check_sha256(path: str | os.PathLike, found: str, wanted: str, mend: str = "another file; fetch it again") -> None:
+    """Raise UserError naming both hashes and the `mend` unless the file's sha256 is the one wanted."""
+    if found != wanted:
+        raise UserError(f"{path}: its sha256 is {found}, wanted {wanted}: {mend}")
 
 
 def load_torchscript(
@@ -73,12 +85,9 @@ def load_torchscript(
     except OSError as error:
         raise UserError(f"{path}: no such file, or not readable ({error.strerror}); see {INCEPTION_ADDRESS}") from error
     found, wanted = hashlib.sha256(content).hexdigest(), sha256 or INCEPTION_SHA256
-    if found != wanted:
-        size = f" ({len(content):,} bytes of {INCEPTION_BYTES:,})" if wanted == INCEPTION_SHA256 else ""
-        raise UserError(
-            f"{path}: its sha256 is {found}, wanted {wanted}{size}; holding code, it is not opened: fetch it again, or "
-            "give its sha256 if you trust it"
-        )
+    size = f" ({len(content):,} bytes of {INCEPTION_BYTES:,})" if wanted == INCEPTION_SHA256 else ""
+    mend = f"holding code, it is not opened{size}; fetch it again, or give its sha256 if you trust it"
+    check_sha256(path, found, wanted, mend)
     try:
         script = torch.jit.load(io.BytesIO(content), map_location=device)
     except (RuntimeError, ValueError) as error:

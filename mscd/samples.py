@@ -154,7 +154,11 @@ def _header(path: str | os.PathLike, file: IO[bytes]) -> tuple[int, ...]:
 
 def _provenance(path: str | os.PathLike) -> dict:
     with _opened(path) as arrays:
-        return json.loads(str(arrays["provenance"]))
+        made = json.loads(str(arrays["provenance"]))
+    seeds = made.get("seeds") if isinstance(made, dict) else None
+    if not isinstance(seeds, list) or [type(seed) for seed in seeds] != [int, int]:
+        raise UserError(f"{path}: does not say in mscd's form how its images were made; generate it with mscd")
+    return made
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from mscd.files import written_whole
 from mscd.frechet import FeatureStatistics, Reference, frechet_distance, load_reference
 from mscd.samples import count_images, joint_provenance, made_by, read_batches
 
+OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
 BATCH = 500  # images handed to the detector at a time
 
 
@@ -44,18 +46,21 @@ def score(
     made, target = joint_provenance(parts), load_reference(reference)
     network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network)
-    statistics = FeatureStatistics(network.dim)
-    for features in _features(parts, reference, target, network, group):
-        statistics.update(features)
-    if not group.is_lead:
-        return None
-    if statistics.count < 2:
-        raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
-    value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
-    result = {"value": value, **_facts(made, network, target), "images": statistics.count}
-    if dest is not None:
-        _write(dest, result)
-    return result
+    _check_made(parts[0], made)
+    # Opened before the work is done: a score that cannot be written need not be computed.
+    with written_whole(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
+        statistics = FeatureStatistics(network.dim)
+        for features in _features(parts, reference, target, network, group):
+            statistics.update(features)
+        if not group.is_lead:
+            return None
+        if statistics.count < 2:
+            raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
+        value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
+        result = {"value": value, **_facts(made, network, target), "images": statistics.count}
+        if file is not None:
+            file.write((json.dumps(result, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+        return result
 
 
 def _features(
@@ -71,7 +76,7 @@ def _features(
 
     def turned() -> Iterator[torch.Tensor]:
         for images in mine:
-            _check_shape(parts[0], images.shape, reference_path, reference)
+            check_shape(f"{parts[0]} holds", images.shape[1:], reference_path, reference)
             yield detector(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu()
 
     return group.in_turns(turned(), count)
@@ -82,14 +87,23 @@ def _facts(made: Mapping, detector: Detector, reference: Reference) -> dict:
     network = made["network"]
     return {
         "metric": "FID" if detector.name == "inception" else f"FD({detector.name})",
-        **{name: network[name] for name in ("model", "snapshot_kimg", "ema")},
+        **{name: network[name] for name in OF_NETWORK},
         "network_digest": network["digest"],
-        **{name: made[name] for name in ("sampler", "steps", "nfe", "churn", "seeds")},
+        **{name: made[name] for name in OF_SAMPLES},
         **({"classes": made["classes"]} if "classes" in made else {}),
         "detector": {"name": detector.name, "digest": detector.digest},
         "reference_digest": reference.digest,
         "made_by": made_by(),
     }
+
+
+def _check_made(path: str | os.PathLike, made: Mapping) -> None:
+    """Raise UserError unless the samples say all that `_facts` tells of them."""
+    network = made.get("network") if isinstance(made.get("network"), dict) else {}
+    missing = [name for name in OF_SAMPLES if name not in made]
+    missing += [f"network {name}" for name in (*OF_NETWORK, "digest") if name not in network]
+    if missing:
+        raise UserError(f"{path}: does not say how its images were made ({', '.join(missing)}); generate it with mscd")
 
 
 def check_reference(
@@ -108,19 +122,14 @@ def check_reference(
         )
 
 
-def _check_shape(
-    path: str | os.PathLike, shape: tuple[int, ...], reference_path: str | os.PathLike, reference: Reference
+def check_shape(
+    said: str, shape: tuple[int, int, int], reference_path: str | os.PathLike, reference: Reference
 ) -> None:
-    _, height, width, channels = shape
+    """Raise UserError unless images [H, W, C] of this shape are of the reference's; said: "<what> holds" them."""
+    height, width, channels = shape
     resolution = reference.provenance["resolution"]
     if (height, width, channels) != (resolution, resolution, reference.provenance["channels"]):
         raise UserError(
-            f"{path} holds {width}x{height} images of {channels} channels, but {reference_path} is of "
+            f"{said} {width}x{height} images of {channels} channels, but {reference_path} is of "
             f"{resolution}x{resolution} with {reference.provenance['channels']}: use a reference of the same images"
         )
-
-
-def _write(path: str | os.PathLike, result: dict) -> None:
-    text = json.dumps(result, sort_keys=True, indent=1, allow_nan=False) + "\n"
-    with written_whole(path) as file:
-        file.write(text.encode())

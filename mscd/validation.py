@@ -13,7 +13,7 @@ from mscd.features import load_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
 from mscd.inception import is_torchscript
 from mscd.networks import EDMPrecond
-from mscd.score import check_reference
+from mscd.score import check_reference, check_shape
 
 BATCH = 256
 TEACHER_STEPS = 18
@@ -21,19 +21,21 @@ TEACHER_STEPS = 18
 
 class Validation:
     """Fréchet distance of the first `validate_images` seeds to the reference; a student takes S Euler steps, a teacher
-    Heun's 18. Raises UserError when the reference was made with another detector."""
+    Heun's 18. Raises UserError when the reference was made with another detector or of images of another size."""
 
     def __init__(self, settings: TrainingSettings, detector: str | Path, reference: str | Path, group: Group) -> None:
         self.settings, self.group = settings, group
-        self.reference = load_reference(reference)
+        self.reference, self.reference_path = load_reference(reference), reference
         # A TorchScript detector is opened if it is the file whose sha256 was checked when the reference was made.
-        known = self.reference.provenance.get("detector", {}).get("digest")
+        known = (self.reference.provenance.get("detector") or {}).get("digest")
         sha256 = known if is_torchscript(detector) else None
         self.detector = load_detector(detector, group.device, sha256)
         check_reference(reference, self.reference, detector, self.detector)
 
     def score(self, net: EDMPrecond) -> float:
-        """The distance, the same on every process."""
+        """The distance, the same on every process. UserError for a network of images that the reference is not of."""
+        image = (net.img_resolution, net.img_resolution, net.img_channels)
+        check_shape("the network makes", image, self.reference_path, self.reference)
         statistics = FeatureStatistics(self.detector.dim)
         rows = self.group.rows(self.settings.validate_images)
         for first in range(rows.start, rows.stop, BATCH):

@@ -244,6 +244,13 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
     assert kinds == ["start", "params", "metrics", "metrics"]
 
 
+def test_statistics_that_cannot_be_written_are_named_before_they_are_computed(digits, saved, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(features.Detector, "__call__", pytest.fail)
+    with pytest.raises(UserError, match="file/a.npz: could not be written"):
+        features.reference_statistics(digits.path, saved[0], tmp_path / "file/a.npz")
+
+
 @pytest.fixture
 def published(tmp_path):
     """(published .npz of 16 features, its sha256, a stand-in detector of as many, the sha256 of that)"""

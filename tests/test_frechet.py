@@ -1,4 +1,5 @@
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -139,11 +140,40 @@ def test_rows_of_another_width_are_refused():
         FeatureStatistics(3).merge(FeatureStatistics(4))
 
 
+MADE = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "channels": 1, "images": 50}
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        [1],
+        "text",
+        {"detector": "x"},
+        {**MADE, "detector": {"name": "c"}},
+        {**MADE, "detector": {"digest": "c"}},
+        {**MADE, "detector": {"name": "c", "digest": 1}},
+        {**MADE, "resolution": "8"},
+        {**MADE, "channels": None},
+        {"detector": MADE["detector"]},
+    ],
+)
+def test_provenance_of_another_form_is_refused_in_one_line(tmp_path, provenance):
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(1), sigma=np.eye(1), provenance=np.array(json.dumps(provenance)))
+    with pytest.raises(UserError, match=r"odd.npz: what it says of its detector and images is not [^\n]*$"):
+        load_reference(tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize("provenance", [{}, {"detector": None}, MADE])
+def test_provenance_without_a_detector_or_with_a_known_one_is_read(tmp_path, provenance):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(1), sigma=np.eye(1), provenance=np.array(json.dumps(provenance)))
+    assert load_reference(tmp_path / "a.npz").provenance == provenance
+
+
 @pytest.fixture
 def reference(tmp_path):
     path = tmp_path / "made" / "reference.npz"
     stats = statistics(np.random.default_rng(0).normal(size=(50, 4)))
-    save_reference(path, stats, {"detector": "classifier", "images": 50})
+    save_reference(path, stats, MADE)
     return path, stats
 
 
@@ -152,9 +182,9 @@ def test_reference_is_read_back_as_written_and_written_with_the_same_bytes(refer
     read = load_reference(path)
     mu, sigma = stats.mean_and_covariance()
     assert np.array_equal(read.mu, mu) and np.array_equal(read.sigma, sigma)
-    assert read.provenance == {"detector": "classifier", "images": 50}
+    assert read.provenance == MADE
     before = path.read_bytes()
-    save_reference(path, stats, {"images": 50, "detector": "classifier"})
+    save_reference(path, stats, dict(reversed(MADE.items())))
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["reference.npz"]
 

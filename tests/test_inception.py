@@ -78,10 +78,33 @@ def test_images_of_any_size_have_features_and_grey_ones_count_as_three_equal_cha
     assert torch.equal(detector(grey), detector(grey.repeat(1, 3, 1, 1)))
 
 
-def test_the_same_images_have_the_same_features_in_every_call(detector):
-    images = pictures(5)
-    first = detector(images)
-    assert all(torch.equal(detector(images), first) for _ in range(4))
+class Summed(nn.Module):
+    """Features that are sums of products, which TorchScript's optimiser joins to one product in a later call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(8, 384, 24, generator=torch.Generator().manual_seed(0)), False)
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        x, w = (img.float().flatten(1) / 127.5 - 1).chunk(8, 1), self.weights.unbind(0)
+        first = torch.mm(x[0], w[0]) + torch.mm(x[1], w[1]) + torch.mm(x[2], w[2]) + torch.mm(x[3], w[3])
+        return first + torch.mm(x[4], w[4]) + torch.mm(x[5], w[5]) + torch.mm(x[6], w[6]) + torch.mm(x[7], w[7])
+
+
+def test_the_features_are_those_of_the_network_as_it_is_written_in_every_call(tmp_path):
+    network, images = Summed(), pictures(5)
+    detector = load_detector(tmp_path / "summed.pt", sha256=script(tmp_path / "summed.pt", network))
+    with torch.no_grad():
+        wanted = network(images, return_features=True)
+    assert all(torch.equal(detector(images), wanted) for _ in range(4))
+
+
+def test_a_torchscript_file_is_known_under_any_name(standin, tmp_path):
+    renamed = tmp_path / "detector.safetensors"
+    renamed.write_bytes(standin[0].read_bytes())
+    assert load_detector(renamed, sha256=standin[1]).dim == 48
+    with pytest.raises(UserError, match="detector.safetensors: its sha256 is .* not opened"):
+        load_detector(renamed)
 
 
 def test_many_images_go_through_in_pieces(detector, monkeypatch):
@@ -112,7 +135,7 @@ def test_another_file_than_the_one_expected_is_never_opened(standin, sha256, mon
 
 def test_a_download_cut_short_is_told_by_its_size(standin, tmp_path):
     (tmp_path / "cut.pt").write_bytes(standin[0].read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"cut.pt: .*\(1,000 bytes of 95,607,719\)"):
+    with pytest.raises(UserError, match=r"cut.pt: .*\(1,000 bytes of 95,607,719\); fetch it again"):
         load_detector(tmp_path / "cut.pt")
 
 

@@ -164,11 +164,30 @@ def test_a_missing_or_damaged_file_is_named(files, which, fault):
     assert not files[3].exists()
 
 
-def test_a_score_that_cannot_be_written_is_named(files, tmp_path):
+def test_a_score_that_cannot_be_written_is_named_before_it_is_computed(files, tmp_path, monkeypatch):
     *inputs, _ = files
     (tmp_path / "file").touch()
+    monkeypatch.setattr(Detector, "__call__", pytest.fail)
     with pytest.raises(UserError, match="score.json: could not be written"):
         score(*inputs, tmp_path / "file/score.json")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ([1], "in mscd's form"),
+        ({"seeds": 3}, "in mscd's form"),
+        ({"seeds": [1, "2"]}, "in mscd's form"),
+        ({**MADE, "network": "x"}, "network model"),
+        ({**MADE, "network": {"digest": "d"}}, "network ema"),
+        ({name: value for name, value in MADE.items() if name != "churn"}, r"\(churn\)"),
+    ],
+)
+def test_samples_that_do_not_say_how_they_were_made_are_refused_in_one_line(files, made, said):
+    samples, *others = files
+    write_samples(samples, pictures(2), made)
+    with pytest.raises(UserError, match=rf"samples.npz: does not say [^\n]*{said}[^\n]*$"):
+        score(samples, *others)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from standin_detector import write_standin
@@ -12,6 +13,7 @@ from mscd.config import ClassifierSettings
 from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.events import EventLog, read_events
+from mscd.networks import EDMPrecond
 
 SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})
 
@@ -90,3 +92,28 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
     write_standin(files[0], dim=16, seed=1)
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
         Validation(SCORED, *files, Group())
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (8, 3)])
+def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolution, channels):  # noqa: F811
+    from mscd.validation import Validation
+
+    files = tmp_path / "standin.pt", tmp_path / "reference.npz"
+    sha256 = write_standin(files[0], dim=16)
+    np.savez(tmp_path / "published.npz", mu=np.zeros(16), sigma=np.eye(16))
+    about = {"detector_sha256": sha256, "resolution": resolution, "channels": channels}
+    features.adopt_reference(tmp_path / "published.npz", *files, **about)
+    net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
+    with pytest.raises(UserError, match=f"the network makes 8x8 images of 1 channels, but .* is of {resolution}x"):
+        Validation(SCORED, *files, Group()).score(net)
+
+
+def test_a_reference_of_an_unknown_detector_is_refused(detectors, tmp_path):
+    from mscd.validation import Validation
+
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(64), sigma=np.eye(64), provenance=np.array('{"detector": null}'))
+    write_standin(tmp_path / "standin.pt", dim=64)
+    with pytest.raises(UserError, match="odd.npz: does not say which detector"):
+        Validation(SCORED, detectors[0] / "classifier.safetensors", tmp_path / "odd.npz", Group())
+    with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
+        Validation(SCORED, tmp_path / "standin.pt", tmp_path / "odd.npz", Group())
