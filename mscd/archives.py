@@ -20,6 +20,7 @@ from mscd import zips
 from mscd.errors import UserError
 from mscd.files import sha256_of
 
+LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
 
 
@@ -30,14 +31,19 @@ class DamagedFile(Exception):
 class FolderFiles:
     """The files under a folder: `names` (relative, with slashes, sorted as text), read by position.
 
-    UserError when a folder cannot be listed.
+    Links are followed. UserError when a folder cannot be listed, or is a link to one that it lies in.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.names = []
-        for root, _, names in os.walk(path, followlinks=True, onerror=_refuse_folder):
-            folder = os.path.relpath(root, path).replace(os.sep, "/")
+        chains = {}  # folder -> devices and inodes of it and of those that it lies in
+        for root, _, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
+            about, above = os.stat(root), chains.get(os.path.dirname(root), ())
+            if (about.st_dev, about.st_ino) in above:
+                raise UserError(f"{root}: a link to a folder that it lies in, without an end: remove it")
+            chains[root] = (*above, (about.st_dev, about.st_ino))
+            folder = os.path.relpath(root, self.path).replace(os.sep, "/")
             prefix = "" if folder == "." else f"{folder}/"
             self.names += [prefix + name for name in names if _is_visible(prefix + name)]
         self.names.sort()
@@ -45,17 +51,22 @@ class FolderFiles:
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
         try:
-            return (self.path / self.names[position]).read_bytes()
+            with open(self.path / self.names[position], "rb") as file:
+                _check_size(os.fstat(file.fileno()).st_size)
+                return file.read()
         except OSError as error:
             raise DamagedFile(str(error)) from error
 
     def digest(self) -> str:
-        """sha256 (hex) over names, lengths and contents."""
+        """sha256 (hex) over names, lengths and contents. Raises DamagedFile."""
         sha = hashlib.sha256()
-        for position, name in enumerate(self.names):
-            content = self.read(position)
-            sha.update(f"{name}\0{len(content)}\0".encode())
-            sha.update(content)
+        for name in self.names:
+            try:
+                with open(self.path / name, "rb") as file:
+                    sha.update(os.fsencode(name) + f"\0{os.fstat(file.fileno()).st_size}\0".encode())
+                    hashlib.file_digest(file, lambda: sha)
+            except OSError as error:
+                raise DamagedFile(str(error)) from error
         return sha.hexdigest()
 
 
@@ -81,9 +92,10 @@ class _Archive:
         self._open()
 
     def _read_at(self, offset: int, size: int) -> bytes:
+        _check_size(size)
         try:
             content = os.pread(self._descriptor, size, offset)
-        except OSError as error:  # a damaged offset, or a disk that fails
+        except OSError as error:  # a disk that fails
             raise DamagedFile(str(error)) from error
         if len(content) < size:
             raise DamagedFile("the archive ends too early")
@@ -118,22 +130,25 @@ class ZipFiles(_Archive):
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
-        offset, size, crc, method = (int(value) for value in self._table[position])
-        content = self._read_at(self._content_offset(offset), size)
+        offset, stored_size, size, crc, method = (int(value) for value in self._table[position])
+        _check_size(size)
+        content = self._read_at(self._content_offset(offset), stored_size)
         if method == zips.DEFLATED:
             try:
-                content = zlib.decompress(content, wbits=-15)
+                content = zlib.decompressobj(-15).decompress(content, size + 1)
             except zlib.error as error:
                 raise DamagedFile(str(error)) from error
         elif method != zips.STORED:
             raise DamagedFile(f"compressed by method {method}, which is not supported")
+        if len(content) != size:
+            raise DamagedFile(f"it is {'longer' if len(content) > size else 'shorter'} than the {size} bytes it claims")
         if zlib.crc32(content) != crc:
             raise DamagedFile("its content does not match its CRC")
         return content
 
     def stored_head(self, position: int, size: int) -> bytes | None:
         """First `size` bytes, unchecked, of file `names[position]`; None if it is compressed or damaged."""
-        offset, stored_size, _, method = (int(value) for value in self._table[position])
+        offset, stored_size, _, _, method = (int(value) for value in self._table[position])
         try:
             if method == zips.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
@@ -164,7 +179,7 @@ class TarFiles(_Archive):
                     names.append(name)
                     offsets.append(offset)
                     sizes.append(size)
-        except (OSError, ValueError, tarfile.TarError) as error:
+        except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
             raise UserError(f"{path}: not a readable tar ({error}); damaged or cut short?") from error
         super().__init__(path)
         self._sorted(names, np.stack([np.array(offsets, np.int64), np.array(sizes, np.int64)], axis=1))
@@ -226,6 +241,11 @@ def looks_like_tar(path: str | os.PathLike) -> bool:
         return True
     with open(path, "rb") as file:
         return file.read(262)[257:] == b"ustar"
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_FILE:
+        raise DamagedFile(f"it has {size} bytes, and at most {LARGEST_FILE} are read")
 
 
 def _refuse_folder(error: OSError) -> None:

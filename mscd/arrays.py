@@ -63,7 +63,7 @@ def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 def _cifar_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 32, 32, 3] and classes int64 [N] of one batch."""
     try:
-        batch = InertReader(memoryview(_with_text(content)), _CALLS).load()
+        batch = InertReader(memoryview(_with_text(content)), _CALLS | {"_codecs.encode": _Encoder(len(content))}).load()
         pixels, labels = _pixels(batch["data"].state), batch["labels"]
         if pixels.shape != (len(labels), 3072) or not all(type(k) is int and 0 <= k < 10 for k in labels):
             raise ValueError(f"{len(labels)} labels, not all from 0 to 9 or not those of {len(pixels)} images")
@@ -95,12 +95,20 @@ def _dtype(args: tuple) -> Object:
     return Object("uint8")
 
 
-def _encoded(args: tuple) -> bytes:
-    """How Python 3 writes bytes for older readers."""
-    match args:
-        case (str() as text, "latin1"):
-            return text.encode("latin1")
-    raise Refused("it has bytes in another form")
+class _Encoder:
+    """How Python 3 writes bytes for older readers: a call on text, of which a batch has no more than its own length."""
+
+    def __init__(self, length: int):
+        self.left = length
+
+    def __call__(self, args: tuple) -> bytes:
+        match args:
+            case (str() as text, "latin1"):
+                self.left -= len(text)
+                if self.left < 0:
+                    raise Refused("it makes more bytes than it has")
+                return text.encode("latin1")
+        raise Refused("it has bytes in another form")
 
 
 def _array_class(_: tuple) -> None:
@@ -114,7 +122,6 @@ _CALLS = {
     "numpy._core.multiarray._reconstruct": lambda _: Object("array"),
     "numpy.ndarray": _array_class,  # only an argument of the two above
     "numpy.dtype": _dtype,
-    "_codecs.encode": _encoded,
 }
 
 
@@ -148,8 +155,12 @@ def is_idx(path: str | os.PathLike) -> bool:
 
 
 def mnist_in(folder: str | os.PathLike) -> Path | None:
-    """The file of MNIST's training images in a folder, if it has one."""
-    found = (p for p in Path(folder).iterdir() if p.name.startswith("train-images") and "idx3-ubyte" in p.name)
+    """The file of MNIST's training images in a folder, if it has one. UserError when the folder cannot be listed."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+    found = (Path(folder, name) for name in names if name.startswith("train-images") and "idx3-ubyte" in name)
     return min((p for p in found if is_idx(p)), default=None)
 
 

@@ -58,12 +58,14 @@ def load_tensors(path: str | os.PathLike, device: str | torch.device = "cpu") ->
 def read_metadata(path: str | os.PathLike) -> dict:
     """Metadata of a file by `save_tensors` without reading its tensors. Raises UserError as `load_tensors`."""
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; check the path, or make it first")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: not a safetensors file, damaged or cut short ({error})") from error
+        raise UserError(
+            f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
+        ) from error
     if METADATA_KEY not in header:
         raise UserError(f"{path}: a safetensors file, but not one of mscd (it has no {METADATA_KEY!r} metadata)")
     try:

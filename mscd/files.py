@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,23 +19,52 @@ def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
     What the block writes goes to a temporary name in the same folder, which is flushed to disk and renamed when the
     block ends; after any exception it is removed and whatever stood at `path` is untouched. UserError naming the file
-    when it cannot be written (say a full disk).
+    when it cannot be written (say a full disk); an OSError of the block's own, say of what it copies, stays one.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w+b") as file:
+        with _said_of(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            raw = _RawFile(temporary, path)
+        with io.BufferedRandom(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
+            with _said_of(path):
+                os.fsync(file.fileno())
+        with _said_of(path):
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):  # gone after the rename; never made where the folder cannot be
             temporary.unlink()
+
+
+class _RawFile(io.FileIO):
+    """What lies beneath the buffer of a file that is to become `path`."""
+
+    def __init__(self, temporary: Path, path: Path):
+        super().__init__(temporary, "w+")
+        self._path = path
+
+    def write(self, data: memoryview) -> int:
+        with _said_of(self._path):
+            return super().write(data)
+
+
+@contextlib.contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """An OSError of writing `path` becomes a UserError."""
+    try:
+        yield
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: could not be written (it is a folder); choose another path") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path}: could not be written ({path.parent} is no folder and cannot become one); choose another path"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
 
 
 def append_line(path: str | os.PathLike, line: str) -> None:
@@ -44,7 +74,7 @@ def append_line(path: str | os.PathLike, line: str) -> None:
     UserError when the file cannot be written.
     """
     path = Path(path)
-    try:
+    with _said_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -54,8 +84,6 @@ def append_line(path: str | os.PathLike, line: str) -> None:
                 raise OSError("No space left on device")
         finally:
             os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
 
 
 def whole_lines(path: str | os.PathLike) -> list[str]:

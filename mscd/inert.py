@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 LARGEST_INTEGER = 16  # bytes
 LONGEST_NAME = 200  # bytes
+LONGEST_KEY = 16  # parts of a tuple
 SCALARS = (str, int, float, type(None))
 Calls = Mapping[str, Callable[[tuple], object]]
 
@@ -64,7 +65,7 @@ class InertReader:
         while (code := self._unsigned(1)) != pickle.STOP[0]:
             self.steps_left -= 1
             if self.steps_left < 0:
-                raise Refused("it has more instructions than any network")
+                raise Refused("it has more instructions than any file that is read here")
             if code in VALUES:
                 value = VALUES[code](self)  # which may leave another stack
                 self.stack.append(value)
@@ -72,7 +73,7 @@ class InertReader:
                 ACTIONS[code](self)
             else:
                 raise Refused(
-                    f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which no network needs"
+                    f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which plain data do not need"
                 )
         return self._pop()
 
@@ -137,7 +138,7 @@ class InertReader:
     def _named(self, module: object, attribute: object) -> Name:
         name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "?"
         if name not in self.calls:
-            raise Refused(f"it names {name[:LONGEST_NAME]!a}, and only what networks consist of is read")
+            raise Refused(f"it names {name[:LONGEST_NAME]!a}, which is nothing that is read here")
         return Name(name)
 
     def _line(self) -> str:
@@ -180,8 +181,10 @@ class InertReader:
 
 
 def _checked_key(key: object) -> object:
-    """Only flat keys: hashing nested ones may take time without end."""
-    if isinstance(key, SCALARS) or type(key) is tuple and all(isinstance(part, SCALARS) for part in key):
+    """Only flat, short keys: hashing others, again and again, may take time without end."""
+    if isinstance(key, SCALARS):
+        return key
+    if type(key) is tuple and len(key) <= LONGEST_KEY and all(isinstance(part, SCALARS) for part in key):
         return key
     raise Refused(f"it has a key that is a {type(key).__name__}")
 

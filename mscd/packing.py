@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -59,19 +60,30 @@ def pack(
     total = images.count if max_images is None else min(max_images, images.count)
     _check_demand(source, "classes", classes, images.label_dim(np.arange(total)))
     job = _Job(source, images, transform, size, total, channels, skip_corrupt, workers)
-    unchanged = transform is None and total == images.count and images.packed_size is not None
-    unchanged = unchanged and size in (None, (images.packed_size, images.packed_size))
     with written_whole(dest) as file:
-        if unchanged and not (packed := job.run(None)).skipped:
-            with open(source, "rb") as whole:
-                shutil.copyfileobj(whole, file, 2**20)
-        else:
-            archive = StoredZip(file)
-            packed = job.run(archive)
-            archive.add("dataset.json", _labels_json(packed.numbers, images.labels))
-            archive.close()
+        packed = _write(job, file)
         _check_demand(source, "classes", classes, images.label_dim(packed.numbers))
     return _summary(packed, images, total, sha256_of(dest))
+
+
+def _write(job: _Job, file: IO[bytes]) -> _Packed:
+    """The zip: the source itself where nothing changes, else one of the images as PNGs."""
+    if job.changes_nothing and not (packed := job.run(None)).skipped:
+        _copy(job.source, file)
+        return packed
+    archive = StoredZip(file)
+    packed = job.run(archive)
+    archive.add("dataset.json", _labels_json(packed.numbers, job.images.labels))
+    archive.close()
+    return packed
+
+
+def _copy(source: str | os.PathLike, file: IO[bytes]) -> None:
+    try:
+        with open(source, "rb") as whole:
+            shutil.copyfileobj(whole, file, 2**20)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check the disk that it is on") from error
 
 
 def _target_size(resolution: int | tuple[int, int] | None, transform: str | None) -> tuple[int, int] | None:
@@ -111,6 +123,13 @@ class _Job:
     channels: int | None
     skip_corrupt: bool
     workers: int
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the source is an EDM zip that is asked for as it is."""
+        width = self.images.packed_size
+        whole = self.total == self.images.count and width is not None
+        return whole and self.transform is None and self.size in (None, (width, width))
 
     def run(self, archive: StoredZip | None) -> _Packed:
         """Convert and check all images and add them to the archive, if one is given, as PNGs."""

@@ -19,6 +19,7 @@ from mscd.inert import InertReader, Name, Object, Refused
 
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 STORAGE_STEPS = 200  # instructions in the pickles of one storage; it takes about 60
+STORAGE_HEAD = 10_000  # bytes of them; about 500
 STORAGE_TYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -88,6 +89,8 @@ def load_storage(args: tuple) -> Storage:
         raise Refused("it has a storage of a machine with the other order of bytes")
     if not isinstance(facts, _StorageFacts) or keys != [facts.key]:
         raise Refused("it has a storage that consists of several, or of something else")
+    if reader.at > STORAGE_HEAD:  # which a file may have read again at each call
+        raise Refused(f"it has a storage that is told in {reader.at} bytes")
     (size,) = struct.unpack("<q", reader.take(8))
     present = len(data) - reader.at
     if size != facts.size or size * facts.dtype.itemsize != present:

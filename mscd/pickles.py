@@ -33,6 +33,7 @@ NETWORK_CLASSES |= {"PositionalEmbedding", "FourierEmbedding"}
 STUDENT_LOSS = "EDMConsistencyDistillLoss"
 KNOWN_CLASSES = NETWORK_CLASSES | {STUDENT_LOSS, "EDMLoss", "AugmentPipe"}
 PERSISTENCE_VERSION = 6
+REMEDY = "fetch it again, or use a checkpoint of EDM's form"
 
 # The reference constructor's arguments in their order; all but the last are attributes, too.
 PRECOND_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
@@ -79,19 +80,19 @@ def read_pickle(path: str | os.PathLike) -> Pickled:
             raise Refused(f"it goes on after its end (at byte {reader.at})")
         return _checkpoint(root, len(data))
     except Refused as refused:
-        raise UserError(f"{path}: refused: {refused}") from refused
+        raise UserError(f"{path}: refused: {refused}; {REMEDY}") from refused
 
 
 def _mapped(path: str | os.PathLike) -> memoryview:
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; check the path")
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise UserError(f"{path}: refused: it is empty")
+                raise UserError(f"{path}: refused: it is empty; {REMEDY}")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error}); check its permissions") from error
 
 
 def _persistent_object(args: tuple) -> Object:
@@ -111,12 +112,9 @@ def _persistent_object(args: tuple) -> Object:
 
 
 def _empty(kind: type, args: tuple) -> dict | set:
-    """A call of a container's constructor; its content comes after it, or as a list for a set."""
-    match args:
-        case ():
-            return kind()
-        case (list() as items,) if kind is set and all(isinstance(item, str) for item in items):
-            return set(items)
+    """A call of a container's constructor. One with content would copy it at each call, and no network has one."""
+    if args == () or kind is set and args == ([],):
+        return kind()
     raise Refused(f"it has a {kind.__name__} in another form")
 
 
@@ -229,7 +227,7 @@ def _is_sound(name: object, value: object) -> bool:
         return type(value) is bool
     if name in WORDS:
         return _is_word(value)
-    return _is_word(name) and isinstance(value, SCALARS)
+    return _is_word(name) and (_is_word(value) if isinstance(value, str) else isinstance(value, SCALARS))
 
 
 def _is_word(text: object) -> bool:

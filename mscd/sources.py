@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from mscd.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_
 from mscd.errors import UserError
 from mscd.images import decode, is_image
 from mscd.labels import labels_of_folders, named_as_packed, read_labels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ def _of_tree(files: FolderFiles | ZipFiles | TarFiles, as_text: bool, drop_alpha
     as_packed = named_as_packed(names)
     if not stated and not as_packed:
         labels = labels_of_folders(names)
+        if labels is None and labels_of_folders([name.partition("/")[2] for name in names]) is not None:
+            top = f"{root}{names[0].partition('/')[0]}"
+            log.warning(
+                "%s: all images are in %s, so they have no classes; if the folders in it are classes, pack it alone",
+                files.path,
+                top,
+            )
     packed_size = _packed_size(files, positions) if as_packed and isinstance(files, ZipFiles) else None
     return Source(
         len(names), names.__getitem__, lambda k: decode(files.read(positions[k]), drop_alpha), labels, packed_size

@@ -32,11 +32,12 @@ def local_header_length(header: bytes) -> int | None:
 
 
 def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
-    """Names of the files in a zip, and an int64 table [N, 4] of their header's offset, stored size, CRC and method.
+    """Names of the files in a zip, and an int64 table [N, 5]: header's offset, sizes stored and unpacked, CRC, method.
 
     Folders are left out. Raises ValueError when it is no whole zip.
     """
     count, size, offset = _find_directory(file)
+    length = file.seek(0, os.SEEK_END)
     file.seek(offset)
     directory = file.read(size)
     names, table, position = [], array("q"), 0
@@ -55,12 +56,14 @@ def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
         name = directory[start:name_end].decode("utf-8" if flags & 0x800 else "cp437").split("\0")[0]
         if _ELSEWHERE in (stored, unpacked, at):
             unpacked, stored, at = _from_zip64(directory[name_end:extra_end], (unpacked, stored, at))
+        if at + stored > length or unpacked >= 2**63:
+            raise ValueError(f"entry {number} of its directory claims more bytes than it can hold")
         if not name.endswith("/"):
             names.append(name)
-            table.extend((at, stored, crc, method))
+            table.extend((at, stored, unpacked, crc, method))
     if position != size:
         raise ValueError(f"its directory is {size} bytes long, the {count} files that it claims take {position}")
-    return names, np.array(table, np.int64).reshape(-1, 4)
+    return names, np.array(table, np.int64).reshape(-1, 5)
 
 
 def _find_directory(file: IO[bytes]) -> tuple[int, int, int]:

@@ -1,13 +1,19 @@
-"""Small data sets in the very forms in which their authors publish them."""
+"""Small data sets in the very forms in which their authors publish them, and what packing says of bad ones."""
 
 import gzip
 import io
+import json
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from mscd.data import pack
+from mscd.errors import UserError
 
 
 def image_bytes(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
@@ -83,3 +89,39 @@ def write_mnist(folder: Path, count: int, compressed: bool = True) -> tuple[np.n
         content = idx_bytes(array)
         (folder / f"{name}{'.gz' * compressed}").write_bytes(gzip.compress(content) if compressed else content)
     return images, labels
+
+
+def write_bytes(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def refusal(source, dest, **options):
+    """The one line in which a source is refused, of which nothing is left."""
+    with pytest.raises(UserError) as error:
+        pack(source, dest, **options)
+    assert not dest.exists() and not list(dest.parent.glob(".*tmp"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def write_images(folder, images, labels=None):
+    """A folder of PNGs from {name: uint8 pixels}, with a dataset.json where labels are given."""
+    for name, pixels in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+    if labels is not None:
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+def random_images(*names, size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.integers(0, 256, (size, size), dtype=np.uint8) for name in names}
+
+
+def zipped(folder, path, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return path

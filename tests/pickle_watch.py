@@ -43,7 +43,7 @@ def refusal(path):
     with nothing_runs(), pytest.raises(UserError) as error:
         read_pickle(path)
     text = str(error.value)
-    assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < len(str(path)) + 300
+    assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < len(str(path)) + 400
     return text.removeprefix(f"{path}: ")
 
 

@@ -1,5 +1,6 @@
 """The reader of pickles: files that want something run, or memory, are refused and get neither."""
 
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,8 @@ from nvidia_pickle import dump, persistent, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
 from mscd.errors import UserError
+from mscd.inert import Refused
+from mscd.pickle_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
 from mscd.pickles import read_pickle
 
 
@@ -44,6 +47,26 @@ def touch(canary):
 def storage_of(pickled):
     """A call of torch's loader of storages, on bytes that are a pickle of something else."""
     return Call(torch.storage._load_from_bytes, pickled)
+
+
+def storage(key="0", keys=None, machine=None):
+    """One number in torch's form for storages, of which a part may be another."""
+    parts = [STORAGE_MAGIC, STORAGE_VERSION, machine or {"little_endian": True}, Identity(key), keys or [key]]
+    content = io.BytesIO()
+    for part in parts:
+        IdentityPickler(content, 2).dump(part)
+    return content.getvalue() + struct.pack("<qf", 1, 0.5)
+
+
+class Identity(str):
+    """Stands for a storage of that key."""
+
+
+class IdentityPickler(pickle.Pickler):
+    def persistent_id(self, value):
+        if isinstance(value, Identity):
+            return ("storage", torch.FloatStorage, str(value), "cpu", 1, None)
+        return None
 
 
 def attacks(canary):
@@ -130,6 +153,12 @@ def laughs(levels):
     return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(levels))
 
 
+def copies(length, times):
+    """A list of different texts, and calls that make a set of it, again and again."""
+    texts = b"".join(b"\x8c\x04%04d" % number for number in range(length))
+    return b"]\x94(" + texts + b"ecbuiltins\nset\n\x94" + b"h\x01h\x00\x85R" * times
+
+
 def bombs():
     """Name -> small file that says to be large, and what it is refused for."""
     tensor = pickle.dumps(torch.zeros(1), 4)
@@ -152,6 +181,9 @@ def bombs():
         "nested lists": (protocol + b"]" * 100_000 + b"a" * 99_999 + b".", "no network"),
         "laughing tuples": (protocol + laughs(100) + b".", "no network"),
         "a laughing key": (protocol + laughs(100) + b"}h\x64K\x01s.", "a key that is a tuple"),
+        "a key of many parts": (protocol + b"}(" + b"K\x01" * 17 + b"tK\x01s.", "a key that is a tuple"),
+        "a list copied 20,000 times": (protocol + copies(5000, 20_000) + b".", "a set in another form"),
+        "a storage told at length": (pickle.dumps(storage_of(storage(key="0" * 20_000))), "is told in 40"),
         "sets without end": (protocol + b"\x8f" * 2_000_000, "more instructions"),
     }
 
@@ -211,15 +243,39 @@ def test_small_files_that_say_to_be_large_get_no_memory(tmp_path):
     assert all(text.startswith(f"{tmp_path / name}.pkl: refused: ") for name, text in said.items())
 
 
+# ---- tensors in another form
+
+
+def test_storages_of_other_machines_or_of_several_parts_are_refused():
+    assert load_storage((memoryview(storage()),)).size == 1
+    for told, reason in (
+        (storage(machine={"little_endian": False}), "a machine with the other order of bytes"),
+        (storage(machine={"protocol_version": 1001}), "a machine with the other order of bytes"),
+        (storage(keys=["1"]), "consists of several, or of something else"),
+        (storage(keys=["0", "1"]), "consists of several, or of something else"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            load_storage((memoryview(told),))
+
+
+def test_a_tensor_that_is_more_than_its_numbers_is_refused():
+    told = (load_storage((memoryview(storage()),)), 0, (1,), (1,), False, {})
+    assert rebuild_tensor((*told, None)).read().tolist() == [0.5]
+    with pytest.raises(Refused, match="a tensor in another form"):
+        rebuild_tensor((*told, {"conj": True}))  # the same bytes, other numbers
+
+
 # ---- files that are nothing
 
 
 def test_what_is_no_pickle_is_said_in_one_line(tmp_path):
-    assert refusal(tmp_path / "none.pkl") == "no such file"
-    assert refusal(tmp_path) == "no such file"
+    assert refusal(tmp_path / "none.pkl") == "no such file; check the path"
+    assert refusal(tmp_path) == "no such file; check the path"
     torch.save({"ema": torch.zeros(3)}, tmp_path / "zip.pkl")
     assert "not a pickle of protocol 2" in refusal(tmp_path / "zip.pkl")
-    assert refusal(written(tmp_path, b"")) == "refused: it is empty"
+    remedy = "; fetch it again, or use a checkpoint of EDM's form"
+    assert refusal(written(tmp_path, b"")) == f"refused: it is empty{remedy}"
+    assert refusal(written(tmp_path, b"<html>")).endswith(remedy)
     for content in (b"\x00" * 1000, b"<!DOCTYPE html>", bytes(range(256)), b"\x80"):
         assert refusal(written(tmp_path, content)).startswith("refused: it is ")
     assert "goes on after its end" in refusal(written(tmp_path, b"\x80\x04}.}."))

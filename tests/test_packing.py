@@ -1,14 +1,17 @@
 import io
 import logging
 import os
+import shutil
+import struct
 import tarfile
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
-from data_files import image_bytes, write_cifar10, write_mnist
+from data_files import image_bytes, refusal, tar_bytes, write_cifar10, write_mnist
 
+import mscd.archives
 import mscd.zips
 from mscd.archives import ZipFiles
 from mscd.data import ImageDataset, pack
@@ -38,14 +41,6 @@ def folder_of(folder, members):
 
 def good(*names):
     return {name: image_bytes(RNG.integers(0, 256, (10, 9, 3), dtype=np.uint8)) for name in names}
-
-
-def refusal(source, dest, **options):
-    with pytest.raises(UserError) as error:
-        pack(source, dest, **options)
-    assert not dest.exists() and not list(dest.parent.glob(".*tmp"))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # --- what cannot be read ---
@@ -89,6 +84,17 @@ def test_nothing_but_damage_is_refused_though_it_may_be_skipped(tmp_path):
     assert "cannot read 2 of 2 images" in refusal(source, tmp_path / "out.zip", skip_corrupt=True)
 
 
+def test_source_that_cannot_be_copied_is_blamed_itself(tmp_path, monkeypatch):
+    pack("digits", tmp_path / "in.zip")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    said = refusal(tmp_path / "in.zip", tmp_path / "out.zip")
+    assert said.startswith(f"{tmp_path}/in.zip: cannot be read (Input/output error)")
+
+
 # --- what is demanded ---
 
 
@@ -119,6 +125,76 @@ def test_class_of_which_no_image_is_left_is_missed(tmp_path):
 
 def test_no_image_is_no_number_of_images(tmp_path):
     assert "max_images 0: at least 1" in refusal("digits", tmp_path / "out.zip", max_images=0)
+
+
+# --- what says to be large ---
+
+
+def patched(source, signature, at, number):
+    """A zip in whose directory 8 or 4 bytes, `at` that place after a signature, are another number."""
+    content = bytearray(source.read_bytes())
+    place = content.rindex(signature) + at
+    width = 8 if signature != b"PK\1\2" else 4
+    content[place : place + width] = number.to_bytes(width, "little")
+    source.write_bytes(content)
+    return source
+
+
+def test_zip_that_unpacks_to_more_than_it_claims_is_refused_in_little_memory(tmp_path):
+    source = tmp_path / "in.zip"
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(2**26))
+    patched(source, b"PK\1\2", 24, 1000)
+    tracemalloc.start()
+    try:
+        said = refusal(source, tmp_path / "out.zip", **CROP)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    assert "a.png (it is longer than the 1000 bytes it claims)" in said
+
+
+def test_zip_that_unpacks_to_less_than_it_claims_is_refused(tmp_path):
+    source = tmp_path / "in.zip"
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", JPEG)
+    said = refusal(patched(source, b"PK\1\2", 24, 2 * len(JPEG)), tmp_path / "out.zip", **CROP)
+    assert f"a.png (it is shorter than the {2 * len(JPEG)} bytes it claims)" in said
+
+
+@pytest.mark.parametrize("field, said", [("unpacked", "more bytes than it can"), ("stored", "more bytes than it can")])
+@pytest.mark.parametrize("number", [2**63 + 5, 2**64 - 1, 2**40])
+def test_impossible_sizes_in_a_zip_are_refused(field, said, number, tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    source = tmp_path / "in.zip"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("a.png", JPEG)
+    patched(source, struct.pack("<2HQ", 1, 16, len(JPEG)), 4 if field == "unpacked" else 12, number)
+    if (field, number) == ("unpacked", 2**40):
+        said = f"it has {2**40} bytes, and at most {2**30} are read"
+    assert said in refusal(source, tmp_path / "out.zip", **CROP)
+    with pytest.raises(UserError, match=said):
+        ImageDataset(source)
+
+
+@pytest.mark.parametrize("size", [2**80, 2**63 + 5, 2**40])
+def test_impossible_sizes_in_a_tar_are_refused(size, tmp_path):
+    member = tarfile.TarInfo("a.png")
+    member.size = size
+    (tmp_path / "in.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    assert "in.tar: not a readable tar" in refusal(tmp_path / "in.tar", tmp_path / "out.zip", **CROP)
+
+
+def test_file_of_more_bytes_than_any_image_is_refused_by_name(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path / "in", {"a.jpg": JPEG})
+    (tmp_path / "in.tar").write_bytes(tar_bytes({"a.jpg": JPEG}))
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / f"{kind}.zip", "w", kind) as archive:
+            archive.writestr("a.jpg", JPEG)
+    monkeypatch.setattr(mscd.archives, "LARGEST_FILE", len(JPEG) - 1)
+    for source in (folder, tmp_path / "in.tar", tmp_path / "0.zip", tmp_path / "8.zip"):
+        said = refusal(source, tmp_path / "out.zip", **CROP)
+        assert f"a.jpg (it has {len(JPEG)} bytes, and at most {len(JPEG) - 1} are read)" in said
 
 
 # --- in little memory ---

@@ -225,6 +225,10 @@ CHANGES = {
         lambda told: told.__dict__["_init_kwargs"].update(heads=3),
         "cannot be built: SongUNet has no option 'heads'",
     ),
+    "an option of long text": (
+        lambda told: told.__dict__["_init_kwargs"].update(precision="fp16 " * 100),
+        "an impossible 'precision'",
+    ),
     "an option that fits none": (
         lambda told: told.__dict__["_init_kwargs"].update(channel_mult=[1] * 6),
         "cannot be built: img_resolution 8 cannot be halved",

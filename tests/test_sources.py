@@ -3,17 +3,15 @@ import io
 import json
 import os
 import pickle
-import struct
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
-from data_files import cifar10, cifar10_batch, idx_bytes, image_bytes, tar_bytes, write_cifar10, write_mnist
+from data_files import image_bytes, refusal, tar_bytes, write_bytes
 from PIL import Image
 
 from mscd.archives import TarFiles
-from mscd.arrays import read_cifar10
 from mscd.data import ImageDataset, pack
 from mscd.errors import UserError
 from mscd.images import encode_png
@@ -27,6 +25,7 @@ TREE = {
     for synset in (1440764, 15075141, 1530575)
     for number in (10026, 7, 331)
 }
+TREE_IMAGE = next(iter(TREE.values()))
 CROP = {"resolution": 8, "transform": "center-crop"}
 TRAIN = "ILSVRC/Data/CLS-LOC/train/"
 # What lies beside the training images in the published tree, and is no class.
@@ -50,20 +49,6 @@ def write_zip(path, members, compression=zipfile.ZIP_STORED):
         for name, content in members.items():
             archive.writestr(name, content)
     return path
-
-
-def write_bytes(path, content):
-    path.write_bytes(content)
-    return path
-
-
-def refusal(source, dest, **options):
-    """The one line in which a source is refused, of which nothing is left."""
-    with pytest.raises(UserError) as error:
-        pack(source, dest, **options)
-    assert not dest.exists() and not list(dest.parent.glob(".*tmp"))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def long_names(members):
@@ -222,156 +207,39 @@ def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkey
     assert "n01530575: cannot be listed (Permission denied)" in refusal(folder, tmp_path / "out.zip", **CROP)
 
 
-# --- CIFAR-10 ---
-
-
-def test_cifar10_is_its_five_batches_in_order(tmp_path):
-    images, labels = write_cifar10(tmp_path / "any-name", per_batch=30)
-    summary = pack(tmp_path / "any-name", tmp_path / "out.zip", classes=10, channels=3, workers=2)
-    dataset = ImageDataset(tmp_path / "out.zip")
-    assert np.array_equal(dataset.images_in_memory().permute(0, 2, 3, 1), images)
-    assert np.array_equal(dataset.labels, labels)
-    assert (summary["images"], summary["label_dim"], summary["resolution"]) == (150, 10, 32)
-
-
-def test_cifar10_is_known_by_its_content_compressed_or_not(tmp_path):
-    images, labels, members = cifar10(2)
-    dotted = {f"./{name}": content for name, content in members.items()}
-    for source in (tar_bytes(members), gzip.compress(tar_bytes({"./": None, "./._x": b"", **dotted}))):
-        got, classes = read_cifar10(write_bytes(tmp_path / "x", source))
-        assert np.array_equal(got, images) and np.array_equal(classes, labels)
-        assert pack(tmp_path / "x", tmp_path / "out.zip")["images"] == 10
-
-
-@pytest.mark.parametrize("protocol, key", [(2, str), (3, str), (4, str), (3, str.encode), (4, str.encode)])
-def test_batches_pickled_by_todays_python_are_read(protocol, key, tmp_path):
-    images, labels, members = cifar10(2)
-    for batch in range(5):
-        rows = slice(2 * batch, 2 * batch + 2)
-        pixels = images[rows].transpose(0, 3, 1, 2).reshape(2, 3072).copy()
-        content = {key("data"): pixels, key("labels"): labels[rows].tolist()}
-        members[f"cifar-10-batches-py/data_batch_{batch + 1}"] = pickle.dumps(content, protocol)
-    got, classes = read_cifar10(write_bytes(tmp_path / "x.tar", tar_bytes(members)))
-    assert np.array_equal(got, images) and np.array_equal(classes, labels)
-
-
-class Canary:
-    """Unpickled by a reader that runs what it finds, makes a folder."""
-
-    def __init__(self, call, *arguments):
-        self.reduced = call, arguments
-
-    def __reduce__(self):
-        return self.reduced
-
-
-PIXELS = np.zeros((1, 3072), np.uint8)
-START = b"\x80\x02}(U\x06labels](K\x01eU\x04data"  # of a batch
-MAKE = START + b"cnumpy.core.multiarray\n_reconstruct\n"
-HUGE = b"\x8a\x05\x00\x00\x00\x00\x28"  # 172 billion
-FORGED = {
-    "system": lambda folder: pickle.dumps({"data": Canary(os.system, f"mkdir {folder}"), "labels": [1]}),
-    "eval": lambda folder: pickle.dumps(
-        {"data": PIXELS, "labels": Canary(eval, f"__import__('os').mkdir('{folder}')")}
-    ),
-    "mkdir": lambda folder: pickle.dumps({"data": PIXELS, "labels": [1], "more": Canary(os.mkdir, str(folder))}, 2),
-    "nested": lambda folder: pickle.dumps(Canary(pickle.loads, pickle.dumps(Canary(os.mkdir, str(folder))))),
-    "getattr": lambda folder: pickle.dumps({"data": Canary(getattr, PIXELS, "tofile"), "labels": [1]}),
-    "objects": lambda folder: pickle.dumps({"data": np.array([[Canary(os.mkdir, str(folder))]]), "labels": [1]}),
-    "floats": lambda folder: pickle.dumps({"data": np.zeros((1, 3072)), "labels": [1]}),
-    "huge array": lambda folder: MAKE + b"cnumpy\nndarray\n" + HUGE + b"\x85U\x01b\x87Ru.",
-    "huge array by its class": lambda folder: START + b"cnumpy\nndarray\n(" + HUGE + b"tRu.",
-    "changed function": lambda folder: MAKE + b"}U\x01aK\x01sbu.",
-    "huge string": lambda folder: b"\x80\x04\x8e\x00\x00\x00\x00\x28\x00\x00\x00abc.",
-    "huge memory": lambda folder: START + b"K\x01r\xff\xff\xff\x7fu.",
-}
-
-
-@pytest.mark.parametrize("kind", FORGED)
-def test_forged_batch_is_refused_and_runs_nothing(kind, tmp_path):
-    _, _, members = cifar10(1)
-    members["cifar-10-batches-py/data_batch_3"] = FORGED[kind](tmp_path / "canary")
-    source = write_bytes(tmp_path / "cifar.tar.gz", gzip.compress(tar_bytes(members)))
-    said = refusal(source, tmp_path / "out.zip")
-    assert "cifar-10-batches-py/data_batch_3 is not a batch of CIFAR-10" in said
-    assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.parametrize("kind", ["system", "eval", "mkdir", "nested", "objects"])
-def test_the_canaries_sing_where_pickles_are_run(kind, tmp_path):
-    content = FORGED[kind](tmp_path / "canary")
-    pickle.loads(content)
-    assert (tmp_path / "canary").exists()
-
-
-@pytest.mark.parametrize(
-    "batch, said",
-    [
-        (cifar10_batch(np.zeros((2, 32, 32, 3), np.uint8), [1]), "1 labels"),
-        (cifar10_batch(np.zeros((1, 32, 32, 3), np.uint8), [10]), "0 to 9"),
-        (cifar10_batch(np.zeros((1, 32, 32, 3), np.uint8), [1])[:-700], ""),
-        (pickle.dumps([1, 2]), ""),
-        (b"", ""),
-    ],
-)
-def test_batch_that_is_none_is_refused(batch, said, tmp_path):
-    _, _, members = cifar10(1)
-    members["cifar-10-batches-py/data_batch_2"] = batch
-    found = refusal(write_bytes(tmp_path / "c.tar", tar_bytes(members)), tmp_path / "out.zip")
-    assert "c.tar: cifar-10-batches-py/data_batch_2 is not a batch of CIFAR-10" in found and said in found
-
-
-def test_cifar10_without_a_batch_cut_or_damaged_is_refused(tmp_path):
-    _, _, members = cifar10(1)
-    del members["cifar-10-batches-py/data_batch_5"]
-    said = refusal(write_bytes(tmp_path / "c.tar", tar_bytes(members)), tmp_path / "out.zip")
-    assert "holds no cifar-10-batches-py/data_batch_5" in said
-    write_cifar10(tmp_path / "c.tar.gz", 1)
-    whole = (tmp_path / "c.tar.gz").read_bytes()
-    for position in range(10, len(whole), 211):  # past the header of gzip, which holds a date that nothing checks
-        damaged = bytearray(whole)
-        damaged[position] ^= 4
-        for content in (damaged, whole[:position]):
-            with pytest.raises(UserError, match=r"c.tar.gz: "):
-                pack(write_bytes(tmp_path / "c.tar.gz", content), tmp_path / "out.zip")
-
-
-# --- MNIST ---
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_mnist_is_padded_to_32_from_its_file_or_its_folder(compressed, tmp_path):
-    (tmp_path / "raw").mkdir()
-    images, labels = write_mnist(tmp_path / "raw", 30, compressed)
-    file = next((tmp_path / "raw").glob("*images*"))
-    digests = {pack(source, tmp_path / "out.zip", classes=10)["digest"] for source in (file, tmp_path / "raw")}
-    dataset = ImageDataset(tmp_path / "out.zip")
-    assert dataset.images_in_memory().shape == (30, 1, 32, 32) and digests == {dataset.digest}
-    assert np.array_equal(dataset.images_in_memory()[:, 0], np.pad(images, ((0, 0), (2, 2), (2, 2))))
-    assert np.array_equal(dataset.labels, labels)
-
-
-def test_idx_files_that_do_not_fit_or_are_damaged_are_refused(tmp_path):
-    images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
-    content = idx_bytes(np.zeros((3, 8, 8)))
-    images.write_bytes(content)
-    assert "its labels are missing: put train-labels-idx1-ubyte (or" in refusal(images, tmp_path / "out.zip")
-    labels.write_bytes(idx_bytes(np.zeros(2)))
-    assert "(2,), which does not fit" in refusal(images, tmp_path / "out.zip")
-    labels.write_bytes(idx_bytes(np.zeros(3)))
-    assert pack(images, tmp_path / "out.zip")["resolution"] == 8
+def test_links_to_folders_are_followed_but_not_round_in_a_circle(tmp_path):
+    folder, elsewhere = tmp_path / "in", write_tree(tmp_path / "elsewhere", {"1.JPEG": TREE_IMAGE})
+    write_tree(folder, {"a/1.JPEG": TREE_IMAGE, "b/c/1.JPEG": TREE_IMAGE})
+    (folder / "d").symlink_to(elsewhere)
+    assert pack(folder, tmp_path / "out.zip", **CROP)["class_counts"] == [1, 1, 1]
     (tmp_path / "out.zip").unlink()
-    for damaged, said in (
-        (content[:-1], "it holds fewer"),
-        (content + b"x", "it holds more"),
-        (content[:10], "not a readable idx file"),
-        (content[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "it claims"),
-        (gzip.compress(content)[:-9], "not a readable idx file"),
-    ):
-        assert said in refusal(write_bytes(images, damaged), tmp_path / "out.zip")
-    images.write_bytes(content)
-    labels.write_bytes(gzip.compress(content))
-    assert "does not fit" in refusal(images, tmp_path / "out.zip")
+    for place, target in (("again", "."), ("b/c/again", "../../b"), ("b/c/again", folder)):
+        (folder / place).symlink_to(target)
+        said = refusal(folder, tmp_path / "out.zip", **CROP)
+        assert f"{folder / place}" in said and "a link to a folder that it lies in" in said
+        (folder / place).unlink()
+
+
+def test_file_whose_name_is_no_text_counts_in_a_folders_digest(tmp_path):
+    name = os.fsdecode(b"\xff.png")
+    folder = write_tree(tmp_path / "in", {name: encode_png(np.zeros((8, 8), np.uint8))})
+    before = ImageDataset(folder).digest
+    (folder / name).rename(folder / os.fsdecode(b"\xfe.png"))
+    assert ImageDataset(folder).digest != before
+
+
+def test_one_folder_around_the_classes_is_warned_of(tmp_path, caplog):
+    around = {f"photos/{name}": content for name, content in TREE.items()}
+    for source in (write_tree(tmp_path / "in", around), write_zip(tmp_path / "in.zip", around)):
+        caplog.clear()
+        assert pack(source, tmp_path / "out.zip", **CROP)["label_dim"] == 0
+        assert f"{source}: all images are in photos, so they have no classes" in caplog.text
+    caplog.clear()
+    write_tree(tmp_path / "one", {"photos/cat/1.JPEG": TREE_IMAGE, "photos/cat/2.JPEG": TREE_IMAGE})
+    write_tree(tmp_path / "said", {**around, "dataset.json": b'{"labels": null}'})
+    for name in ("in/photos", "one", "said"):
+        pack(tmp_path / name, tmp_path / "out.zip", **CROP)
+    assert caplog.text == ""
 
 
 # --- an EDM zip as it is ---
