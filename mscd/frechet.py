@@ -99,11 +99,6 @@ class Reference:
     digest: str
 
 
-def save_reference(path: str | os.PathLike, statistics: FeatureStatistics, provenance: dict) -> None:
-    """Write mean and covariance as `write_reference` does. UserError with fewer than two images."""
-    write_reference(path, *statistics.mean_and_covariance(), provenance)
-
-
 def write_reference(path: str | os.PathLike, mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
     """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
     with written_whole(path) as file:
@@ -119,7 +114,7 @@ def load_reference(path: str | os.PathLike) -> Reference:
     """Read reference statistics, ours or a published file that holds only mu and sigma (provenance is then {}).
 
     UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit, and if it says
-    otherwise than `save_reference`'s files which detector and which images it is of.
+    otherwise than files of ours which detector and which images it is of.
     """
     try:
         content = Path(path).read_bytes()

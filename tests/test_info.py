@@ -15,7 +15,7 @@ from mscd import data
 from mscd.checkpoint import save_network
 from mscd.errors import UserError
 from mscd.features import Classifier, save_detector
-from mscd.frechet import FeatureStatistics, save_reference
+from mscd.frechet import FeatureStatistics, write_reference
 from mscd.generate import generate
 from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
@@ -113,7 +113,7 @@ def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
     statistics = FeatureStatistics(3)
     statistics.update(np.arange(12.0).reshape(4, 3))
     provenance = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "channels": 1}
-    save_reference(tmp_path / "ours.npz", statistics, provenance)
+    write_reference(tmp_path / "ours.npz", *statistics.mean_and_covariance(), provenance)
     np.savez(tmp_path / "published.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert describe(tmp_path / "ours.npz") == {"kind": "reference statistics", "features": 3, **provenance}
     assert describe(tmp_path / "published.npz") == {"kind": "reference statistics", "features": 3, "provenance": None}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from standin_detector import write_standin
 
-from mscd import inception
+from mscd import frechet, inception
 from mscd.errors import UserError
 from mscd.features import Classifier, Detector, adopt_reference, load_detector, save_detector
-from mscd.frechet import FeatureStatistics, frechet_distance, load_reference, save_reference
+from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
 from mscd.samples import write_samples
 from mscd.score import score
 
@@ -33,7 +33,11 @@ def write_reference(path, detector: Detector, images, *, name_detector=True):
     statistics = FeatureStatistics(detector.dim)
     statistics.update(detector(torch.from_numpy(images).permute(0, 3, 1, 2)))
     made_with = {"detector": {"name": detector.name, "digest": detector.digest}} if name_detector else {}
-    save_reference(path, statistics, {"resolution": images.shape[1], "channels": images.shape[3], **made_with})
+    frechet.write_reference(
+        path,
+        *statistics.mean_and_covariance(),
+        {"resolution": images.shape[1], "channels": images.shape[3], **made_with},
+    )
     return path
 
 
