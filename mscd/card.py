@@ -52,7 +52,8 @@ def scores_of(table: str | os.PathLike, metadata: Mapping) -> pd.DataFrame:
     Raises UserError for what is no such table and for one without a row of this network.
     """
     try:
-        rows = pd.read_csv(table, dtype={**dict.fromkeys(_TEXTS, str), "snapshot_kimg": "Int64"})
+        types = {**dict.fromkeys(_TEXTS, str), "snapshot_kimg": "Int64"}
+        rows = pd.read_csv(table, dtype=types, keep_default_na=False, na_values=[""])  # a student may be called NA
         own, teacher = rows["network"] == metadata["digest"], rows["model"] == TEACHER
         rows[[*_TABLE, "images", "metric", "reference"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -62,6 +62,8 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
     from mscd.config import is_address
     from mscd.data import pack
 
+    if dest.suffix != ".zip":
+        raise click.BadParameter(f"{dest}: a data set is a .zip", param_hint="DEST")
     path = obtained(source, sha256)[0] if is_address(source) or sha256 else source
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in pack(path, dest, **how).items()]
     click.echo("\n".join(["{", ",\n".join(lines), "}"]))
@@ -118,12 +120,10 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     from mscd.checkpoint import is_pickle
     from mscd.config import is_address
     from mscd.convert import convert
-    from mscd.info import describe
 
     path, origin = obtained(source, sha256, license)
-    if model is None:
-        model = "student" if told["segments"] or describe(path).get("student") else "teacher"
-    made = convert(path, dest, model=model, origin=origin if is_pickle(path) or is_address(source) else None, **told)
+    told["origin"] = origin if is_pickle(path) or is_address(source) else None
+    made = convert(path, dest, model=model, **told)
     click.echo(f"{dest}: {made['model']}, digest {made['digest']}", err=True)
 
 
@@ -150,16 +150,23 @@ def info(paths: tuple[Path, ...], as_json: bool, verify: bool) -> None:
     grid of a student, origin and licence.
     """
     from mscd import info
+    from mscd.errors import UserError
 
-    found = [info.describe(path) for path in paths]
-    for path, facts in zip(paths, found, strict=True):
-        if verify:
-            facts["verified"] = info.verify(path)
-        if not as_json:
-            click.echo(info.as_text(path, facts))
-    if as_json:
-        listed = [{"file": str(path), **facts} for path, facts in zip(paths, found, strict=True)]
-        click.echo(json.dumps(listed if len(listed) > 1 else listed[0], indent=1))
+    found, unreadable = {}, []
+    for path in paths:
+        try:
+            found[path] = {**info.describe(path), **({"verified": info.verify(path)} if verify else {})}
+        except UserError as error:  # the other files are told all the same
+            unreadable.append(str(error))
+            click.echo(error, err=True)
+        else:
+            if not as_json:
+                click.echo(info.as_text(path, found[path]))
+    if as_json and found:
+        listed = [{"file": str(path), **facts} for path, facts in found.items()]
+        click.echo(json.dumps(listed if len(paths) > 1 else listed[0], indent=1))
+    if unreadable:
+        raise SystemExit(1)
 
 
 @click.command(

@@ -66,7 +66,10 @@ class Size(click.ParamType):
         found = re.fullmatch(r"(\d+)(?:x(\d+))?", value)
         if not found:
             self.fail(f"{value!r} is no size: write for example 64, or 512x256", param, ctx)
-        return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+        width, height = int(found[1]), int(found[2] or found[1])
+        if not width or not height:
+            self.fail(f"{value!r} leaves no pixels", param, ctx)
+        return (width, height) if found[2] else width
 
 
 class Digest(click.ParamType):

@@ -20,7 +20,7 @@ def convert(
     source: str | os.PathLike,
     dest: str | os.PathLike,
     *,
-    model: str,
+    model: str | None = None,
     snapshot_kimg: int | None = None,
     ema: str | None = None,
     segments: int | None = None,
@@ -29,7 +29,8 @@ def convert(
 ) -> dict:
     """Write the network of `source` (a pickle of EDM's form, or a file of ours) to `dest`; returns its metadata.
 
-    model: "teacher", or the student's name; a student needs segments, here or in the file, and a teacher may have none.
+    model: "teacher", or the student's name; None: "student" for what has segments, else "teacher". A student needs
+    segments, here or in the file, and a teacher may have none.
     snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments count instead of what the file says of itself; a teacher
     has no snapshot_kimg from it.
     origin: where the file came from ("source", "sha256", "license"); what a file of ours says of its own stays.
@@ -39,6 +40,8 @@ def convert(
     net, metadata = _of_pickle(source) if is_pickle(source) else _of_ours(source)
     if expected:
         _check_expected(source, net, expected)
+    if model is None:
+        model = "student" if segments or metadata["student"] else TEACHER
     if model == TEACHER:
         metadata["snapshot_kimg"] = None
     given = {"snapshot_kimg": snapshot_kimg, "ema": ema}

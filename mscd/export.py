@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from mscd.card import model_card, scores_of
-from mscd.checkpoint import load_network, read_metadata
+from mscd.checkpoint import NETWORK_FORMAT, load_network, read_metadata
 from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.schedule import student_sigmas
@@ -23,8 +23,9 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     """Write the folder `dest` for a student's network file; returns its path.
 
     model.safetensors (the file as it is), config.json, README.md (model card, with the rows of `table`, a
-    fid_table.csv, that belong to this network and its teacher), sample.py and the part of mscd that it needs. Files
-    there of the same names are replaced. Raises UserError for what is no intact student and for a table without it.
+    fid_table.csv, that belong to this network and its teacher), sample.py and the part of mscd that it needs. An
+    earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
+    folder that holds anything else.
     """
     metadata = read_metadata(network)
     if not metadata.get("student"):
@@ -36,6 +37,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     scores = None if table is None else scores_of(table, metadata)
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
+    _check_dest(dest)
     with open(network, "rb") as original, written_whole(dest / "model.safetensors") as copy:
         shutil.copyfileobj(original, copy)
     _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
@@ -45,6 +47,18 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
         _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())
     _write(dest / "mscd" / "LICENSE", _license().encode())
     return dest
+
+
+def _check_dest(dest: Path) -> None:
+    """Raise UserError where a file of the user's might be replaced."""
+    if not dest.exists() or dest.is_dir() and not any(dest.iterdir()):
+        return
+    try:
+        earlier = json.loads((dest / "config.json").read_text())["format"] == NETWORK_FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        earlier = False
+    if not earlier:
+        raise UserError(f"{dest}: holds something else than an export of mscd; name a new folder")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import textwrap
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -178,7 +179,7 @@ def _zip(path: Path) -> dict:
         if names and all(name.endswith(".npy") for name in names):
             with zipfile.ZipFile(path) as archive:
                 return _arrays(archive, [name.removesuffix(".npy") for name in names])
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: a zip that is damaged or cut short ({error}); make or fetch it again") from error
     if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
         return {"kind": TORCHSCRIPT, "bytes": path.stat().st_size}
@@ -244,17 +245,20 @@ def _json(path: Path) -> dict:
 
 
 def _table(path: Path) -> dict:
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    best = {}
-    for row in rows:
-        if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
-            best[row["model"]] = row
-    kept = ("snapshot_kimg", "ema", "sampler", "nfe")
-    lines = {
-        f"best_of_{model}": {"mean": float(row["mean"]), **{name: row[name] for name in kept}}
-        for model, row in best.items()
-    }
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        best = {}
+        for row in rows:
+            if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
+                best[row["model"]] = row
+        kept = ("snapshot_kimg", "ema", "sampler", "nfe")
+        lines = {
+            f"best_of_{model}": {"mean": float(row["mean"]), **{name: row[name] for name in kept}}
+            for model, row in best.items()
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: a table of scores that is damaged or cut short ({error}); make it again") from error
     return {"kind": "table of scores", "rows": len(rows), "metric": rows[0]["metric"] if rows else None, **lines}
 
 

@@ -206,6 +206,21 @@ def test_info_verifies_whole_files(here, folder):
     assert "damaged" in mscd("info", "--verify", "damaged.safetensors", code=1).stderr
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_damaged_file_keeps_info_from_no_other(here, folder, form):
+    (here / "damaged.safetensors").write_bytes((folder / "student.safetensors").read_bytes()[:1000])
+    told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", "none.zip", code=2)
+    assert "none.zip" in told.stderr  # a path where nothing is, is a slip of the fingers
+    told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", code=1)
+    assert "damaged.safetensors: " in told.stderr and "SongUNet" in told.stdout
+
+
+@pytest.mark.parametrize("arguments", [["digits", "digits.png"], ["digits", "d.zip", "--resolution", "0"]])
+def test_packing_to_no_zip_or_no_size_is_wrong_usage(here, arguments):
+    mscd("pack", *arguments, code=2)
+    assert not list(here.iterdir())
+
+
 def test_ema_makes_another_length_named_after_it(here, folder):
     mscd("ema", *sorted(folder.glob("phema-*.safetensors")), "--std", "0.07")
     metadata = read_metadata("posthoc-0.070.safetensors")

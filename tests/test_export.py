@@ -286,6 +286,15 @@ def test_a_damaged_network_is_not_exported(network, tmp_path):
 def test_a_second_export_replaces_the_first(network, tmp_path):
     first = export(network, tmp_path / "export")
     before = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    (first / "config.json").write_text("{}")
+    (first / "README.md").write_text("of an earlier score table")
     export(network, tmp_path / "export")
     assert before == {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_something_else_is_left_alone(network, tmp_path):
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than an export"):
+        export(network, folder)
+    assert [path.name for path in folder.iterdir()] == ["README.md"]

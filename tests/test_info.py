@@ -19,6 +19,7 @@ from mscd.frechet import FeatureStatistics, write_reference
 from mscd.generate import generate
 from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
+from mscd.report import COLUMNS
 from mscd.samples import write_samples
 from mscd.states import StateFolder, TrainingState
 
@@ -258,3 +259,11 @@ def test_text_has_a_line_a_fact_and_names_the_kind(network):
     assert "  model          s4" in lines and "  nimg           7,168" in lines
     assert all(len(line) <= 120 for line in lines[1:])
     assert as_text("x", {"kind": "nothing that mscd knows"}) == "x: nothing that mscd knows"
+
+
+@pytest.mark.parametrize("line", ["s8,25,ema", "s8,25,ema,euler,8,8,100,FID,many,many,0,,"])
+def test_a_table_cut_short_is_told_in_one_line(tmp_path, line):
+    path = tmp_path / "fid_table.csv"
+    path.write_text(",".join(COLUMNS) + f"\n{line}\n")
+    with pytest.raises(UserError, match="fid_table.csv: a table of scores that is damaged or cut short"):
+        describe(path)
