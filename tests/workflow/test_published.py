@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_had_is_told_in_one_line_with_the_place_to_put_it(
     [line] = {line for line in ran.stderr.splitlines() if "cannot be fetched" in line}
     place = f"downloads/{server.address.removeprefix('http://').replace(':', '_')}/moved/teacher.pkl"
     assert f"downloading {address}; licence: {LICENSE}; progress: " in ran.stderr
-    assert f"from {address} (the server answers 404 File not found)" in line and f"put it at {place} and" in line
+    assert f"from {address} (the server answers 404 Not Found)" in line and f"put it at {place} and" in line
 
 
 def test_another_network_than_the_settings_say_is_refused_by_name(project, tmp_path):
