@@ -24,7 +24,8 @@ def profile_settings(name: str) -> dict:
 def clone(folder: Path, **profiles: dict) -> "Project":
     """The repository's workflow in `folder`, with the tiny configuration and these profiles."""
     shutil.copytree(REPOSITORY / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "Snakefile", folder)
+    for name in ("Snakefile", "all"):
+        shutil.copy(REPOSITORY / name, folder)
     for name, settings in profiles.items():
         (folder / "profiles" / name).mkdir(parents=True)
         (folder / "profiles" / name / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -66,7 +66,7 @@ if not workflow.overwrite_configfiles:
 
 def settings_name():
     """What errors call the settings: the file they come from, as the user would type it."""
-    path = Path(workflow.configfiles[-1]).absolute()
+    path = Path(workflow.configfiles[0]).absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
