@@ -191,14 +191,13 @@ class ScoringSettings(Settings):
                 raise ValueError(f"teacher_samplers holds {label} twice")
         return self
 
-    def sampling(self, model: str, sampler: str, steps: int, churn: str) -> SamplerSettings:
-        """How a network is sampled for the paths that hold these: the teacher as listed, others without churn.
-
-        churn: the end of a sampler's label, "-churn40" or "".
-        """
-        how = SamplerSettings(sampler=sampler, steps=steps)
+    def sampling(self, model: str, label: str) -> SamplerSettings:
+        """What the label of a sampler stands for in the paths of a model: the teacher's are listed, and one that is
+        not, as a student's, has no churn."""
         listed = self.teacher_samplers if model == "teacher" else []
-        return next((asked for asked in listed if asked.label == how.label + churn), how)
+        sampler, steps = label.split("-")[:2]
+        plain = SamplerSettings(sampler=sampler, steps=int(steps))
+        return next((asked for asked in listed if asked.label == label), plain)
 
     def parts(self, seeds: range, nfe: int) -> list[range]:
         """The seeds of a block as the jobs that generate it at `nfe` evaluations an image share them, in order.

@@ -199,6 +199,14 @@ def test_samplers_with_and_without_churn_have_names_of_their_own():
     assert [sampler.nfe for sampler in samplers] == [511, 511]
 
 
+def test_a_samplers_label_stands_for_its_settings_and_for_no_churn_where_none_is_listed():
+    listed = {"sampler": "heun", "steps": 8, "S_churn": 2.5}
+    scoring = load_config(changed("scoring.teacher_samplers", [listed])).scoring
+    assert scoring.sampling("teacher", "heun-8-churn2.5").S_churn == 2.5
+    assert scoring.sampling("teacher", "euler-8") == scoring.sampling("s8-2", "euler-8")
+    assert scoring.sampling("s8-2", "euler-8").S_churn == 0 and scoring.sampling("s8-2", "euler-8").nfe == 8
+
+
 def test_song_options_are_refused_for_dhariwal():
     settings = changed("teacher.network.encoder_type", "residual")
     settings["teacher"]["network"]["model_type"] = "DhariwalUNet"

@@ -93,14 +93,15 @@ def test_every_rule_runs_where_the_profile_says(finished):
         "score_vs_kimg": 2,
         "score_vs_nfe": 1,
         "image_grid": 1,
+        "export": 2,
     }
     for name, job in ordinary.items():
-        on_cpus = name.startswith(("pack_data", "train_detector", "fid_table", "score_vs"))
+        on_cpus = name.startswith(("pack_data", "train_detector", "fid_table", "score_vs", "export"))
         assert (job.nodes, job.gpus) == (1, "N/A" if on_cpus else "gres:gpu:1"), name
     legs = {name: job.nodes for name, job in ran.items() if name.endswith(" kimg")}
     assert legs == {f"{leg} kimg": 2 for leg in ("teacher, leg to 1", "a, leg to 1", "a, leg to 2", "b, leg to 1")}
     assert "running on n[1-2]" in (finished.results / "logs/distill/b.1.log").read_text()
-    [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/b-1_ema_euler_1_0_63/*.log")
+    [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/b-1_ema_euler-1_0_63/*.log")
     [training_log] = finished.results.glob("logs/distill/b.1/001/*_0_log.out")
     assert "set up on n" in score_log.read_text() and "set up on n" in training_log.read_text()
 
@@ -114,7 +115,7 @@ def test_a_leg_trains_while_the_snapshot_before_it_is_scored(finished):
         return subprocess.check_output(asked, text=True).split("|")[:2]
 
     submitted, _ = times("a, leg to 2 kimg")
-    _, scored = times("score_wildcards_a-1_ema_euler_2_0_63")
+    _, scored = times("score_wildcards_a-1_ema_euler-2_0_63")
     assert submitted < scored
 
 
@@ -135,7 +136,7 @@ def test_mlflow_has_one_run_a_job_written_by_the_submitting_snakemake_alone(fini
     with sqlite3.connect(finished.folder / "mlflow.db") as database:
         runs = database.execute("select name, status from runs").fetchall()
     assert {status for _, status in runs} == {"FINISHED"}
-    assert len({name for name, _ in runs}) == len(runs) == 29 + 2  # each job's, and those of `all` and the workflow
+    assert len({name for name, _ in runs}) == len(runs) == 31 + 2  # each job's, and those of `all` and the workflow
 
 
 def test_failed_and_cancelled_jobs_fail_their_part_and_the_same_command_completes(finished, tmp_path):
@@ -150,7 +151,7 @@ def test_failed_and_cancelled_jobs_fail_their_part_and_the_same_command_complete
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"SLURM-job '{cancelled.id}' failed, SLURM status is: 'CANCELLED'" in err
-    failed = jobs(project)["generate_wildcards_b-1_ema_euler_1_64_127"]
+    failed = jobs(project)["generate_wildcards_b-1_ema_euler-1_64_127"]
     assert f"SLURM-job '{failed.id}' failed, SLURM status is: 'FAILED'" in err
     log = "results/tiny/logs/generate/b-1.ema.euler-1.seeds-64-127.log"
     assert f"log: {log}, " in err
@@ -170,7 +171,7 @@ def test_preempted_job_runs_again(finished, tmp_path):
     subprocess.run(
         ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"], check=True
     )
-    wait_for(lambda: jobs(project)["generate_wildcards_b-1_ema_euler_1_64_127"] != job, 60)
+    wait_for(lambda: jobs(project)["generate_wildcards_b-1_ema_euler-1_64_127"] != job, 60)
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
 

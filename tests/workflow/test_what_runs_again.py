@@ -4,9 +4,9 @@ import pytest
 from project import RESULTS
 
 SAMPLES = {
-    "teacher": {"teacher ema euler 2", "teacher ema heun 2"},
-    "a": {f"a-{kimg} {ema} euler 2" for kimg in (1, 2) for ema in ("ema", "phema-0.100")},
-    "b": {f"b-1 {ema} euler 1" for ema in ("ema", "phema-0.100")},
+    "teacher": {"teacher ema euler-2", "teacher ema heun-2"},
+    "a": {f"a-{kimg} {ema} euler-2" for kimg in (1, 2) for ema in ("ema", "phema-0.100")},
+    "b": {f"b-1 {ema} euler-1" for ema in ("ema", "phema-0.100")},
 }
 LEGS = {"a": {("distill", "a 1"), ("distill", "a 2")}, "b": {("distill", "b 1")}}
 TEACHER = {("train_teacher", "1"), ("teacher_network", "")}
@@ -30,17 +30,17 @@ def test_another_seed_block_reruns_only_generation_scoring_and_results(project):
 
 def test_another_teacher_sampler_samples_only_the_teacher(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"].append({"sampler": "euler", "steps": 3}))
-    assert project.planned() == {(rule, "teacher ema euler 3 0 63") for rule in ("generate", "score")} | RESULTS
+    assert project.planned() == {(rule, "teacher ema euler-3 0 63") for rule in ("generate", "score")} | RESULTS
 
 
 def test_churn_of_a_teacher_sampler_samples_it_again(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"][1].update(S_churn=1.0))
-    assert project.planned() == {(rule, "teacher ema heun 2 -churn1 0 63") for rule in ("generate", "score")} | RESULTS
+    assert project.planned() == {(rule, "teacher ema heun-2-churn1 0 63") for rule in ("generate", "score")} | RESULTS
 
 
 def test_longer_student_adds_only_its_legs(project):
     project.configure(lambda settings: settings["students"]["a"].update(duration_kimg=4))
-    new = {(rule, f"a-{k} {ema} euler 2 0 63") for rule in ("generate", "score") for k in (3, 4) for ema in EMAS}
+    new = {(rule, f"a-{k} {ema} euler-2 0 63") for rule in ("generate", "score") for k in (3, 4) for ema in EMAS}
     assert project.planned() == {("distill", "a 3"), ("distill", "a 4")} | new | RESULTS
 
 
@@ -71,7 +71,7 @@ def test_detector_setting_scores_again_and_trains_no_network(project):
 
 def test_how_jobs_share_seed_blocks_only_samples_and_scores_again(project):
     project.configure(lambda settings: settings["scoring"].update(evaluations_per_job=100))
-    of_three, of_two = {"teacher ema heun 2"}, {"teacher ema euler 2"} | SAMPLES["a"]  # evaluations an image
+    of_three, of_two = {"teacher ema heun-2"}, {"teacher ema euler-2"} | SAMPLES["a"]  # evaluations an image
     generated = {("generate", f"{job} {part}") for job in of_three for part in ("0 31", "32 63")}
     generated |= {("generate", f"{job} {part}") for job in of_two for part in ("0 47", "48 63")}
     assert project.planned() == generated | {("score", f"{job} 0 63") for job in of_three | of_two} | RESULTS
@@ -90,7 +90,7 @@ def test_how_closely_training_is_watched_retrains_nothing(project, key):
 
 def test_another_student_leaves_the_others_alone(project):
     project.configure(lambda settings: settings["students"].update(c=settings["students"]["b"] | {"seed": 9}))
-    scored = {(rule, f"c-1 {ema} euler 1 0 63") for rule in ("generate", "score") for ema in EMAS}
+    scored = {(rule, f"c-1 {ema} euler-1 0 63") for rule in ("generate", "score") for ema in EMAS}
     assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c"), ("export", "c")} | scored | RESULTS
 
 

@@ -116,9 +116,7 @@ wildcard_constraints:
     model=rf"teacher|(?:{any_of([*run.students, *run.published_students])})-\d+",
     ema=r"ema|phema-\d\.\d{3}|posthoc-\d\.\d{3}",
     std=r"\d\.\d{3}",
-    sampler="euler|heun",
-    steps=r"\d+",
-    churn=r"(?:-churn[\d.e+-]+)?",
+    sampler=r"(?:euler|heun)-\d+(?:-churn[\d.e+-]+)?",
     downloaded=any_of(downloads),
     first=r"\d+",
     last=r"\d+",
@@ -224,13 +222,12 @@ def stored_averages(wildcards):
 
 
 def sampling_settings(wildcards):
-    return run.scoring.sampling(wildcards.model, wildcards.sampler, int(wildcards.steps), wildcards.churn)
+    return run.scoring.sampling(wildcards.model, wildcards.sampler)
 
 
 def sample_files(wildcards):
     """The samples of a seed block, in order: a file for each job that generates some of them."""
-    how = f"{wildcards.sampler}-{wildcards.steps}{wildcards.churn}"
-    folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{how}"
+    folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{wildcards.sampler}"
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     parts = run.scoring.parts(seeds, sampling_settings(wildcards).nfe)
     return [folder / f"seeds-{part[0]}-{part[-1]}.npz" for part in parts]

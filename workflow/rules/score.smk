@@ -1,5 +1,5 @@
-sampling = "{model}/{ema}/{sampler}-{steps}{churn}/seeds-{first}-{last}"
-sampling_log = "{model}.{ema}.{sampler}-{steps}{churn}.seeds-{first}-{last}"
+sampling = "{model}/{ema}/{sampler}/seeds-{first}-{last}"
+sampling_log = "{model}.{ema}.{sampler}.seeds-{first}-{last}"
 samples_file = results / f"samples/{sampling}.npz"
 
 

@@ -8,7 +8,7 @@ from mscd.job import logged
 
 with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards
-    how = scoring.sampling(wildcards.model, wildcards.sampler, int(wildcards.steps), wildcards.churn)
+    how = scoring.sampling(wildcards.model, wildcards.sampler)
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     made = generate(
         snakemake.input.network,
