@@ -70,11 +70,22 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed, fault):
     assert ("submitting it again" in training.log) == (fault is kill_rank)
 
 
+SLOW = """
+import time, torch
+step = torch.optim.Adam.step
+def slow(*arguments, **options):
+    time.sleep(0.15)
+    return step(*arguments, **options)
+torch.optim.Adam.step = slow
+"""
+
+
 def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base, tmp_path, training):  # noqa: F811
-    kimg = 100  # more than a job trains in its minute
+    kimg = 60  # 600 steps that wait: on any machine more than a job trains in its minute, or two
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
     settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
-    training.machine = dataclasses.replace(training.machine, runtime=1)
+    training.machine = dataclasses.replace(training.machine, runtime=1, slurm_setup=f"export PYTHONPATH={tmp_path}")
     training.start()
     wait_for(lambda: training.leg.attempts.exists(), "training to begin")
     training.requeued()
@@ -82,7 +93,7 @@ def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base
     metrics = [e for e in read_events(training.leg.events) if e["event"] == "metrics"]
     reached, told = int(state.stem.removeprefix("state-")), metrics[-1]["step"] * 1000
     assert told <= reached < told + 1000 + 100  # the steps after the last tick, one of them begun at the signal
-    training.finish(240)
+    training.finish(300)
     whole = student_leg(base, tmp_path / "whole", 0, kimg, settings)
     launch_leg(whole, 2, tmp_path / "logs")
     assert snapshot(training.folder, kimg) == snapshot(tmp_path / "whole", kimg)

@@ -104,7 +104,7 @@ class Training:
     def requeued(self, times: int = 1) -> None:
         """Until Slurm has put the job back into the queue."""
         job_id = self.job_id
-        wait_for(lambda: slurm.status(job_id).restarts >= times, "the requeue")
+        wait_for(lambda: slurm.status(job_id).restarts >= times, "the requeue", 180)
 
 
 def rank_of(job_id: str | None, number: int) -> psutil.Process | None:
