@@ -59,7 +59,7 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
     archive, MNIST's files, `digits` for the 8x8 digits that come with scikit-learn, or the http(s) address of an
     archive. Prints what was packed, as JSON.
     """
-    from mscd.config import is_address
+    from mscd.addresses import is_address
     from mscd.data import pack
 
     if dest.suffix != ".zip":
@@ -117,8 +117,8 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
     a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
     """
+    from mscd.addresses import is_address
     from mscd.checkpoint import is_pickle
-    from mscd.config import is_address
     from mscd.convert import convert
 
     path, origin = obtained(source, sha256, license)

@@ -99,7 +99,8 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
 
     Raises UserError where nothing is there, and for another file than that of the sha256.
     """
-    from mscd.config import FileSettings, is_address
+    from mscd.addresses import is_address
+    from mscd.config import FileSettings
     from mscd.download import fetch_for
     from mscd.errors import UserError
     from mscd.files import sha256_of

@@ -10,25 +10,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
 import urllib3
 import yaml
 
+from mscd.addresses import is_address, local_path
 from mscd.errors import UserError
 from mscd.files import sha256_of, written_whole
 from mscd.licenses import license_text, origin
 from mscd.lock import FolderLock
 
-FOLDER, LOCK = "downloads", "downloads.lock"  # in the working folder
+LOCK = "downloads.lock"  # in the working folder
 ATTEMPTS = 5
 BACK_OFF = 1.0  # seconds before the second attempt, doubled before each further one
 CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0  # seconds: for a connection, and without a single byte on it
@@ -61,49 +61,15 @@ def fetch_for(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
     return path, origin(settings.source, sha256, settings.license)
 
 
-def local_path(source: str | os.PathLike) -> Path:
-    """Where the file of `source` lies or will lie: downloads/<host>/<path> for http(s)://, else its own path.
-
-    Looks at nothing but the text. Raises UserError for an address that names no file or is of another kind.
-    """
-    source = os.fspath(source)
-    scheme = re.match("([A-Za-z][A-Za-z0-9+.-]*)://", source)
-    if scheme is None:
-        return Path(source)
-    try:
-        parts = urlsplit(source)
-    except ValueError as error:
-        raise UserError(f"{source}: not an address ({error}); correct it") from error
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise UserError(f"{source}: names no file of this machine; write file:///folder/name")
-        return Path(unquote(parts.path))
-    if parts.scheme not in ("http", "https"):
-        raise UserError(f"{source}: {scheme[1]}:// is not supported; give http://, https://, file:// or a path")
-    *folders, name = parts.path.split("/")
-    folders = [part for part in folders if part]
-    if parts.query:  # another query is another file, and the name has to keep its suffix
-        folders.append(parts.query.replace("/", "_"))
-    if not parts.hostname or not name or {".", ".."} & {*folders, name}:
-        raise UserError(f"{source}: names no file; give the address of one")
-    if "@" in parts.netloc:  # addresses are written into what is made from the files
-        raise UserError(f"the address of {name} on {parts.hostname} holds a password; keep it in ~/.netrc instead")
-    return Path(FOLDER, *(part.replace(":", "_") for part in (parts.netloc, *folders, name)))
-
-
-def _is_remote(source: str) -> bool:
-    return urlsplit(source).scheme in ("http", "https")
-
-
 def _fetched(source: str, sha256: str | None, license: str | None) -> tuple[Path, str | None]:
     """`fetch_for`'s file and its sha256, None for a folder."""
     path = local_path(source)
-    if license or _is_remote(source):  # of a file of the user's own there is nothing to say
+    if license or is_address(source):  # of a file of the user's own there is nothing to say
         log.info("%s: licence %s", path.name, license_text(source, license))
     if path.is_dir() and sha256 is None:
         return path, None
     pin = _Pin(source, sha256)
-    if not path.exists() and _is_remote(source):
+    if not path.exists() and is_address(source):
         with _locked(path.with_name(f".{path.name}.held"), f"the download of {source}", DOWNLOAD_WAIT):
             if not path.exists():  # another process may have fetched it meanwhile
                 return path, _download(source, path, pin)
@@ -114,7 +80,7 @@ def _fetched(source: str, sha256: str | None, license: str | None) -> tuple[Path
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its disk") from error
     if actual != pin.expected(actual):
-        mend = "move it away to have it fetched again" if _is_remote(source) else "put the right one there"
+        mend = "move it away to have it fetched again" if is_address(source) else "put the right one there"
         raise UserError(f"{path}: not the file it was; {pin.both(actual)}; {mend}, or {pin.to_accept}")
     return path, actual
 

@@ -6,11 +6,16 @@ import contextlib
 import hashlib
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from mscd.errors import UserError
+
+# What numpy and zipfile raise for an .npz that is damaged, cut short or none.
+NPZ_FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @contextlib.contextmanager

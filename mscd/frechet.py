@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,7 +15,7 @@ import scipy.linalg
 import torch
 
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files import NPZ_FAULTS, written_whole
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
@@ -122,7 +120,7 @@ def load_reference(path: str | os.PathLike) -> Reference:
         provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such reference file") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (*NPZ_FAULTS, KeyError) as error:
         raise UserError(f"{path}: no readable .npz of reference statistics ({error}); damaged or cut short?") from error
     for name in ("mu", "sigma"):
         if name not in arrays:

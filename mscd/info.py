@@ -10,7 +10,6 @@ import json
 import os
 import textwrap
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -24,7 +23,7 @@ from mscd.convert import pickle_metadata
 from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
-from mscd.files import sha256_of
+from mscd.files import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
 from mscd.images import is_image
 from mscd.inception import INCEPTION_SHA256
@@ -179,7 +178,7 @@ def _zip(path: Path) -> dict:
         if names and all(name.endswith(".npy") for name in names):
             with zipfile.ZipFile(path) as archive:
                 return _arrays(archive, [name.removesuffix(".npy") for name in names])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (*NPZ_FAULTS, KeyError) as error:
         raise UserError(f"{path}: a zip that is damaged or cut short ({error}); make or fetch it again") from error
     if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
         return {"kind": TORCHSCRIPT, "bytes": path.stat().st_size}

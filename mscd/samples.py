@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -20,7 +19,7 @@ import torch
 
 import mscd
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files import NPZ_FAULTS, written_whole
 
 PIECE = 256  # images of a file that are read at a time
 
@@ -177,5 +176,5 @@ def _faults_told(path: str | os.PathLike) -> Iterator[None]:
         yield
     except KeyError as error:
         raise UserError(f"{path}: not a sample file of mscd ({error.args[0]}); generate it again") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, TypeError) as error:
+    except (*NPZ_FAULTS, TypeError) as error:
         raise UserError(f"{path}: damaged or cut short, or no .npz ({error}); generate it again") from error

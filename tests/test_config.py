@@ -9,6 +9,7 @@ import yaml
 from mscd.config import Config, check_source, digest, load_config
 from mscd.config_docs import docs
 from mscd.errors import UserError
+from mscd.power_profiles import reach
 
 REPOSITORY = Path(__file__).parents[1]
 STUDENT = {
@@ -141,6 +142,18 @@ def test_an_ema_length_out_of_reach_is_refused_before_anything_is_trained():
         load_config(settings)
 
 
+def test_the_stored_snapshots_are_enough_for_lengths_near_the_kept_ones():
+    config = load_config(REPOSITORY / "config/imagenet64.yaml")
+    student = config.students["s8"]
+    stored = [student.images_at(kimg) for kimg in config.stored_snapshots("s8", student.duration_kimg)]
+    images = [nimg for nimg in stored for _ in student.phema_stds]
+
+    def misfit(std):
+        return reach(images, student.phema_stds * len(stored), stored[-1], std)[1]
+
+    assert misfit(0.03) < 0.03 and all(misfit(std) < 0.01 for std in (0.04, 0.06, 0.075, 0.09, 0.12, 0.14))
+
+
 def test_posthoc_snapshots_are_given_once():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.1], "snapshots": [4, 4]}
@@ -245,7 +258,9 @@ def test_missing_file_is_refused(tmp_path):
 def test_missing_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="mine: data.source: there is no"):
         check_source(str(tmp_path / "none"), "data.source", name="mine")
-    for source in ("digits", str(tmp_path), f"file://{tmp_path}", "https://example.org/none.zip"):
+    (tmp_path / "my data").mkdir()
+    spelt = f"file://{tmp_path}/my%20data"
+    for source in ("digits", str(tmp_path), f"file://{tmp_path}", spelt, "HTTPS://example.org/none.zip"):
         check_source(source, "data.source", name="mine")
 
 

@@ -30,7 +30,8 @@ from file_server import serving
 from lock_holders import holding
 
 from mscd import download
-from mscd.download import fetch_for, local_path
+from mscd.addresses import local_path
+from mscd.download import fetch_for
 from mscd.errors import UserError
 
 

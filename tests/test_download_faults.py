@@ -27,7 +27,7 @@ from fetching import (  # noqa: F401 (fixtures)
 )
 
 from mscd import download
-from mscd.download import local_path
+from mscd.addresses import local_path
 
 
 def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):

@@ -1,7 +1,9 @@
 """Profiles of power-function averages: parity with the golden numbers, and what can be made of stored ones."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +106,20 @@ def test_what_is_out_of_reach_is_refused(stored, std, message):
         reach(*stored, stored[0][-1], std)
 
 
-def test_reading_the_settings_of_a_run_needs_no_torch():
-    code = "import sys, mscd.power_profiles; assert 'numpy' in sys.modules and 'torch' not in sys.modules"
+def test_reading_the_settings_of_a_run_needs_neither_torch_nor_network():
+    code = "import sys, mscd.config, mscd.addresses; assert not {'torch', 'requests'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_misfits_in_the_documentation_are_those_that_are_found():
+    page = (Path(__file__).parents[1] / "docs/posthoc-ema.md").read_text()
+    header, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| (wanted|0\.)", line)]
+    counts = [int(re.search(r"\d+", cell)[0]) for cell in header[1:]]
+    assert len(rows) == 5 and counts[-1] == 210
+    for std, *told in rows:
+        for count, cell in zip(counts, told, strict=True):
+            nimg, stds = np.repeat(np.arange(1, count + 1) * 1000, 2), [0.05, 0.1] * count
+            wanted = [count * 1000], [float(std)]
+            misfit = posthoc_misfit(posthoc_coefficients(nimg, stds, *wanted), nimg, stds, *wanted)[0]
+            number = cell.removesuffix(" %")
+            assert f"{100 * misfit:.{len(number.partition('.')[2])}f}" == number, (std, count)

@@ -6,8 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config import check_source, digest, is_address, load_config, read_yaml
-from mscd.download import local_path
+from mscd.addresses import is_address, local_path
+from mscd.config import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
 from mscd.lock import FolderLock
 from mscd.machine import check_share, machine_of

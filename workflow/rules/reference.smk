@@ -57,7 +57,7 @@ else:
     rule published_reference:
         input:
             downloaded("reference.statistics"),
-            data=data_zip,
+            summary=data_summary,
             detector=detector_file,
         output:
             reference_file,

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from mscd.config import is_address, load_config
+from mscd.addresses import is_address
+from mscd.config import load_config
 from mscd.data import pack
 from mscd.download import fetch_for
 from mscd.events import EventLog
