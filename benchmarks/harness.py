@@ -32,7 +32,7 @@ class Row:
 
     @property
     def met(self) -> str:
-        """"yes", "no", or nothing where there is no target."""
+        """ "yes", "no", or nothing where there is no target."""
         if self.target is None:
             return ""
         return "yes" if (self.value <= self.target if self.best == "low" else self.value >= self.target) else "no"

@@ -82,7 +82,11 @@ class TrainingSettings(Settings):
     dropout_resolutions: list[Width] | None = Field(
         None, description="Widths of the feature maps that dropout acts on; null: all."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Number format inside the U-Net.")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Number format inside the U-Net; `tf32`: fp32 whose matrices a GPU multiplies in TensorFloat-32. A "
+        "CPU computes `fp16`, and `bf16` without instructions for it, in fp32.",
+    )
     xflip: bool = Field(False, description="Mirror half of the images at random.")
     tick_kimg: Kimg = operational(1, "Diagnostics are recorded that often.")
     state_kimg: Kimg = operational(10, "A state to resume from is written that often.")

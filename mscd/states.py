@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from mscd.code import CodeIdentity, code_identity
 from mscd.errors import UserError
 from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
+from mscd.updates import Updates
 
 STATE_FORMAT = "mscd-state-2"
 KEPT_ROLLING = 2
@@ -27,35 +28,39 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class TrainingState:
-    """Everything that changes while a network trains: its weights, their averages, Adam's moments and one counter.
+    """Everything that changes while a network trains: its weights, their averages, Adam's moments and two counters.
 
-    averages: by name (`ema`, `phema-0.050`), networks like `net`; nimg: images seen; steps: optimiser steps taken.
+    net: on its device already; averages: by name (`ema`, `phema-0.050`), networks like it; nimg: images seen; steps:
+    optimiser steps taken.
     """
 
     net: EDMPrecond
     averages: dict[str, EDMPrecond]
-    optimizer: torch.optim.Adam
     nimg: int = 0
     steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.updates = Updates(self.net, self.averages)
+
+    def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
+        """Take the step whose gradients `net` has, of batch_size images; returns their norm (updates.Updates)."""
+        norm = self.updates.update(learning_rate, betas, self.steps)
+        self.nimg, self.steps = self.nimg + batch_size, self.steps + 1
+        return norm
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name."""
         networks = {"net": self.net, **self.averages}
         named = {f"{prefix}.{k}": v for prefix, net in networks.items() for k, v in net.state_dict().items()}
-        for name, parameter in self.net.named_parameters():
-            for moment, value in self.optimizer.state[parameter].items():
-                if moment != "step":
-                    named[f"adam.{moment}.{name}"] = value
-        return named
+        return named | {f"adam.{name}": moment for name, moment in self.updates.moments().items()}
 
     def load(self, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
         """Take over what `tensors` and `metadata` of a state file hold."""
         for prefix, net in {"net": self.net, **self.averages}.items():
             net.load_state_dict({k: tensors[f"{prefix}.{k}"] for k in net.state_dict()})
+        for name, moment in self.updates.moments().items():
+            moment.copy_(tensors[f"adam.{name}"])
         self.nimg, self.steps = metadata["nimg"], metadata["steps"]
-        for name, parameter in self.net.named_parameters():
-            moments = {m: tensors[f"adam.{m}.{name}"].to(parameter.device) for m in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.steps)), **moments}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,8 +39,6 @@ from mscd.stop import StopRequest
 from mscd.validation import Validation
 
 log = logging.getLogger(__name__)
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
-LARGEST_GRADIENT = 1e5
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
 
 
@@ -147,9 +145,8 @@ def _begin(
 
 
 def _step(run: _Run) -> None:
-    """One optimiser step: gradients of this process's micro-batches, the guard, Adam, the averages, the counters."""
+    """One optimiser step: gradients of this process's micro-batches, then the update of weights and averages."""
     settings, state, group = run.leg.settings, run.state, run.group
-    state.optimizer.zero_grad(set_to_none=True)
     for rows in run.slices:
         images, labels = next(run.stream)
         images = _network_images(images.to(group.device, non_blocking=True), settings, rows, state.nimg)
@@ -161,18 +158,8 @@ def _step(run: _Run) -> None:
             # DDP averages over processes; the loss of a step is the mean over the global batch.
             (losses.loss.sum() * (group.size / settings.batch_size)).backward()
         run.ticks.add_losses(losses)
-    gradients = [p.grad for p in state.net.parameters() if p.grad is not None]
-    run.ticks.add_gradient(torch.nn.utils.get_total_norm(gradients))
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT, out=gradient)
-    for parameters in state.optimizer.param_groups:
-        parameters["lr"] = learning_rate(settings, state.nimg)
-    state.optimizer.step()
-    betas = averaging_betas(settings, state.nimg)
-    state.nimg, state.steps = state.nimg + settings.batch_size, state.steps + 1
-    weights = list(state.net.parameters())
-    for name, beta in betas.items():
-        ema.update(list(state.averages[name].parameters()), weights, beta)
+    rate, betas = learning_rate(settings, state.nimg), averaging_betas(settings, state.nimg)
+    run.ticks.add_gradient(state.update(rate, betas, settings.batch_size))
 
 
 def _tick(run: _Run, before: int, ended: bool) -> None:
@@ -252,8 +239,7 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
         net.load_state_dict(teacher.state_dict())
     net = net.to(group.device).train().requires_grad_(True)
     averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in settings.emas()}
-    optimizer = torch.optim.Adam(net.parameters(), lr=settings.learning_rate, fused=True, **ADAM)
-    return TrainingState(net, averages, optimizer), objective, leg.fingerprint(dataset.digest, teacher_digest)
+    return TrainingState(net, averages), objective, leg.fingerprint(dataset.digest, teacher_digest)
 
 
 def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:

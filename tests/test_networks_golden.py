@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from golden_data import load
 
-from mscd.networks import EDMPrecond
+from mscd.networks import EDMPrecond, precision
 from mscd.networks.layers import BlockStyle, Init, UNetBlock
 
 CASES = {"a": "nets_dhariwal_small", "b": "nets_dhariwal_small"} | dict.fromkeys(
@@ -134,7 +134,8 @@ def test_attention_equals_softmax_written_out():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bf16_is_close_and_returns_float32(case):
+def test_bf16_is_close_and_returns_float32(case, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)
     net, g = golden_net(case, precision="bf16", use_fp16=False)
     D = run(net, g)
     assert D.dtype == torch.float32 and all(p.dtype == torch.float32 for p in net.parameters())
@@ -150,6 +151,14 @@ def test_a_cpu_computes_an_fp16_network_in_float32_as_the_reference_does(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_cpu_without_instructions_for_bf16_computes_in_float32(case, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: False)
+    net, g = golden_net(case, precision="bf16", use_fp16=False)
+    exact, _ = golden_net(case, precision="fp32", use_fp16=False)
+    assert torch.equal(run(net, g), run(exact, g))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_unets_themselves_run_in_half_precision_and_are_close(case):
     net, g = golden_net(case)
     with torch.no_grad():
@@ -158,7 +167,8 @@ def test_the_unets_themselves_run_in_half_precision_and_are_close(case):
     assert 0 < (F_x.float() - g["F_x"]).norm() / g["F_x"].norm() < 0.006
 
 
-def test_gradients_in_bf16_are_float32_and_close():
+def test_gradients_in_bf16_are_float32_and_close(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_computes_bf16", lambda: True)
     nets = [golden_net("ddpmpp", precision=p)[0] for p in ("fp32", "bf16")]
     _, g = golden_net("ddpmpp")
     for net in nets:

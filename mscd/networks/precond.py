@@ -7,18 +7,18 @@ import torch
 
 from mscd.errors import UserError
 from mscd.networks.dhariwal import DhariwalUNet
+from mscd.networks.precision import PRECISIONS, compute_dtype
 from mscd.networks.song import SongUNet
 
 UNETS = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EDMPrecond(torch.nn.Module):
     """Denoiser D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) with the U-Net F as submodule `model`.
 
-    `precision` ("fp32", "bf16" or "fp16") is the dtype F runs in; x, D and the parameters are float32. On a CPU "fp16"
-    runs in float32, as the reference does. `use_fp16=True` means precision "fp16", as published checkpoints have it.
-    Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes them:
+    `precision` ("fp32", "tf32", "bf16" or "fp16") is the number format F runs in (mscd.networks.precision says what a
+    device makes of it); x, D and the parameters are float32. `use_fp16=True` means precision "fp16", as published
+    checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes them:
     EDMPrecond(**net.init_kwargs) is the same network with other weights.
 
     Raises UserError for an unknown model_type, precision or U-Net option and for options that fit no network.
@@ -92,7 +92,7 @@ class EDMPrecond(torch.nn.Module):
         c_in = variance.rsqrt()
         c_noise = sigma.log().flatten() / 4
         on_cpu = x.device.type == "cpu"
-        x_in = (c_in * x).to(torch.float32 if on_cpu and self.precision == "fp16" else PRECISIONS[self.precision])
+        x_in = (c_in * x).to(compute_dtype(self.precision, x.device))
         if on_cpu:
             x_in = x_in.to(memory_format=torch.channels_last)  # in which the CPU convolves fastest
         F_x = self.model(x_in, c_noise, class_labels, augment_labels)

@@ -1,0 +1,31 @@
+"""Number formats that a U-Net computes in, and what a device makes of them."""
+
+import functools
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype in which a network of `precision` (a key of PRECISIONS) runs on `device`.
+
+    A CPU computes fp16 in float32, as the reference does, and bf16 too where it has no instructions for it.
+    """
+    if device.type == "cpu" and (precision == "fp16" or precision == "bf16" and not cpu_computes_bf16()):
+        return torch.float32
+    return PRECISIONS[precision]
+
+
+@functools.cache
+def cpu_computes_bf16() -> bool:
+    """Whether oneDNN has bfloat16 kernels for this processor; PyTorch's own are many times slower than float32."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def choose_matrix_format(precision: str) -> None:
+    """Set, for the whole process, whether a GPU multiplies float32 matrices in TensorFloat-32: for "tf32" alone.
+
+    PyTorch would by itself do so in convolutions and not elsewhere.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -1,0 +1,130 @@
+"""The update of a step against PyTorch's optimiser, tensor by tensor, and where parameters lie."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mscd import ema
+from mscd.networks import EDMPrecond
+from mscd.updates import ALIGNMENT, Updates
+
+OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+BETAS = {"ema": 0.5, "phema-0.100": 0.9}
+
+
+@pytest.fixture
+def nets():
+    """A network with weights that are not zero, and two averages of it."""
+    torch.manual_seed(0)
+    net = EDMPrecond(8, 1, 0, **OPTIONS)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    return net, {name: copy.deepcopy(net).requires_grad_(False) for name in BETAS}
+
+
+def set_gradients(net, seed, poison=False):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+        if poison:
+            parameter.grad.flatten()[:3] = torch.tensor([torch.nan, torch.inf, -torch.inf])[: parameter.numel()]
+
+
+def tensors(net):
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(nets, poison):
+    net, averages = nets
+    plain, plain_averages = copy.deepcopy(net), copy.deepcopy(averages)
+    optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
+    updates = Updates(net, averages)
+    for step in range(4):
+        set_gradients(net, step, poison and step == 1)
+        set_gradients(plain, step, poison and step == 1)
+        updates.update(1e-3 * (step + 1), BETAS, step)
+        for parameter in plain.parameters():
+            torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
+        optimizer.step()
+        for name, beta in BETAS.items():
+            ema.update(list(plain_averages[name].parameters()), list(plain.parameters()), beta)
+    pairs = [(net, plain), *((averages[name], plain_averages[name]) for name in BETAS)]
+    for flat, separate in pairs:
+        for (name, one), other in zip(flat.named_parameters(), separate.parameters(), strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-7), name
+    for name, parameter in plain.named_parameters():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            ours = updates.moments()[f"{moment}.{name}"]
+            assert torch.allclose(ours, optimizer.state[parameter][moment], rtol=1e-5, atol=1e-9), name
+
+
+def test_the_norm_is_of_the_gradient_before_the_guard(nets):
+    net, averages = nets
+    updates = Updates(net, averages)
+    set_gradients(net, 0)
+    expected = torch.cat([parameter.grad.flatten() for parameter in net.parameters()]).double().norm()
+    assert float(updates.update(1e-3, BETAS, 0)) == pytest.approx(float(expected), rel=1e-5)
+    before = tensors(net)
+    set_gradients(net, 1, poison=True)
+    assert not updates.update(1e-3, BETAS, 1).isfinite()
+    assert all(parameter.isfinite().all() for parameter in net.parameters())
+    assert any(not torch.equal(old, new) for old, new in zip(before, tensors(net), strict=True))
+
+
+def test_gradients_are_taken_away_and_a_missing_one_is_zero(nets):
+    net, averages = nets
+    updates, (first, *_) = Updates(net, averages), net.parameters()
+    set_gradients(net, 0)
+    first.grad = None
+    before = first.detach().clone()
+    updates.update(1e-3, BETAS, 0)
+    assert torch.equal(first, before) and all(parameter.grad is None for parameter in net.parameters())
+    set_gradients(net, 1)
+    updates.update(1e-3, BETAS, 1)
+    moment = updates.moments()["exp_avg." + next(net.named_parameters())[0]]
+    before = moment.clone()
+    set_gradients(net, 2)
+    first.grad = None
+    updates.update(1e-3, BETAS, 2)
+    assert torch.allclose(moment, before * 0.9)
+
+
+def test_parameters_are_aligned_views_that_keep_their_values_and_names(nets):
+    net, averages = nets
+    before, state = tensors(net), copy.deepcopy(net.state_dict())
+    Updates(net, averages)
+    for parameter, value in zip(net.parameters(), before, strict=True):
+        assert torch.equal(parameter, value) and parameter.is_contiguous() and parameter.is_leaf
+        assert parameter.storage_offset() % ALIGNMENT == 0 and parameter.requires_grad
+    assert len({parameter.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
+    assert net.state_dict().keys() == state.keys()
+    net.load_state_dict({name: value + 1 for name, value in state.items()})
+    assert len({parameter.untyped_storage().data_ptr() for parameter in net.parameters()}) == 1
+
+
+class Kernels(TorchDispatchMode):
+    """Names of the operations that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_number_of_kernels_does_not_grow_with_the_number_of_parameters():
+    counts = []
+    for blocks in (1, 3):
+        net = EDMPrecond(8, 1, 0, **{**OPTIONS, "num_blocks": blocks})
+        updates = Updates(net, {name: copy.deepcopy(net) for name in BETAS})
+        set_gradients(net, 0)
+        with Kernels() as kernels:
+            updates.update(1e-3, BETAS, 0)
+        counts.append(len(kernels.names))
+    assert counts[0] == counts[1] <= 8
