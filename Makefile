@@ -1,11 +1,12 @@
 # make demo: from a fresh clone to a scored few-step student.   make test: the tests.   make lint: formatting and rules.
 # make test-cluster: the tests on a real Slurm, which it starts on this machine (as root on Debian).
+# make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-cluster demo lint
+.PHONY: venv test test-cluster demo bench lint
 
 venv: $(INSTALLED)
 
@@ -29,6 +30,9 @@ demo: venv
 	@echo
 	@echo "Pictures: results/digits/figures/*.png   Table: results/digits/fid_table.csv"
 	@echo "Runs: $(BIN)/mlflow ui   then open the address it prints"
+
+bench: venv
+	$(BIN)/python benchmarks/run.py
 
 lint: venv
 	$(BIN)/ruff check

@@ -19,8 +19,8 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One figure. value: measured; target: what it should be, None where nothing was asked; best: "low" if it may be at
-    most the target, "high" if at least; unit: of both ("x" for a ratio); detail: what it was made of, as JSON has it."""
+    """One figure. value: measured; target: what it should be, None where nothing was asked; best: "low" if it may be
+    at most the target, "high" if at least; unit: of both ("x" for a ratio); detail: what it was made of, for JSON."""
 
     part: str
     figure: str
@@ -54,7 +54,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each function, `rounds` of each: they take turns, so that a machine whose speed drifts slows all alike.
+    """Seconds of each function, `rounds` of each, in turns, so that a machine whose speed drifts slows all alike.
 
     Every other round goes backwards, as what runs first in a round may find caches that another left.
     """

@@ -1,6 +1,6 @@
 """The networks in the plainest PyTorch: what mscd.networks is measured against.
 
-`denoise(net, x, sigma, labels)` is net(x, sigma, labels) with net's own weights, an operation of the formulas at a time:
+`denoise(net, x, sigma, labels)` is net(x, sigma, labels) with its own weights, an operation of the formulas at a time:
 contiguous memory, a normalisation and an activation after each other, attention spelled out in two matrix products,
 resampling by depthwise convolutions, PyTorch's dropout.
 """
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from mscd.networks import EDMPrecond
-from mscd.networks.layers import Conv2d, GroupNorm, UNetBlock
+from mscd.networks.layers import Conv2d, UNetBlock
+from mscd.networks.norm import GroupNorm
+from mscd.networks.precision import compute_dtype
 
 
 def denoise(net: EDMPrecond, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
@@ -23,7 +25,7 @@ def denoise(net: EDMPrecond, x: torch.Tensor, sigma: torch.Tensor, labels: torch
     c_out = sigma * net.sigma_data / (sigma**2 + net.sigma_data**2).sqrt()
     c_in = 1 / (sigma**2 + net.sigma_data**2).sqrt()
     c_noise = sigma.log().flatten() / 4
-    model, x_in = net.model, (c_in * x).to(_dtype(net))
+    model, x_in = net.model, (c_in * x).to(compute_dtype(net.precision, x.device))
     emb = _embedding(model, c_noise, labels)
     skips = []
     for block in model.enc.values():
@@ -39,13 +41,6 @@ def denoise(net: EDMPrecond, x: torch.Tensor, sigma: torch.Tensor, labels: torch
     if hasattr(model, "out_conv"):
         x_in = _conv(model.out_conv, F.silu(_norm(model.out_norm, x_in)))
     return c_skip * x + c_out * x_in.float()
-
-
-def _dtype(net: EDMPrecond) -> torch.dtype:
-    on_gpu = next(net.parameters()).device.type == "cuda"
-    return (
-        {"fp16": torch.float16, "bf16": torch.bfloat16}.get(net.precision, torch.float32) if on_gpu else torch.float32
-    )
 
 
 def _embedding(model: torch.nn.Module, c_noise: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

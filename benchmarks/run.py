@@ -1,7 +1,7 @@
 """Every figure of speed in one table: `make bench`.
 
 Runs each benchmark in a process of its own, prints (figure, target, met or not) and writes
-benchmarks/results/<machine>.json. A row that misses its target is shown as it is; what ends with an error fails the run.
+benchmarks/results/<machine>.json. A row that misses its target is shown as it is; what ends with an error fails all.
 """
 
 from __future__ import annotations

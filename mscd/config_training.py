@@ -87,6 +87,11 @@ class TrainingSettings(Settings):
         description="Number format inside the U-Net; `tf32`: fp32 whose matrices a GPU multiplies in TensorFloat-32. A "
         "CPU computes `fp16`, and `bf16` without instructions for it, in fp32.",
     )
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+        None,
+        description="Mode of torch.compile for the networks' blocks in training (the last two: with CUDA graphs on a "
+        "GPU); null: they run as they are. Results differ in their last digits; docs/speed.md says what it brings.",
+    )
     xflip: bool = Field(False, description="Mirror half of the images at random.")
     tick_kimg: Kimg = operational(1, "Diagnostics are recorded that often.")
     state_kimg: Kimg = operational(10, "A state to resume from is written that often.")
@@ -106,6 +111,11 @@ class TrainingSettings(Settings):
         if len(set(self.phema_stds)) != len(self.phema_stds):
             raise ValueError("phema_stds holds one twice")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that reach the result; `compile` where it is set, so that runs from before it are the same."""
+        kept = super().identity()
+        return kept if self.compile else {name: value for name, value in kept.items() if name != "compile"}
 
     def snapshots(self) -> list[int]:
         """kimg of every snapshot, in order."""

@@ -22,6 +22,7 @@ from mscd.files import sha256_of
 from mscd.image_files import check_dest, write_images
 from mscd.licenses import origin
 from mscd.networks import EDMPrecond
+from mscd.networks.precision import choose_matrix_format
 from mscd.pickles import read_pickle
 from mscd.samples import made_by
 
@@ -79,6 +80,7 @@ def generate(
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
     net, about = _network(network, device)
+    choose_matrix_format(net.precision)
     churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise} if S_churn > 0 else None
     sampler, steps = _chosen(network, about, sampler, steps)
     _check(network, about["student"], seeds, sampler, steps, churn)

@@ -32,6 +32,8 @@ from mscd.events import EventLog
 from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond
+from mscd.networks.compiled import compile_blocks
+from mscd.networks.precision import choose_matrix_format
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
@@ -113,6 +115,7 @@ def _begin(
 ) -> _Run:
     """Everything a leg needs, its state being the furthest there is."""
     settings = leg.settings
+    choose_matrix_format(settings.precision)
     dataset = ImageDataset(leg.data)
     state, objective, fingerprint = _initial_state(leg, dataset, group)
     folder = StateFolder(Path(leg.run_dir), fingerprint)
@@ -234,11 +237,15 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
         teacher = checkpoint.load_network(leg.teacher, group.device)
         _check_data(leg, teacher, dataset)
         teacher_digest = checkpoint.read_metadata(leg.teacher)["digest"]
+        if settings.compile:
+            compile_blocks(teacher, settings.compile)
         objective = student_objective(settings, teacher)
         net = EDMPrecond(**{**teacher.init_kwargs, "precision": settings.precision, **options})
         net.load_state_dict(teacher.state_dict())
     net = net.to(group.device).train().requires_grad_(True)
     averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in settings.emas()}
+    if settings.compile:
+        compile_blocks(net, settings.compile)
     return TrainingState(net, averages), objective, leg.fingerprint(dataset.digest, teacher_digest)
 
 

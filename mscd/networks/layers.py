@@ -1,4 +1,4 @@
-"""Layers of both EDM U-Net families: linear, resampling convolution, group norm, noise embeddings, residual block.
+"""Layers of both EDM U-Net families: linear, resampling convolution, noise embeddings, residual block.
 
 Parameters stay float32 and are cast to the dtype of what comes in, so one network runs in any precision.
 """
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mscd.errors import UserError
+from mscd.networks.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -102,27 +103,6 @@ class Conv2d(torch.nn.Module):
             return F.interpolate(x, scale_factor=2, mode="nearest")
         f = (4 * self.resample_filter).to(x.dtype).expand(x.shape[1], -1, -1, -1)
         return F.conv_transpose2d(x, f, groups=x.shape[1], stride=2, padding=self.filter_padding)
-
-
-class GroupNorm(torch.nn.Module):
-    """Group normalisation of [N, C, H, W] in min(32, C // 4) groups."""
-
-    def __init__(self, channels: int, eps: float):
-        super().__init__()
-        self.groups, self.eps = min(32, channels // 4), eps
-        if self.groups == 0 or channels % self.groups:
-            raise UserError(
-                f"a layer of {channels} channels cannot be normalised in {self.groups} groups: "
-                "choose model_channels and channel_mult so that widths, and sums of neighbours, are multiples of 32"
-            )
-        self.weight = torch.nn.Parameter(torch.ones(channels))
-        self.bias = torch.nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type == "cpu" and x.dtype != torch.float32 and not x.is_contiguous():
-            # The CPU kernel for 16-bit channels_last is several times slower than going through float32.
-            return F.group_norm(x.float(), self.groups, self.weight, self.bias, self.eps).to(x.dtype)
-        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:

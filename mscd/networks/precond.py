@@ -18,8 +18,8 @@ class EDMPrecond(torch.nn.Module):
 
     `precision` ("fp32", "tf32", "bf16" or "fp16") is the number format F runs in (mscd.networks.precision says what a
     device makes of it); x, D and the parameters are float32. `use_fp16=True` means precision "fp16", as published
-    checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes them:
-    EDMPrecond(**net.init_kwargs) is the same network with other weights.
+    checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes
+    them: EDMPrecond(**net.init_kwargs) is the same network with other weights.
 
     Raises UserError for an unknown model_type, precision or U-Net option and for options that fit no network.
     """

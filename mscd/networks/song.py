@@ -13,12 +13,12 @@ from mscd.networks.layers import (
     BlockStyle,
     Conv2d,
     FourierEmbedding,
-    GroupNorm,
     Init,
     Linear,
     PositionalEmbedding,
     UNetBlock,
 )
+from mscd.networks.norm import GroupNorm
 from mscd.networks.unet import (
     block_maker,
     check_choice,

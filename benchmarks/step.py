@@ -1,0 +1,78 @@
+"""The distillation step against the sum of its parts: `python benchmarks/step.py`.
+
+The parts, each timed alone in the same rounds: 2 teacher forwards, 1 student forward, 1 student forward-backward, and
+the update of weights and averages. On a GPU also with the ImageNet-64 network at 64 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from demo_run import BATCH, batch_of, network, student_run, student_settings
+from harness import Row, in_turns, main, medians, milliseconds
+
+from mscd import train
+from mscd.schedule import edge_table
+
+
+def rows() -> list[Row]:
+    torch.set_num_threads(1)  # as the demo's students train
+    demo = student_run(network(), student_settings(batch_size=BATCH))
+    found = [floor_row(f"demo's network, batch {BATCH}", demo, rounds=9)]
+    if torch.cuda.is_available():
+        imagenet = student_run(network("imagenet64"), student_settings("imagenet64", batch_size=64))
+        found.append(floor_row("ImageNet-64 ADM, batch 64", imagenet, rounds=15))
+    return [*found, grid_row()]
+
+
+def floor_row(what: str, run: SimpleNamespace, rounds: int) -> Row:
+    """Step / floor."""
+    times = medians(in_turns({"step": lambda: train._step(run), **parts_of(run)}, rounds))
+    floor = sum(value for name, value in times.items() if name != "step")
+    return Row("step", f"step / floor, {what}", times["step"] / floor, 1.03, detail=milliseconds(times))
+
+
+def parts_of(run: SimpleNamespace) -> dict[str, Callable[[], object]]:
+    """The network evaluations and the update of a step, at its batch, as functions of no argument."""
+    net, teacher, settings = run.state.net, run.teacher, run.leg.settings
+    x, sigma, labels = batch_of(net, settings.batch_size)
+    betas = dict.fromkeys(settings.emas(), 0.99)
+
+    def teacher_forwards() -> None:
+        with torch.no_grad():
+            teacher(x, sigma, labels)
+            teacher(x, sigma, labels)
+
+    def student_forward() -> None:
+        with torch.no_grad():
+            net(x, sigma, labels)
+
+    gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
+
+    def student_forward_backward() -> None:
+        net(x, sigma, labels).sum().backward()
+        net.zero_grad(set_to_none=True)
+
+    def update() -> None:
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        run.state.updates.update(0.0, betas, run.state.steps)
+
+    return {
+        "2 teacher forwards": teacher_forwards,
+        "student forward": student_forward,
+        "student forward-backward": student_forward_backward,
+        "update": update,
+    }
+
+
+def grid_row() -> Row:
+    """Time to make the table of edges for another T."""
+    times = medians(in_turns({"table": lambda: edge_table(8, 1280, node_anchor=0.5)}, rounds=25, warmup=3))
+    return Row("step", "grids and edges at T = 1280", times["table"] * 1e3, 5, unit="ms")
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)

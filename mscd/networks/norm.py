@@ -1,0 +1,74 @@
+"""Group normalisation, as fast as memory allows on a CPU, too."""
+
+import torch
+import torch.nn.functional as F
+
+from mscd.errors import UserError
+
+
+class GroupNorm(torch.nn.Module):
+    """Group normalisation of [N, C, H, W] in min(32, C // 4) groups (Wu & He 2018)."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.groups, self.eps = min(32, channels // 4), eps
+        if self.groups == 0 or channels % self.groups:
+            raise UserError(
+                f"a layer of {channels} channels cannot be normalised in {self.groups} groups: "
+                "choose model_channels and channel_mult so that widths, and sums of neighbours, are multiples of 32"
+            )
+        self.weight = torch.nn.Parameter(torch.ones(channels))
+        self.bias = torch.nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if eager and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            # PyTorch's own kernels for channels_last on a CPU take longer than the sums and products that it comes to.
+            return _ChannelsLast.apply(x.float(), self.weight, self.bias, self.groups, self.eps).to(x.dtype)
+        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """group_norm of float32 x [N, C, H, W] stored as [N, H, W, C]: sums over pixels, then over channels of a group.
+
+    With d = x - mean, s = 1 / std and M values a group: y = d s w + b, and for a gradient g of y
+    dx = g s w - s (sum g w) / M - d s^3 (sum g d w) / M, sums being over the group of an image.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps):
+        n, c, height, width = x.shape
+        pixels, values = x.permute(0, 2, 3, 1).reshape(n, height * width, c), height * width * c // groups
+        mean = _of_group(pixels.sum(dim=1), groups) / values
+        deviations = pixels - mean[:, None]
+        variance = _of_group(deviations.square().sum(dim=1), groups) / values
+        scale = (variance + eps).rsqrt()
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(deviations, scale, weight)
+            ctx.groups = groups
+            y = deviations * (scale * weight)[:, None]
+        else:
+            y = deviations.mul_((scale * weight)[:, None])
+        return y.add_(bias).reshape(n, height, width, c).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        deviations, scale, weight = ctx.saved_tensors
+        n, count, c = deviations.shape
+        values, height, width = count * c // ctx.groups, *gradient.shape[2:]
+        g = gradient.permute(0, 2, 3, 1).reshape(n, count, c)
+        dx = g * deviations
+        sums, products = g.sum(dim=1), dx.sum(dim=1)
+        slope = _of_group(products * weight, ctx.groups) * (-(scale**3) / values)
+        shift = _of_group(sums * weight, ctx.groups) * (-scale / values)
+        # In place: a new tensor for each term would cost more than the arithmetic.
+        torch.mul(deviations, slope[:, None], out=dx).addcmul_(g, (scale * weight)[:, None]).add_(shift[:, None])
+        dx = dx.reshape(n, height, width, c).permute(0, 3, 1, 2)
+        return dx, (products * scale).sum(dim=0), sums.sum(dim=0), None, None
+
+
+def _of_group(values: torch.Tensor, groups: int) -> torch.Tensor:
+    """For each of values [N, C] the sum over its group."""
+    n, c = values.shape
+    grouped = values.reshape(n, groups, c // groups)
+    return grouped.sum(dim=2, keepdim=True).expand_as(grouped).reshape(n, c)

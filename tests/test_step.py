@@ -1,0 +1,127 @@
+"""What one training step must not do: wait for the device, grow, or make a table of edges again."""
+
+import gc
+import itertools
+import os
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mscd import data, objectives, train
+from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.distributed import Group
+from mscd.leg import Leg, take_snapshot
+
+NETWORK = NetworkSettings(
+    model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], label_dropout=0.1
+)
+COMMON = {
+    "duration_kimg": 100,
+    "snapshot_kimg": 100,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "ema_halflife_kimg": 1,
+    "phema_stds": [0.1],
+    "dropout": 0.1,
+    "xflip": True,
+}
+TEACHER = TeacherSettings(network=NETWORK, **COMMON)
+STUDENT = StudentSettings(segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, **COMMON)
+# Operations whose result, or its shape, the host has to know before it goes on.
+WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with packed digits and a teacher of one short leg."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("step")
+    data.pack("digits", folder / "train.zip", max_images=150)
+    settings = TEACHER.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
+    leg = Leg("teacher", "teacher", settings, str(folder / "train.zip"), str(folder / "teacher"), 0, 1)
+    train.train_leg(leg, Group())
+    take_snapshot(leg)
+    return folder
+
+
+def begun(base, run_dir, kind, device="cpu", **changes):
+    """A run of `kind` whose micro-batches are drawn already, so that what is seen is the step's own."""
+    settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
+    teacher = str(base / "teacher/1/ema.safetensors") if kind == "student" else None
+    leg = Leg(kind, kind, settings, str(base / "train.zip"), str(run_dir), 0, 100, teacher=teacher)
+    run = train._begin(leg, Group(device=torch.device(device)), 8, None, {})
+    run.stream = itertools.cycle([tuple(part.clone() for part in next(run.stream)) for _ in range(8)])
+    return run
+
+
+class Waits(TorchDispatchMode):
+    """Operations of WAITING that are called; also those on tensors of the host, as a CPU's stand for a GPU's."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in WAITING:
+            self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
+    run = begun(base, tmp_path, kind)
+    train._step(run)
+    with Waits() as waits:
+        for _ in range(5):
+            train._step(run)
+    assert waits.seen == []
+    with Waits() as waits:
+        run.ticks.fetch()
+    assert waits.seen  # the tick's end does, or nothing above would show anything
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
+    run = begun(base, tmp_path, kind, device="cuda")
+    for _ in range(3):
+        train._step(run)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(200):  # the number of teacher steps changes on the way
+            train._step(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+def test_a_thousand_steps_leave_no_more_memory_in_use(base, tmp_path):
+    run = begun(base, tmp_path, "student", anneal_kimg=0.0)
+    for _ in range(100):
+        train._step(run)
+    gc.collect()
+    tensors, before = sum(torch.is_tensor(x) for x in gc.get_objects()), resident()
+    for _ in range(1000):
+        train._step(run)
+    gc.collect()
+    assert sum(torch.is_tensor(x) for x in gc.get_objects()) == tensors
+    assert resident() - before < 8e6  # what a step computes with is ten times that
+
+
+def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(base, tmp_path, monkeypatch):
+    made, original = [], objectives.edge_table
+    monkeypatch.setattr(objectives, "edge_table", lambda **how: (made.append(how["steps"]), original(**how))[1])
+    objectives._cached_table.cache_clear()
+    run, asked = begun(base, tmp_path, "student"), []
+    for _ in range(150):
+        asked.append(objectives.teacher_steps(run.leg.settings, run.state.nimg))
+        train._step(run)
+    assert asked[0] == 8 and asked[-1] == 32
+    assert made == sorted(set(asked)) and len(made) == 25
