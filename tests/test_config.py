@@ -271,7 +271,14 @@ OPERATIONAL = (
 
 def test_identity_holds_everything_but_how_long_and_how_watched():
     student = load_config(SETTINGS).students["s8"]
-    assert set(student.identity()) == set(type(student).model_fields) - set(OPERATIONAL)
+    assert set(student.identity()) == set(type(student).model_fields) - {*OPERATIONAL, "compile"}
+
+
+def test_compiling_is_part_of_the_identity_where_it_is_asked_for():
+    plain, compiled = (
+        load_config(changed("students.s8.compile", mode)).students["s8"].identity() for mode in (None, "default")
+    )
+    assert compiled == {**plain, "compile": "default"}
 
 
 @pytest.mark.parametrize("key", OPERATIONAL)

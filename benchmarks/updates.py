@@ -1,0 +1,70 @@
+"""What guard, Adam and averages cost: `python benchmarks/updates.py`.
+
+Their share of a step at batch 64, of the demo's network and on a GPU of the ImageNet-64 network; and their time over
+that of moving the bytes that they have to move once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from demo_run import network, student_run, student_settings
+from harness import Row, in_turns, main, medians, milliseconds
+
+from mscd import train
+
+BATCH = 64
+
+
+def rows() -> list[Row]:
+    torch.set_num_threads(1)
+    found = share_rows("demo's network", student_run(network(), student_settings(batch_size=BATCH)), rounds=15)
+    if torch.cuda.is_available():
+        imagenet = student_run(network("imagenet64"), student_settings("imagenet64", batch_size=BATCH))
+        found += share_rows("ImageNet-64 ADM", imagenet, rounds=15)
+    return found
+
+
+def share_rows(what: str, run: SimpleNamespace, rounds: int) -> list[Row]:
+    """Share of the step, and time over that of its traffic."""
+    functions = {"step": lambda: train._step(run), "update": updating(run), "traffic": traffic(run)}
+    times = medians(in_turns(functions, rounds, warmup=3))
+    detail = milliseconds(times)
+    return [
+        Row("updates", f"update / step, {what}, batch {BATCH}", times["update"] / times["step"], 0.05, detail=detail),
+        Row("updates", f"update / moving its bytes once, {what}", times["update"] / times["traffic"], detail=detail),
+    ]
+
+
+def updating(run: SimpleNamespace) -> Callable[[], None]:
+    """The update from given gradients, with rate 0: weights stay what they are."""
+    net, betas = run.state.net, dict.fromkeys(run.leg.settings.emas(), 0.99)
+    gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
+
+    def update() -> None:
+        for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        run.state.updates.update(0.0, betas, run.state.steps)
+
+    return update
+
+
+def traffic(run: SimpleNamespace) -> Callable[[], None]:
+    """Reads and writes what one pass over the parameters has to: gradient, weights, two moments and every average."""
+    count = sum(parameter.numel() for parameter in run.state.net.parameters())
+    device = run.group.device
+    written = [torch.zeros(count, device=device) for _ in range(3 + len(run.state.averages))]
+    gradient = torch.zeros(count, device=device)
+
+    def move() -> None:
+        for vector in written:
+            vector.add_(1.0)
+        gradient.sum()
+
+    return move
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)
