@@ -272,7 +272,8 @@ def _wrap(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(net, device_ids=devices)
+    # As views of its buckets gradients take no memory of their own and are not copied back.
+    wrapped = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False  # buffers are constants
     # After its first backward pass DDP regroups its buckets by the order in which gradients came. Were that pass one of
     # training's, a resumed run would sum gradients in another order than one that was never interrupted.
