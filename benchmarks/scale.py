@@ -1,9 +1,9 @@
 """Two processes of one thread against one, on the demo's network and its batch: `python benchmarks/scale.py`.
 
-Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to smaller batches, to cores that share memory, to
-waiting for the slower process, and to what of the all-reduce the backward pass does not hide. Bucket sizes are compared
-on the gradients of the demo in DDP, and on as many bytes as those of the network of ImageNet-64, summed without
-computing. All over gloo: NCCL is not measured here.
+Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to what does not halve with the batch, to cores that
+share memory, to waiting for the slower process, and to what of the all-reduce the backward pass does not hide. Bucket
+sizes are compared on the gradients of the demo in DDP, and on as many bytes as those of the network of ImageNet-64,
+summed without computing. All over gloo: NCCL is not measured here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _efficiency_rows(first: Mapping[str, list[float]], second: Mapping[str, list
     mean, slower, both = of_both("apart", statistics.mean), of_both("apart", max), of_both("both", max)
     steps = {"one": one, "one, half a batch": half, "two apart": mean, "the slower of them": slower, "two": both}
     lost = {
-        "smaller batches": half - one / 2,
+        "not halved with the batch": half - one / 2,
         "sharing the machine": mean - half,
         "waiting for the slower": slower - mean,
         "all-reduce not hidden": both - slower,
