@@ -131,7 +131,7 @@ def _begin(
         group=group,
         dataset=dataset,
         state=state,
-        wrapped=_wrap(state.net, group),
+        wrapped=_wrap(state.net, group, slices[0].stop - slices[0].start),
         objective=objective,
         slices=slices,
         stream=batches(dataset, indices, workers=LOADER_WORKERS),
@@ -260,13 +260,21 @@ def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
         )
 
 
-def _wrap(net: EDMPrecond, group: Group) -> torch.nn.Module:
-    """The network as its gradient pass sees it."""
+def _wrap(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
+    """The network as its gradient pass sees it; images: how many it takes at once."""
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
-    # Else DDP regroups its buckets after the first step, and a resumed run would sum gradients in another order.
-    return DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True)
+    # As views of its buckets gradients take no memory of their own and are not copied back.
+    wrapped = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped.broadcast_buffers = False  # buffers are constants
+    # After its first backward pass DDP regroups its buckets by the order in which gradients came. Were that pass one of
+    # training's, a resumed run would sum gradients in another order than one that was never interrupted.
+    x = torch.zeros(images, net.img_channels, net.img_resolution, net.img_resolution, device=group.device)
+    labels = x.new_zeros(images, net.label_dim) if net.label_dim else None
+    wrapped(x, x.new_ones(images), labels).sum().backward()
+    net.zero_grad(set_to_none=True)
+    return wrapped
 
 
 def _micro_batches(batch_size: int, group: Group, batch_per_process: int | None) -> list[slice]:

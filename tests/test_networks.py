@@ -33,6 +33,32 @@ def test_default_adm_at_64_has_296_million_parameters():
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(296, abs=0.5)
 
 
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
+
+
+@pytest.mark.parametrize("label_dim, augment_dim", [(0, 0), (5, 0), (0, 9), (5, 9)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "DhariwalUNet", "label_dropout": 0.9},
+        {"model_type": "SongUNet", "label_dropout": 0.9},
+        {"model_type": "SongUNet", **NCSNPP},
+        {"model_type": "SongUNet", "encoder_type": "skip", "decoder_type": "skip"},
+    ],
+    ids=["ADM", "DDPM++", "NCSN++", "skip"],
+)
+def test_every_parameter_gets_a_gradient_whatever_a_batch_holds(options, label_dim, augment_dim):
+    """Processes that train together wait for each other's gradient of every parameter."""
+    net = EDMPrecond(8, 1, label_dim, augment_dim=augment_dim, **options, **TINY).train()
+    net(torch.randn(2, 1, 8, 8), torch.ones(2)).sum().backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("resolution, channel_mult", [(32, [2, 2, 2]), (64, [1, 2, 2, 2])])
 def test_published_ddpmpp_sizes(resolution, channel_mult):
     with torch.device("meta"):

@@ -1,0 +1,194 @@
+"""Two processes of one thread against one, on the demo's network and its batch: `python benchmarks/scale.py`.
+
+Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to what does not halve with the batch, to cores that
+share memory, to waiting for the slower process, and to what of the all-reduce the backward pass does not hide. Bucket
+sizes are compared on the gradients of the demo in DDP, and on as many bytes as those of the network of ImageNet-64,
+summed without computing. All over gloo: NCCL is not measured here.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+from distill_step import prepared_run
+from harness import Row, in_turns, main, medians, milliseconds, seconds
+from predict_scale import ring_bytes
+from torch.nn.parallel import DistributedDataParallel
+
+from mscd import train
+from mscd.checkpoint import content_digest, save_tensors
+from mscd.config import load_config
+from mscd.distributed import ALONE, Group, process_group
+from mscd.flops import parameter_count
+
+BATCH = 256
+ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 6, 5, 2
+MB = 2**20
+CHOSEN = 25  # MB a bucket: DDP's default
+BUCKETS = (1, 4, CHOSEN, 100)
+PARAMETERS = 295_899_267  # of ImageNet-64's network
+
+
+def rows() -> list[Row]:
+    """Efficiency and where the rest goes, the bucket size, and two figures that docs/scaling.md uses."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(measure, (folder,), nprocs=2)
+        first, second = (json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in (0, 1))
+    return [
+        *_efficiency_rows(first["steps"], second["steps"], statistics.median(first["alone"])),
+        _bucket_row("the demo's gradients, in the backward pass", first["buckets"]),
+        _bucket_row("1.2 GB of gradients, summed alone", first["sums"]),
+        Row("scale", "bytes sent, of the ring's 2 (N - 1) / N", first["bytes sent"] / ring_bytes(4 * PARAMETERS, 2)),
+        _state_row(),
+    ]
+
+
+def _efficiency_rows(first: Mapping[str, list[float]], second: Mapping[str, list[float]], alone: float) -> list[Row]:
+    """From the times of both processes' steps, and of an all-reduce of their gradients alone."""
+
+    def of_both(name: str, combined: Callable) -> float:
+        return statistics.median(map(combined, zip(first[name], second[name], strict=True)))
+
+    one, half = (statistics.median(first[name]) for name in ("one", "half"))
+    mean, slower, both = of_both("apart", statistics.mean), of_both("apart", max), of_both("both", max)
+    steps = {"one": one, "one, half a batch": half, "two apart": mean, "the slower of them": slower, "two": both}
+    lost = {
+        "not halved with the batch": half - one / 2,
+        "sharing the machine": mean - half,
+        "waiting for the slower": slower - mean,
+        "all-reduce not hidden": both - slower,
+    }
+    detail = {
+        "milliseconds": milliseconds({**steps, "an all-reduce alone": alone}),
+        "share of t2": {name: round(value / both, 4) for name, value in lost.items()},
+    }
+    return [
+        Row("scale", "two processes against one: t1 / (2 t2)", one / (2 * both), best="high", detail=detail),
+        Row("scale", "all-reduce not hidden, of a step of two", (both - slower) / both),
+    ]
+
+
+def _bucket_row(what: str, times: Mapping[str, list[float]]) -> Row:
+    middle = medians(times)
+    value = middle[str(CHOSEN)] / min(middle.values())
+    return Row("scale", f"{CHOSEN} MB buckets against the best: {what}", value, detail=milliseconds(middle))
+
+
+def _state_row() -> Row:
+    """What it takes to write a state, while every process waits."""
+    tensors = {str(number): torch.randn(16 * MB // 4) for number in range(8)}
+    with tempfile.TemporaryDirectory() as folder:
+        save = {
+            "all": lambda: save_tensors(Path(folder) / "state", tensors, {}),
+            "digest": lambda: content_digest(tensors, {}),
+        }
+        times = {name: value * 1e9 / (8 * 16 * MB) for name, value in medians(in_turns(save, SUM_ROUNDS)).items()}
+    detail = {"of it the digest": round(times["digest"], 3)}
+    return Row("scale", "a state: to copy, digest and write a GB", times["all"], unit="s", detail=detail)
+
+
+def measure(rank: int, folder: str) -> None:
+    """What each of the two processes does; its times go to `folder`."""
+    torch.set_num_threads(1)
+    with process_group(rank, 2, rank, f"file://{folder}/rendezvous") as group:
+        runs = prepared_runs(Path(folder) / str(rank), group)
+        net = runs["both"].state.net
+        measured = {
+            "steps": step_times(runs, group),
+            "buckets": bucket_times(net, group),
+            "alone": alone_times(net, group),
+        }
+        measured |= sum_times(group)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(measured))
+
+
+def prepared_runs(folder: Path, group: Group) -> dict[str, train._Run]:
+    """A student's run alone, alone with half a batch, and together."""
+    folder.mkdir()
+    config = load_config("config/config.yaml")
+    fp32 = {"precision": "fp32"}  # many processors have no fast bf16
+    config = config.model_copy(update={"teacher": config.teacher.model_copy(update=fp32)})
+    settings = config.students["s8"].model_copy(update={"validate_kimg": None, "batch_size": BATCH, **fp32})
+    one = prepared_run(folder, config, settings)
+
+    def begun(name: str, group: Group, batch: int) -> train._Run:
+        settings = one.leg.settings.model_copy(update={"batch_size": batch})
+        leg = dataclasses.replace(one.leg, settings=settings, run_dir=str(folder / name))
+        return train._begin(leg, group, None, None, {})
+
+    return {"one": one, "half": begun("half", ALONE, BATCH // 2), "both": begun("both", group, BATCH)}
+
+
+def step_times(runs: Mapping[str, train._Run], group: Group) -> dict[str, list[float]]:
+    """Seconds of a step of the first process alone, with the whole batch and with half of it, and of both processes,
+    without summing gradients and with."""
+
+    def apart() -> None:
+        with runs["both"].wrapped.no_sync():
+            train._step(runs["both"])
+
+    alone = {name: lambda name=name: train._step(runs[name]) if group.is_lead else None for name in ("one", "half")}
+    return together({**alone, "apart": apart, "both": lambda: train._step(runs["both"])}, ROUNDS, group)
+
+
+def together(functions: Mapping[str, Callable], rounds: int, group: Group) -> dict[str, list[float]]:
+    """Seconds of each function in this process, the processes beginning each one at the same time."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name in functions if number % 2 == 0 else reversed(functions):
+            group.barrier()
+            taken = seconds(functions[name])
+            times[name] += [taken] if number else []  # the first round warms up
+    return times
+
+
+def bucket_times(net: torch.nn.Module, group: Group) -> dict[str, list[float]]:
+    """Seconds of a forward and backward pass of the demo's network, by MB a bucket; of few images, so that summing
+    their gradients tells."""
+    images = BATCH // 8
+    x, sigma, labels = torch.randn(images, 1, 8, 8), torch.ones(images), torch.zeros(images, 10)
+
+    def backward(wrapped: torch.nn.Module) -> None:
+        wrapped.zero_grad(set_to_none=True)
+        wrapped(x, sigma, labels).square().sum().backward()
+
+    wrapped = {
+        # The default makes the first bucket smaller.
+        size: DistributedDataParallel(copy.deepcopy(net), bucket_cap_mb=None if size == CHOSEN else size)
+        for size in BUCKETS
+    }
+    return together({str(size): lambda net=net: backward(net) for size, net in wrapped.items()}, BUCKET_ROUNDS, group)
+
+
+def alone_times(net: torch.nn.Module, group: Group) -> list[float]:
+    """Seconds to sum as many bytes as the network's gradients have, while nothing else is done."""
+    gradients = torch.zeros(parameter_count(net))
+    return together({"alone": lambda: dist.all_reduce(gradients)}, 3 * ROUNDS, group)["alone"]
+
+
+def sum_times(group: Group) -> dict:
+    """Seconds to sum 1.2 GB in pieces, by MB a piece, and the bytes that a process sent for it."""
+    gradients = torch.zeros(PARAMETERS)
+
+    def sum_in(size: int) -> None:
+        works = [dist.all_reduce(piece, async_op=True) for piece in gradients.split(size * MB // 4)]
+        for work in works:
+            work.wait()
+
+    before = psutil.net_io_counters().bytes_sent
+    times = together({str(size): lambda size=size: sum_in(size) for size in BUCKETS}, SUM_ROUNDS, group)
+    sent = psutil.net_io_counters().bytes_sent - before
+    return {"sums": times, "bytes sent": sent / (SUM_ROUNDS + 1) / len(BUCKETS) / group.size}
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)
