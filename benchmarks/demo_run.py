@@ -70,7 +70,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
         slices=slices,
         stream=itertools.repeat((pixels, labels.cpu())),
         objective=student_objective(settings, teacher),
-        wrapped=train._wrap(net, group),
+        wrapped=train._wrap(net, group, len(pixels)),
         ticks=TickDiagnostics(group),
         teacher=teacher,
     )

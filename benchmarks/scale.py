@@ -9,28 +9,26 @@ summed without computing. All over gloo: NCCL is not measured here.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import torch
 import torch.distributed as dist
-from distill_step import prepared_run
+from demo_run import BATCH, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd import train
 from mscd.checkpoint import content_digest, save_tensors
-from mscd.config import load_config
 from mscd.distributed import ALONE, Group, process_group
 from mscd.flops import parameter_count
 
-BATCH = 256
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 6, 5, 2
 MB = 2**20
 CHOSEN = 25  # MB a bucket: DDP's default
@@ -100,7 +98,7 @@ def measure(rank: int, folder: str) -> None:
     """What each of the two processes does; its times go to `folder`."""
     torch.set_num_threads(1)
     with process_group(rank, 2, rank, f"file://{folder}/rendezvous") as group:
-        runs = prepared_runs(Path(folder) / str(rank), group)
+        runs = prepared_runs(group)
         net = runs["both"].state.net
         measured = {
             "steps": step_times(runs, group),
@@ -111,24 +109,16 @@ def measure(rank: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps(measured))
 
 
-def prepared_runs(folder: Path, group: Group) -> dict[str, train._Run]:
+def prepared_runs(group: Group) -> dict[str, SimpleNamespace]:
     """A student's run alone, alone with half a batch, and together."""
-    folder.mkdir()
-    config = load_config("config/config.yaml")
-    fp32 = {"precision": "fp32"}  # many processors have no fast bf16
-    config = config.model_copy(update={"teacher": config.teacher.model_copy(update=fp32)})
-    settings = config.students["s8"].model_copy(update={"validate_kimg": None, "batch_size": BATCH, **fp32})
-    one = prepared_run(folder, config, settings)
 
-    def begun(name: str, group: Group, batch: int) -> train._Run:
-        settings = one.leg.settings.model_copy(update={"batch_size": batch})
-        leg = dataclasses.replace(one.leg, settings=settings, run_dir=str(folder / name))
-        return train._begin(leg, group, None, None, {})
+    def begun(group: Group, batch: int) -> SimpleNamespace:
+        return student_run(network(), student_settings(batch_size=batch), group)
 
-    return {"one": one, "half": begun("half", ALONE, BATCH // 2), "both": begun("both", group, BATCH)}
+    return {"one": begun(ALONE, BATCH), "half": begun(ALONE, BATCH // 2), "both": begun(group, BATCH)}
 
 
-def step_times(runs: Mapping[str, train._Run], group: Group) -> dict[str, list[float]]:
+def step_times(runs: Mapping[str, SimpleNamespace], group: Group) -> dict[str, list[float]]:
     """Seconds of a step of the first process alone, with the whole batch and with half of it, and of both processes,
     without summing gradients and with."""
 
