@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -18,12 +17,9 @@ import torch
 
 from mscd.errors import UserError
 from mscd.files import written_whole
+from mscd.headers import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.networks import EDMPrecond
 from mscd.pickles import read_pickle
-
-NETWORK_FORMAT = "mscd-network-1"
-# safetensors writes several metadata entries in random order, so there is one: equal content, equal bytes.
-METADATA_KEY = "mscd"
 
 
 def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
@@ -53,25 +49,6 @@ def load_tensors(path: str | os.PathLike, device: str | torch.device = "cpu") ->
     if content_digest(tensors, {k: v for k, v in metadata.items() if k != "digest"}) != stated:
         raise UserError(f"{path}: damaged (content does not match its digest); delete it and run again to make it anew")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
-
-
-def read_metadata(path: str | os.PathLike) -> dict:
-    """Metadata of a file by `save_tensors` without reading its tensors. Raises UserError as `load_tensors`."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; check the path, or make it first")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
-        ) from error
-    if METADATA_KEY not in header:
-        raise UserError(f"{path}: a safetensors file, but not one of mscd (it has no {METADATA_KEY!r} metadata)")
-    try:
-        return json.loads(header[METADATA_KEY])
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: damaged (its metadata is not JSON: {error})") from error
 
 
 def content_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
@@ -132,5 +109,7 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
             raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
-    net.to_empty(device=device).load_state_dict(tensors)
+    # Copied, as a file's tensors need not lie aligned. (net.to_empty would load sympy, in half a second.)
+    copies = {k: torch.empty(v.shape, dtype=v.dtype, device=device).copy_(tensors[k]) for k, v in expected.items()}
+    net.load_state_dict(copies, assign=True)
     return net.eval().requires_grad_(False)

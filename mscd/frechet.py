@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import scipy.linalg
+import scipy
 import torch
 
 from mscd.errors import UserError

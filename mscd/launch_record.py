@@ -6,10 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from mscd.config import digest
 from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.leg import Leg
+from mscd.settings import digest
 
 NAME = "launch.json"
 

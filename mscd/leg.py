@@ -14,8 +14,9 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.config import StudentSettings, TeacherSettings, digest
+from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.errors import UserError
+from mscd.settings import digest
 
 KEPT_HANDED = 2
 STATE_NAME = "state.safetensors"

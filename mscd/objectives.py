@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from mscd.config import StudentSettings, TeacherSettings
+from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.denoise import denoising_loss
 from mscd.distill import consistency_loss
 from mscd.draws import generator, seed_dropout

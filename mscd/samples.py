@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import scipy
-import torch
 
 import mscd
 from mscd.errors import UserError
@@ -26,6 +24,9 @@ PIECE = 256  # images of a file that are read at a time
 
 def made_by() -> dict[str, str]:
     """Versions of the software that a number depends on, by name."""
+    import scipy  # here, as who only reads samples needs neither
+    import torch
+
     packages = {module.__name__: str(module.__version__) for module in (mscd, np, scipy, torch)}
     return {**packages, "python": platform.python_version()}
 

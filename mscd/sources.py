@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -67,12 +69,11 @@ def _of_arrays(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 handwritten digits, 8×8 grey, values 0..16 spread over 0..255, and their classes."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError("the data set 'digits' comes with scikit-learn: pip install scikit-learn") from error
-    digits = load_digits()
-    return np.round(digits.images * 255 / 16).astype(np.uint8), digits.target
+    package = importlib.util.find_spec("sklearn")  # which is not imported: that takes seconds
+    if package is None:
+        raise UserError("the data set 'digits' comes with scikit-learn: pip install scikit-learn")
+    table = np.loadtxt(Path(package.submodule_search_locations[0], "datasets/data/digits.csv.gz"), delimiter=",")
+    return np.round(table[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), table[:, -1].astype(np.int64)
 
 
 def _of_tree(files: FolderFiles | ZipFiles | TarFiles, as_text: bool, drop_alpha: bool) -> Source:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mscd import checkpoint, ema
 from mscd.attempts import Attempts
 from mscd.code import code_identity
-from mscd.config import StudentSettings, TeacherSettings
+from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.distributed import Group

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mscd import samplers
-from mscd.config import StudentSettings, TrainingSettings
+from mscd.config_training import StudentSettings, TrainingSettings
 from mscd.distributed import Group
 from mscd.features import load_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference

@@ -22,9 +22,11 @@ class Init:
     bias_gain: float = 0.0
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> torch.nn.Parameter:
-        """Return a float32 parameter of `shape`; a gain of 0 draws nothing."""
+        """Return a float32 parameter of `shape`; a gain of 0, or a network without memory (meta), draws nothing."""
         if gain == 0:
             return torch.nn.Parameter(torch.zeros(shape))
+        if torch.get_default_device().type == "meta":  # where arithmetic would load all of torch.compile, in seconds
+            return torch.nn.Parameter(torch.empty(shape))
         if self.kind == "xavier_uniform":
             scale, values = math.sqrt(6 / (fan_in + fan_out)), torch.rand(shape) * 2 - 1
         elif self.kind == "kaiming_uniform":
@@ -74,8 +76,9 @@ class Conv2d(torch.nn.Module):
             self.weight = init.draw(shape, fan_in, fan_out, init.weight_gain)
             self.bias = init.draw((out_channels,), fan_in, fan_out, init.bias_gain)
         if resample:
-            f = torch.as_tensor(resample_filter, dtype=torch.float32)
-            self.register_buffer("resample_filter", (f.outer(f) / f.sum() ** 2)[None, None])
+            f = torch.as_tensor(resample_filter, dtype=torch.float32, device="cpu")  # not on meta: see Init.draw
+            f = (f.outer(f) / f.sum() ** 2)[None, None]
+            self.register_buffer("resample_filter", f.to(torch.get_default_device()))
             self.is_box = tuple(resample_filter) == (1, 1)
             self.filter_padding = (len(resample_filter) - 1) // 2
 

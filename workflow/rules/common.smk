@@ -1,6 +1,8 @@
 """The checked settings, and where everything lies. Rules hold no functions; they are all here."""
 
 import atexit
+import functools
+import gc
 import os
 import re
 import sys
@@ -11,6 +13,10 @@ from mscd.config import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
 from mscd.lock import FolderLock
 from mscd.machine import check_share, machine_of
+
+# The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
+# of the time until the first job starts.
+gc.set_threshold(100_000, 50, 100)
 
 
 def stop(error):
@@ -123,7 +129,7 @@ wildcard_constraints:
 
 
 # ---- identities: what a rule's result depends on, as digests for `params`, so that a changed setting, and nothing
-# else, repeats what it reaches, even where an earlier run was killed half way
+# else, repeats what it reaches, even where an earlier run was killed half way; thousands of jobs share a few of them
 
 data_identity = digest(run.data)
 detector_identity = digest([run.data, run.reference])
@@ -131,30 +137,42 @@ teacher_training_identity = digest([run.data, run.teacher])
 teacher_identity = digest([teacher_training_identity, *([run.teacher.duration_kimg] if run.trained_teacher else [])])
 
 
+@functools.cache
+def identity_of_student(name):
+    if name in run.published_students:
+        return digest(run.published_students[name])
+    return digest([teacher_identity, run.students[name]])
+
+
 def published_student_identity(wildcards):
-    return digest(run.published_students[wildcards.published])
+    return identity_of_student(wildcards.published)
 
 
 def student_identity(wildcards):
-    return digest([teacher_identity, run.students[wildcards.student]])
+    return identity_of_student(wildcards.student)
 
 
 def network_identity(model):
     """Identity of a network that is sampled: the teacher, a published student, or a snapshot of a student."""
-    if model == "teacher":
-        return teacher_identity
-    student = student_and_kimg(model)[0]
-    if student in run.published_students:
-        return digest(run.published_students[student])
-    return digest([teacher_identity, run.students[student]])
+    return teacher_identity if model == "teacher" else identity_of_student(student_and_kimg(model)[0])
+
+
+@functools.cache
+def identity_of_samples(model, sampler):
+    return digest([network_identity(model), sampler_settings(model, sampler)])
 
 
 def samples_identity(wildcards):
-    return digest([network_identity(wildcards.model), sampling_settings(wildcards)])
+    return identity_of_samples(wildcards.model, wildcards.sampler)
+
+
+@functools.cache
+def identity_of_score(model, sampler):
+    return digest([detector_identity, identity_of_samples(model, sampler)])
 
 
 def score_identity(wildcards):
-    return digest([detector_identity, samples_identity(wildcards)])
+    return identity_of_score(wildcards.model, wildcards.sampler)
 
 
 def scores_identity(wildcards):
@@ -221,15 +239,14 @@ def stored_averages(wildcards):
     ]
 
 
-def sampling_settings(wildcards):
-    return run.scoring.sampling(wildcards.model, wildcards.sampler)
+sampler_settings = functools.cache(run.scoring.sampling)
 
 
 def sample_files(wildcards):
     """The samples of a seed block, in order: a file for each job that generates some of them."""
     folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{wildcards.sampler}"
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
-    parts = run.scoring.parts(seeds, sampling_settings(wildcards).nfe)
+    parts = run.scoring.parts(seeds, sampler_settings(wildcards.model, wildcards.sampler).nfe)
     return [folder / f"seeds-{part[0]}-{part[-1]}.npz" for part in parts]
 
 
@@ -240,6 +257,7 @@ def block_scores(model, ema, sampler):
     return [folder / f"seeds-{seeds[0]}-{seeds[-1]}.json" for seeds in blocks]
 
 
+@functools.cache
 def score_files():
     """A file for each network, average, sampler and seed block; averages of reconstructed lengths stand apart."""
     made = [("teacher", "ema", sampler.label) for sampler in run.scoring.teacher_samplers]

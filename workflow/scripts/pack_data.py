@@ -5,14 +5,17 @@ from pathlib import Path
 
 from mscd.addresses import is_address
 from mscd.config import load_config
-from mscd.data import pack
-from mscd.download import fetch_for
 from mscd.events import EventLog
 from mscd.job import logged
+from mscd.packing import pack
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).data
-    source, origin = ("digits", None) if settings.source == "digits" else fetch_for(settings)
+    source, origin = "digits", None
+    if settings.source != "digits":
+        from mscd.download import fetch_for  # here, as it takes a while to load
+
+        source, origin = fetch_for(settings)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     # Of a file of the user's own, and no terms told, there is nothing to carry on.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None

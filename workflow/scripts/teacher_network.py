@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from mscd.checkpoint import read_metadata
 from mscd.events import EventLog
 from mscd.files import written_whole
+from mscd.headers import read_metadata
 from mscd.job import logged
 
 with logged(snakemake.log.text):
