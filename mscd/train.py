@@ -116,6 +116,7 @@ def _begin(
     """Everything a leg needs, its state being the furthest there is."""
     settings = leg.settings
     dataset = ImageDataset(leg.data)
+    dataset.images_in_memory(group=group)
     state, objective, fingerprint = _initial_state(leg, dataset, group)
     folder = StateFolder(Path(leg.run_dir), fingerprint)
     resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
@@ -133,7 +134,7 @@ def _begin(
         wrapped=_wrap(state.net, group),
         objective=objective,
         slices=slices,
-        stream=batches(dataset, indices, workers=LOADER_WORKERS),
+        stream=batches(dataset, indices, workers=LOADER_WORKERS, pin_memory=group.device.type == "cuda"),
         folder=folder,
         events=EventLog(leg.events),
         ticks=TickDiagnostics(group),
