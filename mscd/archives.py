@@ -19,6 +19,7 @@ import numpy as np
 from mscd import zips
 from mscd.errors import UserError
 from mscd.files import sha256_of
+from mscd.names import Names
 
 LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
@@ -36,7 +37,7 @@ class FolderFiles:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.names = []
+        found = []
         chains = {}  # folder -> devices and inodes of it and of those that it lies in
         for root, _, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
             about, above = os.stat(root), chains.get(os.path.dirname(root), ())
@@ -45,8 +46,8 @@ class FolderFiles:
             chains[root] = (*above, (about.st_dev, about.st_ino))
             folder = os.path.relpath(root, self.path).replace(os.sep, "/")
             prefix = "" if folder == "." else f"{folder}/"
-            self.names += [prefix + name for name in names if _is_visible(prefix + name)]
-        self.names.sort()
+            found += [prefix + name for name in names if _is_visible(prefix + name)]
+        self.names = Names(sorted(found))
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
@@ -105,7 +106,7 @@ class _Archive:
         """Take over the visible ones of `names`, sorted as text, and their rows of `table`; of equal names the last."""
         order = sorted((k for k, name in enumerate(names) if _is_visible(name)), key=names.__getitem__)
         order = [k for k, after in pairwise([*order, None]) if after is None or names[k] != names[after]]
-        self.names = [names[k] for k in order]
+        self.names = Names(names[k] for k in order)
         self._table = table[np.array(order, dtype=np.int64)]
 
     def digest(self) -> str:
@@ -130,7 +131,7 @@ class ZipFiles(_Archive):
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
-        offset, stored_size, size, crc, method = (int(value) for value in self._table[position])
+        offset, stored_size, size, crc, method = self._table[position].tolist()
         _check_size(size)
         content = self._read_at(self._content_offset(offset), stored_size)
         if method == zips.DEFLATED:
@@ -148,7 +149,7 @@ class ZipFiles(_Archive):
 
     def stored_head(self, position: int, size: int) -> bytes | None:
         """First `size` bytes, unchecked, of file `names[position]`; None if it is compressed or damaged."""
-        offset, stored_size, _, _, method = (int(value) for value in self._table[position])
+        offset, stored_size, _, _, method = self._table[position].tolist()
         try:
             if method == zips.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
@@ -186,7 +187,7 @@ class TarFiles(_Archive):
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
-        offset, size = (int(value) for value in self._table[position])
+        offset, size = self._table[position].tolist()
         return self._read_at(offset, size)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from mscd.archives import DamagedFile, open_files
+from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
-from mscd.images import decode, is_image
+from mscd.images import decode, is_image, packed_pixels
 from mscd.labels import read_labels
 from mscd.packing import pack as pack
+from mscd.shared import shared_by_node
 
 
 class ImageDataset:
@@ -76,72 +78,103 @@ class ImageDataset:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         if not 0 <= index < len(self):  # ends iteration, and no image twice under two numbers
             raise IndexError(index)
-        pixels = self._read(self._chosen[index])
-        if index >= self._unflipped:
-            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-        return pixels, int(self.labels[index])
+        return np.ascontiguousarray(self._pixels(index)), int(self.labels[index])
 
-    def _read(self, number: int) -> np.ndarray:
-        """Pixels [C, H, W] of the archive's image `number`."""
-        position = self._positions[number]
-        name = f"{self.path}: {self._files.names[position]}"
-        try:
-            pixels = np.asarray(decode(self._files.read(position)))
-        except DamagedFile as error:
-            raise UserError(f"{name} cannot be read ({error}); pack the data again") from error
-        pixels = np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
-        if self._shape is not None and pixels.shape != self._shape:
-            raise UserError(f"{name} has shape {pixels.shape}, the first image {self._shape}: all have to be alike")
-        return pixels
+    def images(self, indices: Iterable[int]) -> torch.Tensor:
+        """Images uint8 [n, C, H, W] by number, read now."""
+        indices = list(indices)
+        images = np.empty((len(indices), *self._shape), np.uint8)
+        self._read_into(images, indices)
+        return torch.from_numpy(images)
 
-    def images_in_memory(self, limit_bytes: int = 2**30) -> torch.Tensor | None:
-        """All images as one uint8 tensor [N, C, H, W], read once and kept; None if they take more than the limit."""
+    def images_in_memory(self, limit_bytes: int = 2**30, group: Group = ALONE) -> torch.Tensor | None:
+        """All images as one uint8 tensor [N, C, H, W], read once and kept; None if they take more than the limit.
+
+        The processes of a group all ask for it, and those of a node share it.
+        """
         if len(self) * int(np.prod(self._shape)) > limit_bytes:
             return None
         if self._memory is None:
-            self._memory = torch.from_numpy(np.stack([self[index][0] for index in range(len(self))]))
+            shape = (len(self), *self._shape)
+            self._memory = shared_by_node(shape, lambda images: self._read_into(images, range(len(self))), group)
         return self._memory
+
+    def _read_into(self, images: np.ndarray, indices: Iterable[int]) -> None:
+        for image, index in zip(images, indices, strict=True):
+            image[:] = self._pixels(index)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """Image `index` [C, H, W], mirrored if it is one of the copies; not contiguous."""
+        pixels = self._read(self._chosen[index])
+        return pixels if index < self._unflipped else pixels[:, :, ::-1]
+
+    def _read(self, number: int) -> np.ndarray:
+        """Pixels [C, H, W] of the archive's image `number`, not contiguous."""
+        position = self._positions[number]
+        try:
+            content = self._files.read(position)
+            pixels = packed_pixels(content)
+            if pixels is None:
+                pixels = np.atleast_3d(np.asarray(decode(content)))
+        except DamagedFile as error:
+            raise UserError(f"{self._name(position)} cannot be read ({error}); pack the data again") from error
+        pixels = pixels.transpose(2, 0, 1)
+        if self._shape is not None and pixels.shape != self._shape:
+            raise UserError(
+                f"{self._name(position)} has shape {pixels.shape}, the first image {self._shape}: all have to be alike"
+            )
+        return pixels
+
+    def _name(self, position: int) -> str:
+        return f"{self.path}: {self._files.names[position]}"
 
 
 def batches(
-    dataset: ImageDataset, index_batches: Iterable[torch.Tensor], *, workers: int = 0
+    dataset: ImageDataset, index_batches: Iterable[torch.Tensor], *, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(images uint8 [n, C, H, W], one-hot labels float32 [n, label_dim]) for each tensor [n] of indices, in order.
 
     Images that fit in memory are taken from there; others are read, ahead of time by that many worker processes, each
-    of which may hold two batches. `index_batches` may be endless; it is read ahead too. UserError as the data set's.
+    of which is given the indices of two batches. `index_batches` may be endless; it is read ahead too. pin_memory: make
+    them in memory that a GPU copies from while it computes. UserError as the data set's.
     """
-    labels = torch.from_numpy(dataset.labels)
     images = dataset.images_in_memory()
     if images is not None:
+        labels = torch.from_numpy(dataset.labels)
         for indices in index_batches:
-            yield images[indices], _one_hot(labels[indices], dataset.label_dim)
+            batch = torch.empty((len(indices), *images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
+            torch.index_select(images, 0, indices, out=batch)
+            yield batch, _one_hot(labels[indices], dataset.label_dim, pin_memory)
         return
-    lists = (torch.as_tensor(indices).tolist() for indices in index_batches)
     # A generator of its own: by default the loader would draw from the global one.
     loader = torch.utils.data.DataLoader(
-        _BatchReader(dataset), batch_size=None, sampler=lists, num_workers=workers, generator=torch.Generator()
+        _BatchReader(dataset),
+        batch_size=None,
+        sampler=map(torch.Tensor.tolist, index_batches),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
     )
-    for indices, batch in loader:
+    for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield batch, _one_hot(labels[indices], dataset.label_dim)
+        images, labels = batch
+        yield images, _one_hot(labels, dataset.label_dim, pin_memory)
 
 
 class _BatchReader(torch.utils.data.Dataset):
-    """What a worker process does: a list of indices becomes (it, images [n, C, H, W]) or (it, the UserError met)."""
+    """What a worker process does: a list of indices becomes (images [n, C, H, W], classes [n]) or the UserError met."""
 
     def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> tuple[list[int], torch.Tensor | UserError]:
+    def __getitem__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
         try:
-            return indices, torch.from_numpy(np.stack([self.dataset[index][0] for index in indices]))
+            return self.dataset.images(indices), torch.from_numpy(self.dataset.labels[indices])
         except UserError as error:  # a loader would bury its one line in a traceback
-            return indices, error
+            return error
 
 
-def _one_hot(labels: torch.Tensor, label_dim: int) -> torch.Tensor:
-    if label_dim == 0:
-        return torch.zeros(len(labels), 0)
-    return torch.nn.functional.one_hot(labels, label_dim).float()
+def _one_hot(labels: torch.Tensor, label_dim: int, pin_memory: bool) -> torch.Tensor:
+    rows = torch.zeros(len(labels), label_dim, pin_memory=pin_memory)
+    return rows.scatter_(1, labels[:, None], 1.0) if label_dim else rows

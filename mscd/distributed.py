@@ -53,6 +53,14 @@ class Group:
         dist.gather_object(value, values)
         return values or []
 
+    def all_gather(self, value: T) -> list[T]:
+        """The `value` of every process, by rank, on each of them. Values are sent as objects."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def in_turns(self, mine: Iterator[T], count: int) -> Iterator[T]:
         """On the lead, results 0 to count - 1 in order; every process has to run through it, the others get nothing.
 

@@ -33,15 +33,16 @@ def image_indices(seed: int, position: int, count: int, dataset_size: int) -> to
 
     Each pass over the data has an order of its own and takes every image once.
     """
-    positions = torch.arange(position, position + count)
-    first, last = position // dataset_size, (position + count - 1) // dataset_size
-    parts = []
-    for epoch in range(first, last + 1):
-        inside = positions[positions // dataset_size == epoch] - epoch * dataset_size
+    parts, end = [], position + count
+    for epoch in range(position // dataset_size, (end - 1) // dataset_size + 1):
+        began = epoch * dataset_size
+        inside = slice(max(position - began, 0), min(end - began, dataset_size))
         parts.append(_order(seed, epoch, dataset_size)[inside])
-    return torch.cat(parts)
+    return torch.cat(parts).long()
 
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, dataset_size: int) -> torch.Tensor:
-    return torch.randperm(dataset_size, generator=generator(seed, "order", epoch))
+    """A permutation of the data set, in half the memory where its size allows."""
+    order = torch.randperm(dataset_size, generator=generator(seed, "order", epoch))
+    return order.int() if dataset_size <= 2**31 else order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -13,6 +14,12 @@ from mscd.archives import DamagedFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would also hand PostScript to a program
+_PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+_PACKED_HEAD, _PACKED_TAIL = (
+    48,
+    8 + len(_PNG_END),
+)  # bytes before and after the rows of a PNG of one block
+_LARGEST_BLOCK = 65535  # of a stored zlib stream
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
@@ -45,6 +52,33 @@ def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
         "an alpha channel: flatten it first" if has_alpha else f"pixels of kind {image.mode}: convert to 8 bits first"
     )
     raise DamagedFile(f"it has {kind}")
+
+
+def packed_pixels(content: bytes) -> np.ndarray | None:
+    """Pixels [H, W, 1 or 3] of a sound PNG as `encode_png` writes it, up to 64 KB, where they lie; None of all others.
+
+    `decode` takes ten times as long for the same pixels.
+    """
+    if len(content) < _PACKED_HEAD + _PACKED_TAIL:
+        return None
+    width, height, _, kind = struct.unpack_from(">IIBB", content, 16)
+    channels = 3 if kind == 2 else 1
+    size = height * (1 + width * channels)
+    if not 0 < size <= _LARGEST_BLOCK or len(content) != _PACKED_HEAD + size + _PACKED_TAIL:
+        return None
+    if not content.startswith(_packed_head(height, width, channels)) or not content.endswith(_PNG_END):
+        return None
+    (crc,) = struct.unpack_from(">I", content, len(content) - _PACKED_TAIL + 4)
+    rows = np.frombuffer(content, np.uint8, size, _PACKED_HEAD).reshape(height, -1)
+    if zlib.crc32(memoryview(content)[37 : -len(_PNG_END) - 4]) != crc or rows[:, 0].any():
+        return None
+    return rows[:, 1:].reshape(height, width, channels)
+
+
+@functools.lru_cache(maxsize=8)
+def _packed_head(height: int, width: int, channels: int) -> bytes:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return encode_png(np.zeros(shape, np.uint8))[:_PACKED_HEAD]
 
 
 def transformed(image: Image.Image, transform: str | None, size: tuple[int, int] | None) -> Image.Image | None:
@@ -107,7 +141,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def _stored_zlib(data: bytes) -> bytes:
     """A zlib stream (RFC 1950) of stored blocks."""
-    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)]
+    blocks = [data[start : start + _LARGEST_BLOCK] for start in range(0, len(data), _LARGEST_BLOCK)]
     stored = (
         struct.pack("<BHH", block_number == len(blocks), len(block), len(block) ^ 0xFFFF) + block
         for block_number, block in enumerate(blocks, start=1)

@@ -117,6 +117,7 @@ def _begin(
     settings = leg.settings
     choose_matrix_format(settings.precision)
     dataset = ImageDataset(leg.data)
+    dataset.images_in_memory(group=group)
     state, objective, fingerprint = _initial_state(leg, dataset, group)
     folder = StateFolder(Path(leg.run_dir), fingerprint)
     resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
@@ -134,7 +135,7 @@ def _begin(
         wrapped=_wrap(state.net, group, slices[0].stop - slices[0].start),
         objective=objective,
         slices=slices,
-        stream=batches(dataset, indices, workers=LOADER_WORKERS),
+        stream=batches(dataset, indices, workers=LOADER_WORKERS, pin_memory=group.device.type == "cuda"),
         folder=folder,
         events=EventLog(leg.events),
         ticks=TickDiagnostics(group),

@@ -176,6 +176,13 @@ def test_images_over_the_limit_stay_on_disk(digits):
     assert dataset.images_in_memory(limit_bytes=1797 * 64) is not None
 
 
+def test_images_read_now_are_those_in_memory(digits):
+    dataset = ImageDataset(digits[0], xflip=True)
+    numbers = [1796, 0, 2000, 0]
+    assert torch.equal(dataset.images(numbers), dataset.images_in_memory()[numbers])
+    assert dataset.images([]).shape == (0, 1, 8, 8)
+
+
 def endless(count, size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -194,6 +201,35 @@ def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(dig
         if number == 20:
             break
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(digits, monkeypatch):
+    dataset, drawn = ImageDataset(digits[0]), []
+    monkeypatch.setattr(dataset, "images_in_memory", lambda: None)
+
+    def indices():
+        for number in range(1000):
+            drawn.append(number)
+            yield torch.arange(number, number + 3)
+
+    stream = batches(dataset, indices(), workers=2)
+    for number in range(10):
+        assert torch.equal(next(stream)[0], dataset.images(range(number, number + 3)))
+        assert len(drawn) <= number + 1 + 2 * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU pins memory")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_pinned_batches_are_the_same(on_disk, digits, monkeypatch):
+    dataset = ImageDataset(digits[0])
+    want = list(batches(dataset, torch.arange(20).split(8)))
+    if on_disk:
+        monkeypatch.setattr(dataset, "images_in_memory", lambda: None)
+    got = list(batches(dataset, torch.arange(20).split(8), workers=2 * on_disk, pin_memory=True))
+    for mine, others in zip(got, want, strict=True):
+        assert all(tensor.is_pinned() for tensor in mine)
+        assert all(map(torch.equal, mine, others))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

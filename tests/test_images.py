@@ -1,13 +1,17 @@
 """What becomes of images that are not plain 8-bit grey or RGB: the table of docs/data.md, row by row."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mscd.archives import DamagedFile
-from mscd.images import decode, transformed
+from mscd.images import decode, encode_png, packed_pixels, transformed
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 RED = np.zeros((12, 20, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
@@ -89,3 +93,39 @@ def test_of_several_frames_the_first_is_read():
 def test_name_says_nothing_of_the_format():
     assert np.array_equal(decode(file_of(Image.fromarray(RED), "BMP")), RED)
     assert np.array_equal(decode(file_of(Image.fromarray(RED), "WEBP", lossless=True)), RED)
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), colour=st.booleans(), seed=st.integers(0, 99))
+def test_packed_pixels_are_those_that_decoding_gives(height, width, colour, seed):
+    shape = (height, width, 3) if colour else (height, width)
+    png = encode_png(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    assert np.array_equal(packed_pixels(png), np.atleast_3d(np.asarray(decode(png))))
+
+
+def test_packed_pixels_are_of_no_other_file():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for options in ({}, {"compress_level": 0, "optimize": False}):  # the latter is how the reference tool saves
+        assert packed_pixels(file_of(Image.fromarray(pixels), **options)) is None
+    assert packed_pixels(file_of(Image.fromarray(pixels), "JPEG")) is None
+    assert packed_pixels(b"") is None
+    png = encode_png(pixels)
+    for wrong in (png[:-1], png + b"\0", png[:40], b"\0" * len(png)):
+        assert packed_pixels(wrong) is None
+
+
+def test_packed_pixels_are_of_no_file_that_a_bit_has_changed_in():
+    png = encode_png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    for bit in range(8 * len(png)):
+        damaged = bytearray(png)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert packed_pixels(bytes(damaged)) is None, bit
+
+
+def test_packed_pixels_of_a_filtered_row_are_left_to_decoding():
+    png = bytearray(encode_png(np.full((4, 4), 7, np.uint8)))
+    png[48 + 5] = 2  # the second row as the difference from the first
+    data = bytes(png[41:-20]) + struct.pack(">I", zlib.adler32(bytes(png[48:-20])))
+    png[41:-12] = data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    assert packed_pixels(bytes(png)) is None
+    assert np.asarray(decode(bytes(png))).tolist() == [[7] * 4, [14] * 4, [7] * 4, [7] * 4]

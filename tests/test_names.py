@@ -1,0 +1,38 @@
+"""Names in one buffer are the sorted list that they were made of."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mscd.names import Names
+
+TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)  # surrogates too: names of files may hold them
+
+
+@given(st.lists(TEXTS, unique=True).map(sorted), TEXTS)
+def test_names_are_as_the_list(texts, other):
+    names = Names(texts)
+    assert list(names) == texts and len(names) == len(texts)
+    assert [names[np.int64(k)] for k in range(len(texts))] == texts
+    assert [names.index(text) for text in texts] == list(range(len(texts)))
+    assert (other in names) == (other in texts)
+    assert list(pickle.loads(pickle.dumps(names))) == texts
+
+
+def test_a_place_or_name_that_is_not_there_is_refused():
+    names = Names(["a", "b"])
+    assert names[-1] == "b"
+    with pytest.raises(IndexError):
+        names[2]
+    for name in ("", "aa", "c"):
+        assert name not in names
+        with pytest.raises(ValueError, match="not among"):
+            names.index(name)
+
+
+def test_a_name_of_a_million_takes_its_bytes_and_its_bound():
+    names = Names(f"{number:07d}.png" for number in range(10**6))
+    assert len(pickle.dumps(names)) < 10**6 * (11 + 4) + 1000
