@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -21,6 +22,7 @@ from mscd.errors import UserError
 from mscd.files import sha256_of, written_whole
 from mscd.frechet import FeatureStatistics, load_reference, store_reference, write_reference
 from mscd.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
+from mscd.overlap import hand_over, on_device, on_host
 
 if TYPE_CHECKING:
     from mscd.config import ClassifierSettings
@@ -187,6 +189,11 @@ class Detector:
         pieces = images.split(self._network.batch_size)
         return torch.cat([self._network.features(piece.to(self._device)) for piece in pieces])
 
+    def features(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Features of each batch of images, on the CPU; the next batch is got and copied while one is computed."""
+        made = on_host((self(images),) for images in on_device(batches, self._device))
+        return (features for (features,) in made)
+
 
 def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: dict) -> str:
     """Write the classifier with the facts `made_from` (JSON-able), whole or not at all; returns the file's digest."""
@@ -223,11 +230,21 @@ def dataset_statistics(
 
     The processes of `group` share the batches; the statistics are the lead's, as one process alone would make them.
     """
-    statistics = FeatureStatistics(detector.dim)
     index_batches = torch.arange(len(dataset)).split(batch_size)
-    mine = (detector(images).cpu() for images, _ in batches(dataset, index_batches[group.rank :: group.size]))
-    for features in group.in_turns(mine, len(index_batches)):
-        statistics.update(features)
+    mine = index_batches[group.rank :: group.size]
+    images = (torch.from_numpy(np.stack([dataset[index][0] for index in indices.tolist()])) for indices in mine)
+    return statistics_of(group.in_turns(detector.features(images), len(index_batches)), detector.dim)
+
+
+def statistics_of(batches: Iterable[torch.Tensor], dim: int) -> FeatureStatistics:
+    """Statistics of batches of features [n, dim]; a batch is added in a thread while the next one is computed."""
+    statistics = FeatureStatistics(dim)
+
+    def add(taken: Iterator[torch.Tensor]) -> None:
+        for features in taken:
+            statistics.update(features)
+
+    hand_over(add, batches)
     return statistics
 
 

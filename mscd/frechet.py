@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,29 +18,37 @@ import torch
 from mscd.errors import UserError
 from mscd.files import NPZ_FAULTS, written_whole
 
+_ROWS = 32  # of a covariance that are added at a time
+
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
     """|mu1 - mu2|² + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^½) of two Gaussians (Heusel et al. 2017, eq. 6).
 
-    mu [D], sigma [D, D] symmetric, computed in float64. With the symmetric roots R1, R2 of the covariances the trace
-    of (sigma1 sigma2)^½ is the sum of the singular values of R1 R2, so nothing has to be inverted and singular
-    covariances are as good as any. Never negative; UserError if an input holds NaN or infinite values.
+    mu [D], sigma [D, D] symmetric, computed in float64. With sigma = L Lᵀ of both covariances the trace of
+    (sigma1 sigma2)^½ is the sum of the singular values of L1ᵀ L2, so nothing has to be inverted, no root is taken of a
+    rounded eigenvalue, and singular covariances are as good as any. Never negative; UserError if an input holds NaN or
+    infinite values.
     """
     mu1, mu2, sigma1, sigma2 = (np.asarray(x, dtype=np.float64) for x in (mu1, mu2, sigma1, sigma2))
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape or sigma1.shape != mu1.shape * 2:
         raise ValueError(f"shapes differ: mu {mu1.shape} and {mu2.shape}, sigma {sigma1.shape} and {sigma2.shape}")
     if not all(np.isfinite(x).all() for x in (mu1, mu2, sigma1, sigma2)):
         raise UserError("feature statistics hold NaN or infinite values: no Fréchet distance; check the detector")
-    cross = _root_rows(sigma1) @ _root_rows(sigma2).T
-    trace_of_root = scipy.linalg.svdvals(cross).sum()
+    cross = _cholesky(sigma1).T @ _cholesky(sigma2)
+    trace_of_root = scipy.linalg.svdvals(cross).sum() if cross.size else 0.0
     distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * trace_of_root
     return max(float(distance), 0.0)
 
 
-def _root_rows(sigma: np.ndarray) -> np.ndarray:
-    """A with AᵀA = sigma: eigenvectors as rows, scaled by the roots of their eigenvalues (rounding below 0 cut off)."""
-    values, vectors = scipy.linalg.eigh(sigma)
-    return np.sqrt(values.clip(min=0))[:, None] * vectors.T
+def _cholesky(sigma: np.ndarray) -> np.ndarray:
+    """L [D, rank] with L Lᵀ = sigma, by Cholesky with pivoting.
+
+    What is left of sigma when its largest diagonal element is below D eps times the first is rounding, and cut off.
+    """
+    factored, order, rank, _ = scipy.linalg.lapack.dpstrf(sigma, lower=1)
+    rows = np.empty((len(sigma), rank))
+    rows[order - 1] = np.tril(factored[:, :rank])
+    return rows
 
 
 class FeatureStatistics:
@@ -73,10 +82,28 @@ class FeatureStatistics:
         if other.count:
             self._join(other.count, other.mean, other.scatter)
 
+    def summed(self, add: Callable[[np.ndarray], np.ndarray]) -> FeatureStatistics:
+        """The statistics of all processes, on each of them; `add` sums float64 arrays [D + 1] and [D, D].
+
+        What is sent does not grow with the number of processes, as what is gathered would.
+        """
+        whole = FeatureStatistics(len(self.mean))
+        count, *sums = add(np.append(self.count, self.count * self.mean))
+        whole.count = int(count)
+        if whole.count:
+            whole.mean = np.array(sums) / count
+            shift = self.mean - whole.mean
+            whole.scatter = add(self.scatter + np.outer(shift, shift) * self.count)
+        return whole
+
     def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
         total = self.count + count
         shift = mean - self.mean
-        self.scatter = self.scatter + scatter + np.outer(shift, shift) * (self.count * count / total)
+        self.scatter += scatter
+        weight = self.count * count / total
+        for first in range(0, len(shift), _ROWS):  # so few rows that they stay in a cache
+            rows = slice(first, first + _ROWS)
+            self.scatter[rows] += np.outer(shift[rows], shift) * weight
         self.mean = self.mean + shift * (count / total)
         self.count = total
 

@@ -23,6 +23,7 @@ from mscd.image_files import check_dest, write_images
 from mscd.licenses import origin
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
+from mscd.overlap import on_host
 from mscd.pickles import read_pickle
 from mscd.samples import made_by
 
@@ -74,8 +75,9 @@ def generate(
     batch_size images are sampled at a time; another batch_size rounds differently (and so does another number of
     threads on a CPU, if it is no power of two).
 
-    device: the group's by default. Progress goes to stderr. Returns the provenance. Raises UserError for settings that
-    make no sample of this network, for an unreadable network and for a file that could not be written.
+    Writing, and copying from a GPU, go on while the next piece is sampled. device: the group's by default. Progress
+    goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network, for an
+    unreadable network and for a file that could not be written.
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
@@ -89,8 +91,7 @@ def generate(
     sampling = Sampling(sampler, steps, churn, grid, _class_of_seed(network, net.label_dim, seeds, classes))
     provenance = _provenance(about, sampling, seeds, classes, device)
     pieces = _pieces(net, seeds, batch_size, device)
-    mine = (_piece(net, piece, seeds, sampling) for piece in pieces[group.rank :: group.size])
-    made = group.in_turns(mine, len(pieces))
+    made = group.in_turns(_made(net, pieces[group.rank :: group.size], seeds, sampling), len(pieces))
     if group.is_lead:
         with tqdm(total=len(seeds), desc=f"{Path(network).name}, {sampler} {steps}", unit="img") as progress:
             write_images(dest, _counted(made, progress), seeds, provenance)
@@ -191,11 +192,13 @@ def _pieces(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device
     return [range(first, first + size) for first in range(seeds.start // size * size, seeds.stop, size)]
 
 
-def _piece(net: EDMPrecond, piece: range, seeds: range, sampling: Sampling) -> tuple[np.ndarray, list[int] | None]:
-    """Images [n, H, W, C] and classes [n] of those of the piece's seeds that are among `seeds`."""
-    images, classes = sample(net, piece, sampling)
-    wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
-    return images[wanted].cpu().numpy(), None if classes is None else classes[wanted]
+def _made(
+    net: EDMPrecond, pieces: Sequence[range], seeds: range, sampling: Sampling
+) -> Iterator[tuple[np.ndarray, list[int] | None]]:
+    """Of each piece, images [n, H, W, C] and classes [n] of those of its seeds that are among `seeds`."""
+    for piece, (images, classes) in zip(pieces, on_host(sample(net, piece, sampling) for piece in pieces), strict=True):
+        wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
+        yield images[wanted].numpy(), None if classes is None else classes[wanted].tolist()
 
 
 def _counted(
@@ -206,22 +209,23 @@ def _counted(
         progress.update(len(images))
 
 
-def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, list[int] | None]:
-    """Images of the seeds, uint8 [N, H, W, C] on the network's device, and their classes (None if it knows none).
+def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images of the seeds, uint8 [N, H, W, C], and their classes, int64 [N] (None if it knows none), on the network's
+    device. A GPU is not waited for.
 
     A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
     """
     draws = samplers.SeededDraws(seeds, next(net.parameters()).device)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
     noise, labels = draws.noise_and_labels(shape, net.label_dim)
-    classes = None
-    if labels is not None:
-        drawn = zip(seeds, labels.argmax(1).tolist(), strict=True)
-        classes = [sampling.classes.get(seed, own) for seed, own in drawn]
-        labels = torch.eye(net.label_dim, device=labels.device)[classes]
+    classes = None if labels is None else labels.argmax(1)
+    if sampling.classes:
+        asked = torch.tensor([sampling.classes.get(seed, -1) for seed in seeds]).to(noise.device, non_blocking=True)
+        classes = torch.where(asked < 0, classes, asked)
+        labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
     how = {"steps": sampling.steps, **sampling.grid}
     if sampling.sampler == "euler":
         images = samplers.euler(net, noise, labels, **how)
     else:
         images = samplers.heun(net, noise, labels, randn_like=draws.randn_like, **how, **(sampling.churn or {}))
-    return samplers.to_uint8(images).permute(0, 2, 3, 1), classes
+    return samplers.to_uint8(images).permute(0, 2, 3, 1).contiguous(), classes

@@ -19,6 +19,7 @@ from mscd.errors import UserError
 from mscd.files import written_whole
 from mscd.images import encode_png
 from mscd.labels import image_name
+from mscd.overlap import hand_over
 from mscd.samples import save_samples
 from mscd.zips import StoredZip
 
@@ -47,10 +48,12 @@ def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, proven
     """Write the images of `seeds` to `dest`, whole or not at all; same input, same bytes.
 
     By its name: .npz, as samples.write_samples; .zip, the EDM zip (mscd.data) with images numbered by their seeds,
-    dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid. A zip or
-    folder takes no more than a batch of memory. Raises UserError naming the file when it cannot be written.
+    dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid. A batch
+    is written in a thread while the next one is made; but for a grid there are no more than these two in memory.
+    Raises UserError naming the file when it cannot be written, and makes no further batch.
     """
-    WRITERS[_form(dest)](Path(dest), batches, seeds, provenance)
+    write = WRITERS[_form(dest)]
+    hand_over(lambda taken: write(Path(dest), taken, seeds, provenance), batches)
 
 
 def _form(dest: str | os.PathLike) -> str:
@@ -63,7 +66,7 @@ def _form(dest: str | os.PathLike) -> str:
 
 def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
     with written_whole(dest) as file:
-        save_samples(file, _joined(batches, len(seeds)), provenance)
+        save_samples(file, (images for images, _ in batches), len(seeds), provenance)
 
 
 def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:

@@ -15,13 +15,11 @@ import torch
 from mscd.schedule import karras_sigmas
 
 
-def _time_steps(
-    net: Callable, steps: int, sigma_min: float, sigma_max: float, rho: float, like: torch.Tensor
-) -> torch.Tensor:
-    """karras_sigmas(steps) within the network's range, then 0; float64 [steps + 1] on the device of `like`."""
+def _time_steps(net: Callable, steps: int, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
+    """karras_sigmas(steps) within the network's range, then 0; float64 [steps + 1] on the CPU."""
     low, high = max(sigma_min, getattr(net, "sigma_min", 0)), min(sigma_max, getattr(net, "sigma_max", math.inf))
     sigmas = karras_sigmas(steps, sigma_min=low, sigma_max=high, rho=rho)
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).to(like.device)
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 @torch.no_grad()
@@ -45,9 +43,10 @@ def heun(
     noise: unit normal [N, C, H, W]; labels [N, K] or None. With S_churn > 0, `randn_like` is drawn from once a step,
     also where no noise is added, so that the draws of a seed don't depend on S_min and S_max.
     """
-    sigmas = _time_steps(net, steps, sigma_min, sigma_max, rho, noise)
+    levels = _time_steps(net, steps, sigma_min, sigma_max, rho)
+    sigmas = levels.to(noise.device, non_blocking=True)  # a GPU is asked for nothing, so that nobody waits for it
     x = noise.double() * sigmas[0]
-    for i, level in enumerate(sigmas[:-1].tolist()):
+    for i, level in enumerate(levels[:-1].tolist()):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         if S_churn > 0:
             gamma = min(S_churn / steps, math.sqrt(2) - 1) if S_min <= level <= S_max else 0.0
@@ -76,7 +75,7 @@ def euler(
     rho: float = 7.0,
 ) -> torch.Tensor:
     """Euler (DDIM) steps down the Karras grid to 0: `steps` network evaluations. Arguments as `heun`."""
-    sigmas = _time_steps(net, steps, sigma_min, sigma_max, rho, noise)
+    sigmas = _time_steps(net, steps, sigma_min, sigma_max, rho).to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - net(x, sigma, labels).double()) / sigma
@@ -98,8 +97,10 @@ class SeededDraws:
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Unit normal [len(seeds), *shape]."""
-        draws = [torch.randn([1, *shape], generator=g, device=self.device, dtype=dtype) for g in self.generators]
-        return torch.cat(draws)
+        draws = torch.empty([len(self.generators), *shape], dtype=dtype, device=self.device)
+        for row, generator in zip(draws.unbind(), self.generators, strict=True):
+            row.normal_(generator=generator)
+        return draws
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         """Unit normal of x's shape and dtype; x has a row a seed."""
@@ -107,8 +108,10 @@ class SeededDraws:
 
     def randint(self, high: int) -> torch.Tensor:
         """Uniform over 0 .. high - 1, int64 [len(seeds)]."""
-        draws = [torch.randint(high, [1], generator=g, device=self.device) for g in self.generators]
-        return torch.cat(draws)
+        draws = torch.empty(len(self.generators), dtype=torch.int64, device=self.device)
+        for row, generator in zip(draws.unbind(), self.generators, strict=True):
+            row.random_(0, high, generator=generator)
+        return draws
 
     def noise_and_labels(self, shape: Sequence[int], label_dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A seed's first two draws: latents [N, *shape], then classes, one-hot float32 [N, label_dim] (None for 0)."""

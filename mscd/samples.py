@@ -37,13 +37,24 @@ def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict)
     Raises UserError naming the file when it cannot be written.
     """
     with written_whole(path) as file:
-        save_samples(file, images, provenance)
+        save_samples(file, iter([images]), len(images), provenance)
 
 
-def save_samples(file: IO[bytes], images: np.ndarray, provenance: dict) -> None:
-    """`write_samples` to an open file."""
+def save_samples(file: IO[bytes], batches: Iterator[np.ndarray], count: int, provenance: dict) -> None:
+    """`write_samples` to an open file, of `count` images in batches [n, H, W, C] of which one is in memory at a time.
+
+    The bytes are those that numpy.savez writes of one array.
+    """
     text = json.dumps(provenance, sort_keys=True, allow_nan=False)
-    np.savez(file, arr_0=np.ascontiguousarray(images), provenance=np.array(text))
+    first = next(batches)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for images in itertools.chain([first], batches):
+                member.write(np.ascontiguousarray(images).reshape(-1))
+        with archive.open("provenance.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, np.array(text))
 
 
 def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:

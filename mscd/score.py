@@ -13,9 +13,9 @@ import torch
 
 from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
-from mscd.features import Detector, load_detector
+from mscd.features import Detector, load_detector, statistics_of
 from mscd.files import written_whole
-from mscd.frechet import FeatureStatistics, Reference, frechet_distance, load_reference
+from mscd.frechet import Reference, frechet_distance, load_reference
 from mscd.samples import count_images, joint_provenance, made_by, read_batches
 
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
@@ -49,9 +49,7 @@ def score(
     _check_made(parts[0], made)
     # Opened before the work is done: a score that cannot be written need not be computed.
     with written_whole(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
-        statistics = FeatureStatistics(network.dim)
-        for features in _features(parts, reference, target, network, group):
-            statistics.update(features)
+        statistics = statistics_of(_features(parts, reference, target, network, group), network.dim)
         if not group.is_lead:
             return None
         if statistics.count < 2:
@@ -74,12 +72,12 @@ def _features(
     count = math.ceil(count_images(parts) / BATCH)
     mine = itertools.islice(read_batches(parts, BATCH), group.rank, None, group.size)
 
-    def turned() -> Iterator[torch.Tensor]:
+    def checked() -> Iterator[torch.Tensor]:
         for images in mine:
             check_shape(f"{parts[0]} holds", images.shape[1:], reference_path, reference)
-            yield detector(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu()
+            yield torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    return group.in_turns(turned(), count)
+    return group.in_turns(detector.features(checked()), count)
 
 
 def _facts(made: Mapping, detector: Detector, reference: Reference) -> dict:

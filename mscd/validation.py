@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mscd import samplers
 from mscd.config_training import StudentSettings, TrainingSettings
 from mscd.distributed import Group
-from mscd.features import load_detector
-from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.features import load_detector, statistics_of
+from mscd.frechet import frechet_distance, load_reference
 from mscd.inception import is_torchscript
 from mscd.networks import EDMPrecond
+from mscd.overlap import on_host
 from mscd.score import check_reference, check_shape
 
 BATCH = 256
@@ -36,27 +39,26 @@ class Validation:
         """The distance, the same on every process. UserError for a network of images that the reference is not of."""
         image = (net.img_resolution, net.img_resolution, net.img_channels)
         check_shape("the network makes", image, self.reference_path, self.reference)
-        statistics = FeatureStatistics(self.detector.dim)
+        features = on_host((self.detector(images),) for images in self._images(net))
+        statistics = statistics_of((batch for (batch,) in features), self.detector.dim)
+        if self.group.size > 1:
+            statistics = statistics.summed(self._add)
+        mean, covariance = statistics.mean_and_covariance()
+        return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
+
+    def _images(self, net: EDMPrecond) -> Iterator[torch.Tensor]:
+        """Images uint8 [n, C, H, W] of this process's seeds."""
         rows = self.group.rows(self.settings.validate_images)
+        shape = (net.img_channels, net.img_resolution, net.img_resolution)
         for first in range(rows.start, rows.stop, BATCH):
             seeds = range(first, min(first + BATCH, rows.stop))
-            shape = (net.img_channels, net.img_resolution, net.img_resolution)
             noise, labels = samplers.seeded_noise_and_labels(seeds, shape, net.label_dim, self.group.device)
             if isinstance(self.settings, StudentSettings):
                 images = samplers.euler(net, noise, labels, steps=self.settings.segments)
             else:
                 images = samplers.heun(net, noise, labels, steps=TEACHER_STEPS)
-            statistics.update(self.detector(samplers.to_uint8(images)))
-        mean, covariance = self._merged(statistics).mean_and_covariance()
-        return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
+            yield samplers.to_uint8(images)
 
-    def _merged(self, statistics: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of all processes' images."""
-        if self.group.size == 1:
-            return statistics
-        parts: list[FeatureStatistics] = [None] * self.group.size
-        torch.distributed.all_gather_object(parts, statistics)
-        merged = FeatureStatistics(self.detector.dim)
-        for part in parts:
-            merged.merge(part)
-        return merged
+    def _add(self, array: np.ndarray) -> np.ndarray:
+        """The array summed over the processes."""
+        return self.group.sum(torch.from_numpy(array).to(self.group.device)).cpu().numpy()

@@ -1,6 +1,8 @@
 import io
 import json
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -77,6 +79,41 @@ def test_distance_of_axis_aligned_gaussians_is_that_of_their_means_and_deviation
     assert frechet_distance(mu1, np.diag(std1**2), mu2, np.diag(std2**2)) == pytest.approx(want, rel=1e-9, abs=1e-12)
 
 
+def from_features(rows1, rows2):
+    """The distance from centred rows themselves: no covariance is made, so nothing is lost to its rounding."""
+    scaled = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (rows1, rows2)]
+    trace_of_root = np.linalg.svd(scaled[0] @ scaled[1].T, compute_uv=False).sum()
+    shift = rows1.mean(0) - rows2.mean(0)
+    return shift @ shift + sum(np.square(rows).sum() for rows in scaled) - 2 * trace_of_root
+
+
+@pytest.mark.parametrize("decay", [0, 1.5, 4])  # deviations fall as k^-decay: the last to 1, 2e-4 or 2e-10
+@pytest.mark.parametrize(("count1", "count2"), [(700, 900), (60, 900), (900, 60), (60, 80), (2, 300)])
+def test_distance_is_that_of_the_features_whether_or_not_there_are_more_of_them_than_images(count1, count2, decay):
+    rng = np.random.default_rng(0)
+    scale = (1.0 + np.arange(256)) ** -decay
+    turn = scipy.stats.ortho_group.rvs(256, random_state=0)
+    rows1, rows2 = rng.normal(size=(count1, 256)) * scale @ turn, rng.normal(size=(count2, 256)) * 1.3 * scale @ turn
+    moments = [moment for rows in (rows1, rows2) for moment in statistics(rows).mean_and_covariance()]
+    assert frechet_distance(*moments) == pytest.approx(from_features(rows1, rows2), rel=1e-9)
+
+
+def test_distance_equals_that_by_the_root_of_the_product():
+    rng = np.random.default_rng(1)
+    (mu1, sigma1), (mu2, sigma2) = gaussian(rng, 100), gaussian(rng, 100)
+    root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
+    want = np.square(mu1 - mu2).sum() + np.trace(sigma1 + sigma2 - 2 * root)
+    assert frechet_distance(mu1, sigma1, mu2, sigma2) == pytest.approx(want, rel=1e-6)
+
+
+def test_distance_sees_small_deviations_beside_a_large_one():
+    std1, std2 = np.full(300, 1e-5), np.full(300, 2e-5)
+    std1[0] = std2[0] = 1  # whose square's rounding is above the product of the others' variances
+    want = np.square(std1 - std2).sum()
+    got = frechet_distance(np.zeros(300), np.diag(std1**2), np.zeros(300), np.diag(std2**2))
+    assert got == pytest.approx(want, rel=1e-6)
+
+
 def test_distance_of_constants_is_that_of_their_means():
     zero = np.zeros((3, 3))
     assert frechet_distance(np.zeros(3), zero, np.array([1.0, 2, 2]), zero) == 9
@@ -117,6 +154,29 @@ def test_merging_is_associative_and_in_any_order(seed, sizes):
     for total in (merged(a, b, c), merged(c, a, b), merged(merged(a, b), c), merged(a, merged(b, c))):
         assert_same_statistics(total, want)
     assert [a.count, b.count, c.count] == list(sizes)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (3, 7), (4, 0, 9), (0, 0)])
+def test_statistics_summed_over_processes_are_those_of_all_images(sizes):
+    rng = np.random.default_rng(0)
+    pieces = [rng.normal(loc=10 * rng.normal(), size=(n, 40)) for n in sizes]
+    parts, meeting, added = [statistics(piece) for piece in pieces], threading.Barrier(len(sizes)), {}
+
+    def add_of(rank):
+        def add(array):
+            added[rank] = array
+            meeting.wait()
+            total = sum(added[other] for other in range(len(sizes)))
+            meeting.wait()
+            return total
+
+        return add
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        found = list(pool.map(lambda rank: parts[rank].summed(add_of(rank)), range(len(sizes))))
+    for whole in found:
+        assert_same_statistics(whole, statistics(np.concatenate(pieces)))
+    assert [part.count for part in parts] == list(sizes)
 
 
 def test_covariance_of_a_stream_far_from_zero_keeps_its_digits():

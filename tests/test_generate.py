@@ -1,8 +1,12 @@
 """Images that are functions of their seeds, and the file that says how they were made."""
 
+import copy
 import hashlib
 import json
 import math
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from mscd import samplers
 from mscd.checkpoint import read_metadata, save_network
 from mscd.data import ImageDataset
 from mscd.errors import UserError
-from mscd.generate import _pieces, generate, nfe
+from mscd.generate import Sampling, _pieces, generate, nfe, sample
 from mscd.networks import EDMPrecond
 from mscd.samples import read_samples, write_samples
 
@@ -294,13 +298,18 @@ def test_an_interrupted_call_leaves_the_old_samples(teacher, tmp_path, monkeypat
     dest = tmp_path / "a.npz"
     before = images_of(teacher, dest, seeds=range(2), sampler="euler", steps=1)
 
-    def broken(file, **arrays):
-        file.write(b"half of it")
-        raise KeyboardInterrupt
+    euler, calls = samplers.euler, []
 
-    monkeypatch.setattr(np, "savez", broken)
+    def broken(*arguments, **how):
+        calls.append(1)
+        if len(calls) > 1:  # when the first piece is with the writer
+            raise KeyboardInterrupt
+        return euler(*arguments, **how)
+
+    monkeypatch.setattr(samplers, "euler", broken)
     with pytest.raises(KeyboardInterrupt):
-        generate(teacher, dest, seeds=range(3), sampler="euler", steps=1)
+        generate(teacher, dest, seeds=range(250, 800), sampler="euler", steps=1)
+    assert len(calls) == 2
     assert np.array_equal(read_samples(dest)[0], before)
     assert list(tmp_path.iterdir()) == [dest]
 
@@ -311,6 +320,54 @@ def test_samples_that_cannot_be_written_are_named_before_any_is_made(teacher, tm
     with pytest.raises(UserError, match=f"{name}: could not be written"):
         generate(teacher, tmp_path / "file" / name, seeds=range(2), sampler="euler", steps=1)
     assert calls == []
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.zip"])
+def test_a_disk_that_is_full_ends_the_sampling_in_one_line(teacher, tmp_path, calls, name):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a few pieces
+    try:
+        with pytest.raises(UserError, match=f"{name}: could not be written [^\\n]*$"):
+            generate(teacher, tmp_path / name, seeds=range(256 * 50), sampler="euler", steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < len(calls) < 20 and list(tmp_path.iterdir()) == []
+
+
+FIFTY_THOUSAND = """
+import sys, tracemalloc
+from mscd.generate import generate
+from mscd.networks import EDMPrecond
+
+EDMPrecond.forward = lambda net, x, sigma, labels: x.float()
+how = {"sampler": "euler", "steps": 1}
+generate(sys.argv[1], sys.argv[2], seeds=range(600), **how)
+tracemalloc.start()
+generate(sys.argv[1], sys.argv[2], seeds=range(50000), **how)
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+def test_fifty_thousand_images_take_no_more_memory_than_a_few(teacher, tmp_path):
+    dest = tmp_path / "a.npz"
+    command = [sys.executable, "-c", FIFTY_THOUSAND, teacher, dest]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert dest.stat().st_size > 50_000 * 64
+    assert peak < 500_000  # of which a piece is 16 kB and its seeds' generators most of the rest
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("churn", [None, {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}])
+def test_a_gpu_is_not_waited_for_while_it_samples(net, churn):
+    on_gpu = copy.deepcopy(net).cuda()
+    how = Sampling("heun", 4, churn, classes={3: 5})
+    images, classes = sample(on_gpu, range(8), how)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again, _ = sample(on_gpu, range(8), how)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(images, again) and classes[3] == 5
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_places_that_images_cannot_go_to_are_refused(tmp_path, monkeypatch):
             check_dest(taken, 5)
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a"])
+@pytest.mark.parametrize("name", ["a.npz", "a.zip", "a"])
 def test_writing_many_images_takes_the_memory_of_a_batch(tmp_path, name):
     images = pictures(resolution=64, count=16)  # 200 kB
     write(tmp_path / "warm.zip")

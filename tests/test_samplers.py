@@ -137,3 +137,18 @@ def test_pixels_of_bytes_survive_and_others_are_clipped(values):
     pixels = samplers.to_uint8(torch.tensor(values, dtype=torch.float64))
     expected = [int(min(max(v * 127.5 + 128, 0), 255)) for v in values]
     assert pixels.tolist() == expected and pixels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("shape", [[1, 8, 8], [3, 5, 7], [3], []])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_seeds_draws_are_those_of_a_generator_of_its_own(shape, dtype):
+    seeds = [0, 1, 7, 2**31, 2**32 + 5]
+    draws, alone = samplers.SeededDraws(seeds), [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    for _ in range(2):
+        assert torch.equal(draws.randn(shape, dtype), torch.cat([_normal(shape, dtype, g) for g in alone]))
+        want = torch.cat([torch.randint(1000, [1], generator=g) for g in alone])
+        assert torch.equal(draws.randint(1000), want)
+
+
+def _normal(shape, dtype, generator):
+    return torch.randn([1, *shape], dtype=dtype, generator=generator)

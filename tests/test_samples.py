@@ -1,12 +1,14 @@
 """The sample files of the jobs that share a block of seeds, read as if one job had made them."""
 
+import io
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from mscd.errors import UserError
-from mscd.samples import count_images, joint_provenance, read_batches, write_samples
+from mscd.samples import count_images, joint_provenance, read_batches, save_samples, write_samples
 
 CHURN = {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 MADE = {"network": {"digest": "n" * 64}, "sampler": "euler", "steps": 4, "churn": None, "device": "cpu"}
@@ -28,6 +30,15 @@ def test_batches_hold_the_same_images_however_files_cut_them(tmp_path, cuts, siz
     files = write_parts(tmp_path, *(range(a, b) for a, b in zip([0, *cuts], [*cuts, 13], strict=True)))
     batches = [images[:, 0, 0, 0].tolist() for images in read_batches(files, size)]
     assert batches == [list(range(start, min(start + size, 13))) for start in range(0, 13, size)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_images_in_batches_have_the_bytes_that_numpy_writes_of_all(size):
+    images = np.random.default_rng(0).integers(0, 256, [7, 3, 5, 3], dtype=np.uint8)
+    whole, parts = io.BytesIO(), io.BytesIO()
+    np.savez(whole, arr_0=images, provenance=np.array(json.dumps(MADE, sort_keys=True)))
+    save_samples(parts, (images[first : first + size] for first in range(0, 7, size)), 7, MADE)
+    assert parts.getvalue() == whole.getvalue()
 
 
 def test_images_are_counted_without_reading_them(tmp_path):

@@ -111,10 +111,11 @@ class Conv2d(torch.nn.Module):
 def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
     """Zero elements of x (dense) at random and scale the others by 1 / (1 - probability).
 
-    Draws from the default generator of x's device. On a CPU, where drawing a mask costs more than using it, one
-    64-bit draw serves four elements and the probability is rounded to a multiple of 2^-16.
+    Draws from the default generator of x's device; compiled, from a seed that is drawn there. On a CPU, where drawing a
+    mask costs more than using it, one 64-bit draw serves four elements and the probability is rounded to a multiple of
+    2^-16.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, probability)
     dropped = min(round(probability * 2**16), 2**16 - 1)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

@@ -1,0 +1,113 @@
+"""`mscd generate` against its network alone: `python benchmarks/sampling.py`.
+
+Throughput of generate, from reading the network to the finished file, over that of the bare network evaluations that it
+makes, of the same number of images in the same batches. The network is the demo's with random weights, 8 evaluations an
+image; in fp32 on a CPU, as few compute in bf16 at speed. Then the memory that 50,000 images of 64×64 take to write.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Row, in_turns, main, medians, milliseconds
+
+from mscd.checkpoint import save_network
+from mscd.config import load_config
+from mscd.generate import generate
+from mscd.image_files import write_images
+from mscd.networks import EDMPrecond
+
+CONFIG = Path(__file__).parents[1] / "config/config.yaml"
+STEPS, BATCH = 8, 256
+PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (4, 4)
+MANY, WRITTEN = 50_000, 500  # images, and of a batch
+
+
+def rows() -> list[Row]:
+    """Throughput into an .npz and a .zip, and peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [*throughput(Path(folder)), *memory(Path(folder))]
+
+
+def throughput(folder: Path) -> list[Row]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = demo_network("bf16" if device.type == "cuda" else "fp32")
+    save_network(
+        folder / "net.safetensors", net, {"model": "teacher", "student": None, "snapshot_kimg": 1, "ema": "ema"}
+    )
+    net = net.to(device).eval().requires_grad_(False)
+    x = torch.randn(BATCH, 1, 8, 8, dtype=torch.float64, device=device)
+    sigmas = torch.logspace(1.9, -2.7, STEPS, dtype=torch.float64, device=device)
+    labels = torch.eye(10, device=device)[torch.arange(BATCH) % 10]
+
+    def bare() -> None:
+        for _ in range(PIECES):
+            for sigma in sigmas:
+                net(x, sigma, labels)
+
+    def generating(name: str):
+        how = {"sampler": "euler", "steps": STEPS, "batch_size": BATCH, "device": device}
+        return lambda: generate(folder / "net.safetensors", folder / name, seeds=range(PIECES * BATCH), **how)
+
+    functions = {"bare": bare, "npz": generating("a.npz"), "zip": generating("a.zip")}
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # no bar
+        times = medians(in_turns(functions, ROUNDS))
+    detail = {**milliseconds(times), "images": PIECES * BATCH, "batch": BATCH, "device": device.type}
+    return [
+        Row(
+            "sampling",
+            f"generate into .{name} / bare evaluations",
+            times["bare"] / times[name],
+            0.97,
+            "high",
+            "x",
+            detail,
+        )
+        for name in ("npz", "zip")
+    ]
+
+
+def demo_network(precision: str) -> EDMPrecond:
+    """The demo's teacher with random weights, none of them zero."""
+    options = load_config(CONFIG).teacher.network.model_dump()
+    torch.manual_seed(0)
+    net = EDMPrecond(8, 1, 10, precision=precision, **options)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+def memory(folder: Path) -> list[Row]:
+    """What `MANY` images take above the start, in batches: the one written and the one made, and room for the rest."""
+    found = []
+    for name in ("a.npz", "a.zip"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            grown, batch = pool.apply(peak_of_writing, (folder / name,))
+        detail = {"peak_mb": grown / 1e6, "batch_mb": batch / 1e6, "all_mb": MANY / WRITTEN * batch / 1e6}
+        figure = f"peak host memory / a batch, {MANY} images into {name[1:]}"
+        found.append(Row("sampling", figure, grown / batch, 3 if name == "a.npz" else None, "low", "x", detail))
+    return found
+
+
+def peak_of_writing(dest: Path) -> tuple[int, int]:
+    """Growth of this process's peak memory when it writes many images, and bytes of a batch."""
+    batch = np.random.default_rng(0).integers(0, 256, [WRITTEN, 64, 64, 3], dtype=np.uint8)
+    write_images(dest, iter([(batch, [1] * WRITTEN)]), range(WRITTEN), {})
+    before = resident("VmRSS")
+    batches = ((batch + np.uint8(number), [1] * WRITTEN) for number in range(MANY // WRITTEN))
+    write_images(dest, batches, range(MANY), {})
+    return resident("VmHWM") - before, batch.nbytes
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's memory: VmRSS now, VmHWM at its peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)

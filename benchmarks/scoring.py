@@ -1,0 +1,97 @@
+"""Scores against what they cannot do without: `python benchmarks/scoring.py`.
+
+The Fréchet distance of 2048 features against scipy.linalg.sqrtm of the covariances' product, as scores are often
+computed; and features of a sample file against the bare detector on the same images in memory. Detectors: the
+classifier of 8×8 digits, and a stand-in for Inception of 2048 features, far cheaper than Inception is.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+from harness import Row, in_turns, main, medians, milliseconds
+
+from mscd.features import Classifier, Detector, load_detector, save_detector, statistics_of
+from mscd.frechet import FeatureStatistics, frechet_distance
+from mscd.samples import read_batches, write_samples
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from standin_detector import write_standin
+
+DIM, BATCH = 2048, 500
+
+
+def rows() -> list[Row]:
+    """The distance's speed-up, then extraction by both detectors."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        return [distance(), *extraction(Path(folder), device)]
+
+
+def distance() -> Row:
+    rng = np.random.default_rng(0)
+    moments = [moment for _ in range(2) for moment in gaussian(rng)]
+    values = {}
+
+    def by_root() -> None:
+        (mu1, sigma1, mu2, sigma2) = moments
+        root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
+        values["sqrtm"] = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root)
+
+    def ours() -> None:
+        values["ours"] = frechet_distance(*moments)
+
+    slow = in_turns({"sqrtm": by_root, "ours": ours}, rounds=1, warmup=0)
+    times = {**medians(slow), "ours": medians(in_turns({"ours": ours}, rounds=3, warmup=0))["ours"]}
+    difference = abs(values["ours"] / values["sqrtm"] - 1)
+    detail = {**milliseconds(times), "relative difference": float(f"{difference:.2g}")}
+    return Row(
+        "scoring", f"sqrtm / Fréchet distance, D = {DIM}", times["sqrtm"] / times["ours"], 5, "high", "x", detail
+    )
+
+
+def gaussian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Moments of 6,000 rows whose deviations fall from 1 to 5e-4 in random directions."""
+    scale = np.geomspace(1, 5e-4, DIM)
+    rows = rng.normal(size=(6000, DIM)) * scale @ np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    return rows.mean(0), np.cov(rows, rowvar=False)
+
+
+def extraction(folder: Path, device: str) -> list[Row]:
+    save_detector(folder / "classifier.safetensors", Classifier(8, 1, 10), {})
+    sha256 = write_standin(folder / "standin.pt", dim=DIM)
+    return [
+        extracted(folder, load_detector(folder / "classifier.safetensors", device), device, (20_000, 8, 8, 1)),
+        extracted(folder, load_detector(folder / "standin.pt", device, sha256), device, (5_000, 64, 64, 3)),
+    ]
+
+
+def extracted(folder: Path, detector: Detector, device: str, shape: tuple[int, ...]) -> Row:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write_samples(folder / "samples.npz", images, {})
+    batches = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).split(BATCH)
+    features = detector(batches[0]).cpu()
+    statistics = FeatureStatistics(detector.dim)
+
+    def read() -> Iterator[torch.Tensor]:
+        files = read_batches([folder / "samples.npz"], BATCH)
+        return detector.features(torch.from_numpy(images).permute(0, 3, 1, 2) for images in files)
+
+    functions = {
+        "bare": lambda: [detector(batch) for batch in batches],
+        "read": lambda: [None for _ in read()],
+        "read, with statistics": lambda: statistics_of(read(), detector.dim),
+        "statistics": lambda: [statistics.update(features) for _ in batches],
+    }
+    times = medians(in_turns(functions, rounds=7))
+    detail = {**milliseconds(times), "images": shape[0], "batch": BATCH}
+    figure = f"features of a sample file / bare detector, {detector.name}"
+    return Row("scoring", figure, times["bare"] / times["read"], 0.97, "high", "x", detail)
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)

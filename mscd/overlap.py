@@ -1,0 +1,109 @@
+"""Work that goes on in a thread, or on a GPU, while the caller does something else; never more than a step ahead."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+Tensors = tuple[torch.Tensor | None, ...]
+_END, _ABANDONED = object(), object()
+
+
+class _Abandoned(Exception):
+    """Ends a consumer whose items will not come."""
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items in order; a thread gets the next one while the caller has the last. Raises what `items` raises, at the
+    item that it concerns."""
+    items = iter(items)
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        following = thread.submit(next, items, _END)
+        while (item := following.result()) is not _END:
+            following = thread.submit(next, items, _END)
+            yield item
+
+
+def hand_over(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
+    """`consume(items)` in a thread; the caller's gets the next item meanwhile, which waits until the last is done with.
+
+    The first item is got once `consume` asks for it. An error of `consume` is raised here, and no further item is got;
+    after an error of `items`, `consume` is broken off by an exception where it waits for the next one.
+    """
+    asked, handed = threading.Semaphore(0), queue.SimpleQueue()
+
+    def taken() -> Iterator[T]:
+        while True:
+            asked.release()
+            item = handed.get()
+            if item is _ABANDONED:
+                raise _Abandoned
+            if item is _END:
+                return
+            yield item
+            del item  # or the last item would be kept until the next one is there
+
+    with ThreadPoolExecutor(1, "hand_over") as thread:
+        consuming = thread.submit(consume, taken())
+        consuming.add_done_callback(lambda _: asked.release())
+        try:
+            asked.acquire()
+            waits = False
+            for item in () if consuming.done() else items:
+                if waits:
+                    asked.acquire()
+                if consuming.done():
+                    break
+                handed.put(item)
+                waits = True
+        except BaseException:
+            handed.put(_ABANDONED)
+            raise
+        handed.put(_END)
+        consuming.result()
+
+
+def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> Iterator[torch.Tensor]:
+    """The batches, read ahead, on `device`; a GPU copies them from pinned memory, for which nobody waits."""
+    device = torch.device(device)
+    pinned = (batch.pin_memory() for batch in batches) if device.type == "cuda" else batches
+    for batch in ahead(pinned):
+        yield batch.to(device, non_blocking=True)
+
+
+def on_host(batches: Iterable[Tensors]) -> Iterator[Tensors]:
+    """The tensors of each batch (None stays None) in host memory.
+
+    Those of a GPU are copied to pinned memory and waited for when the next batch has been asked for, so that the GPU
+    goes on with that one meanwhile.
+    """
+    landing = None
+    for tensors in batches:
+        copies = tuple(tensor if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors)
+        copied = [_recorded(tensor.device) for tensor in tensors if tensor is not None and tensor.is_cuda]
+        if landing is not None:
+            yield _landed(*landing)
+        landing = (copies, copied) if copied else None
+        if landing is None:
+            yield copies
+    if landing is not None:
+        yield _landed(*landing)
+
+
+def _recorded(device: torch.device) -> torch.cuda.Event:
+    """An event after all that the device has been given so far."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _landed(copies: Tensors, copied: list[torch.cuda.Event]) -> Tensors:
+    for event in copied:
+        event.synchronize()
+    return copies
