@@ -1,9 +1,9 @@
 """Two processes of one thread against one, on the demo's network and its batch: `python benchmarks/scale.py`.
 
-Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to what does not halve with the batch, to cores that
-share memory, to waiting for the slower process, and to what of the all-reduce the backward pass does not hide. Bucket
-sizes are compared on the gradients of the demo in DDP, and on as many bytes as those of the network of ImageNet-64,
-summed without computing. All over gloo: NCCL is not measured here.
+Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to what does not halve with the batch, to cores
+that share memory, to waiting for the slower process, and to what of the all-reduce the backward pass does not hide.
+Bucket sizes are compared on the gradients of the demo in DDP, and on as many bytes as those of the network of
+ImageNet-64, summed without computing. All over gloo: NCCL is not measured here.
 """
 
 from __future__ import annotations
