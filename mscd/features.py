@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 FORMAT = "mscd-classifier-1"
 FEATURES = 64
 BATCH = 500  # images handed to a network at a time when nothing is trained
+LUMP = (
+    2**20
+)  # numbers that are added to statistics at a time: BLAS's threads stand in the detector's way after each call
 
 
 class Classifier(nn.Module):
@@ -161,7 +164,7 @@ def _accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tens
 class Detector:
     """Turns images into features: `detector(images)`. Scores of different digests cannot be compared.
 
-    name, digest (of its file), dim (features), resolution and channels (of the images it takes, None for any).
+    name, digest (of its file), dim (features), resolution and channels (of the images it takes, None for any), device.
     """
 
     def __init__(
@@ -174,7 +177,7 @@ class Detector:
         self.name, self.digest, self.dim = name, digest, network.dim
         self.resolution, self.channels = network.resolution, network.channels
         self._network = network.eval().requires_grad_(False).to(device)
-        self._device = device
+        self.device = torch.device(device)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -187,11 +190,11 @@ class Detector:
                 f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for them"
             )
         pieces = images.split(self._network.batch_size)
-        return torch.cat([self._network.features(piece.to(self._device)) for piece in pieces])
+        return torch.cat([self._network.features(piece.to(self.device)) for piece in pieces])
 
     def features(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Features of each batch of images, on the CPU; the next batch is got and copied while one is computed."""
-        made = on_host((self(images),) for images in on_device(batches, self._device))
+        made = on_host((self(images),) for images in on_device(batches, self.device))
         return (features for (features,) in made)
 
 
@@ -233,19 +236,37 @@ def dataset_statistics(
     index_batches = torch.arange(len(dataset)).split(batch_size)
     mine = index_batches[group.rank :: group.size]
     images = (torch.from_numpy(np.stack([dataset[index][0] for index in indices.tolist()])) for indices in mine)
-    return statistics_of(group.in_turns(detector.features(images), len(index_batches)), detector.dim)
+    return statistics_of(group.in_turns(detector.features(images), len(index_batches)), detector)
 
 
-def statistics_of(batches: Iterable[torch.Tensor], dim: int) -> FeatureStatistics:
-    """Statistics of batches of features [n, dim]; a batch is added in a thread while the next one is computed."""
-    statistics = FeatureStatistics(dim)
+def statistics_of(batches: Iterable[torch.Tensor], detector: Detector) -> FeatureStatistics:
+    """Statistics of batches of the detector's features [n, dim], in their order.
+
+    While a GPU computes a batch, the last ones are added in a thread. A CPU's cores are taken by the detector.
+    """
+    statistics = FeatureStatistics(detector.dim)
 
     def add(taken: Iterator[torch.Tensor]) -> None:
-        for features in taken:
+        for features in _lumps(taken, LUMP // detector.dim):
             statistics.update(features)
 
-    hand_over(add, batches)
+    if detector.device.type == "cpu":
+        add(iter(batches))
+    else:
+        hand_over(add, batches)
     return statistics
+
+
+def _lumps(batches: Iterator[torch.Tensor], least: int) -> Iterator[torch.Tensor]:
+    """The rows of the batches in pieces of whole batches, of at least so many rows but for the last."""
+    held: list[torch.Tensor] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= least:
+            yield torch.cat(held)
+            held = []
+    if held:
+        yield torch.cat(held)
 
 
 def train_detector(

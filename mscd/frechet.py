@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,6 @@ import torch
 
 from mscd.errors import UserError
 from mscd.files import NPZ_FAULTS, written_whole
-
-_ROWS = 32  # of a covariance that are added at a time
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
@@ -51,6 +50,11 @@ def _cholesky(sigma: np.ndarray) -> np.ndarray:
     return rows
 
 
+def _with_rows(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`lower` [D, D] in Fortran's order, whose lower triangle rowsᵀ rows has been added to in place."""
+    return scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=lower, lower=1, overwrite_c=1)
+
+
 class FeatureStatistics:
     """Mean and covariance of a stream of feature rows, in float64, whatever the order and size of the pieces.
 
@@ -61,7 +65,12 @@ class FeatureStatistics:
     def __init__(self, dim: int):
         self.count = 0
         self.mean = np.zeros(dim)
-        self.scatter = np.zeros((dim, dim))
+        self._lower = np.zeros((dim, dim), order="F")  # triangle of the scatter; the other one is 0
+
+    @property
+    def scatter(self) -> np.ndarray:
+        """Sum of (x - mean)(x - mean)ᵀ [D, D], a copy."""
+        return self._lower + np.tril(self._lower, -1).T
 
     def update(self, features: torch.Tensor | np.ndarray) -> None:
         """Add rows [N, D] (N may be 0). ValueError for another width."""
@@ -72,18 +81,18 @@ class FeatureStatistics:
             raise ValueError(f"features have shape {features.shape}, expected [N, {len(self.mean)}]")
         if len(features):
             mean = features.mean(axis=0)
-            deviations = features - mean
-            self._join(len(features), mean, deviations.T @ deviations)
+            self._join(len(features), mean, features - mean)
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add everything that `other` has seen. ValueError for another width."""
         if other.mean.shape != self.mean.shape:
             raise ValueError(f"statistics of {len(other.mean)} features cannot join those of {len(self.mean)}")
         if other.count:
-            self._join(other.count, other.mean, other.scatter)
+            self._lower += other._lower
+            self._join(other.count, other.mean, np.empty((0, len(self.mean))))
 
     def summed(self, add: Callable[[np.ndarray], np.ndarray]) -> FeatureStatistics:
-        """The statistics of all processes, on each of them; `add` sums float64 arrays [D + 1] and [D, D].
+        """The statistics of all processes, on each of them; `add` sums float64 arrays [D + 1] and [D, D] over them.
 
         What is sent does not grow with the number of processes, as what is gathered would.
         """
@@ -92,18 +101,16 @@ class FeatureStatistics:
         whole.count = int(count)
         if whole.count:
             whole.mean = np.array(sums) / count
-            shift = self.mean - whole.mean
-            whole.scatter = add(self.scatter + np.outer(shift, shift) * self.count)
+            shift = math.sqrt(self.count) * (self.mean - whole.mean)
+            whole._lower = np.asfortranarray(add(_with_rows(self._lower.copy("F"), shift[None])))
         return whole
 
-    def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+    def _join(self, count: int, mean: np.ndarray, deviations: np.ndarray) -> None:
+        """Take in `count` rows of that mean, and their deviations from it unless the scatter has them already."""
         total = self.count + count
         shift = mean - self.mean
-        self.scatter += scatter
-        weight = self.count * count / total
-        for first in range(0, len(shift), _ROWS):  # so few rows that they stay in a cache
-            rows = slice(first, first + _ROWS)
-            self.scatter[rows] += np.outer(shift[rows], shift) * weight
+        moved = math.sqrt(self.count * count / total) * shift  # the scatter of both means, as one more row
+        self._lower = _with_rows(self._lower, np.vstack([deviations, moved]))
         self.mean = self.mean + shift * (count / total)
         self.count = total
 

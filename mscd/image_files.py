@@ -85,9 +85,10 @@ def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: dict) 
     scratch = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
 
     def add(name: str, content: bytes) -> None:
-        path = scratch / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path = os.path.join(scratch, name)  # a Path would keep its name in memory for good
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
 
     try:
         scratch.mkdir(parents=True, exist_ok=True)

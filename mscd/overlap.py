@@ -70,10 +70,15 @@ def hand_over(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> Non
 
 
 def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> Iterator[torch.Tensor]:
-    """The batches, read ahead, on `device`; a GPU copies them from pinned memory, for which nobody waits."""
+    """The batches on `device`. For a GPU they are read ahead, and copied from pinned memory while it computes.
+
+    Not for a CPU: its cores are taken, and a thread beside those that compute takes more from them than reading does.
+    """
     device = torch.device(device)
-    pinned = (batch.pin_memory() for batch in batches) if device.type == "cuda" else batches
-    for batch in ahead(pinned):
+    if device.type == "cpu":
+        yield from batches
+        return
+    for batch in ahead(batch.pin_memory() for batch in batches):
         yield batch.to(device, non_blocking=True)
 
 

@@ -46,12 +46,12 @@ def save_samples(file: IO[bytes], batches: Iterator[np.ndarray], count: int, pro
     The bytes are those that numpy.savez writes of one array.
     """
     text = json.dumps(provenance, sort_keys=True, allow_nan=False)
-    first = next(batches)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
     with zipfile.ZipFile(file, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            for images in itertools.chain([first], batches):
+            for number, images in enumerate(batches):
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
                 member.write(np.ascontiguousarray(images).reshape(-1))
         with archive.open("provenance.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.array(text))

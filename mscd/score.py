@@ -49,7 +49,7 @@ def score(
     _check_made(parts[0], made)
     # Opened before the work is done: a score that cannot be written need not be computed.
     with written_whole(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
-        statistics = statistics_of(_features(parts, reference, target, network, group), network.dim)
+        statistics = statistics_of(_features(parts, reference, target, network, group), network)
         if not group.is_lead:
             return None
         if statistics.count < 2:

@@ -40,7 +40,7 @@ class Validation:
         image = (net.img_resolution, net.img_resolution, net.img_channels)
         check_shape("the network makes", image, self.reference_path, self.reference)
         features = on_host((self.detector(images),) for images in self._images(net))
-        statistics = statistics_of((batch for (batch,) in features), self.detector.dim)
+        statistics = statistics_of((batch for (batch,) in features), self.detector)
         if self.group.size > 1:
             statistics = statistics.summed(self._add)
         mean, covariance = statistics.mean_and_covariance()
