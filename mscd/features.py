@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 FORMAT = "mscd-classifier-1"
 FEATURES = 64
 BATCH = 500  # images handed to a network at a time when nothing is trained
-LUMP = (
-    2**20
-)  # numbers that are added to statistics at a time: BLAS's threads stand in the detector's way after each call
+# Numbers that are added to statistics at a time: BLAS's threads stand in the detector's way after each call.
+LUMP = 2**20
 
 
 class Classifier(nn.Module):
