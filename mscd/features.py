@@ -32,8 +32,7 @@ log = logging.getLogger(__name__)
 FORMAT = "mscd-classifier-1"
 FEATURES = 64
 BATCH = 500  # images handed to a network at a time when nothing is trained
-# Numbers that are added to statistics at a time: BLAS's threads stand in the detector's way after each call.
-LUMP = 2**20
+LUMP = 2**20  # numbers that are added to statistics at a time: after each call BLAS's threads keep cores for a while
 
 
 class Classifier(nn.Module):
@@ -192,7 +191,7 @@ class Detector:
         return torch.cat([self._network.features(piece.to(self.device)) for piece in pieces])
 
     def features(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Features of each batch of images, on the CPU; the next batch is got and copied while one is computed."""
+        """Features of each batch of images, on the CPU; the next batch is got and copied while a GPU computes one."""
         made = on_host((self(images),) for images in on_device(batches, self.device))
         return (features for (features,) in made)
 

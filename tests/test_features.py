@@ -15,8 +15,16 @@ from mscd.config import ClassifierSettings
 from mscd.data import ImageDataset, pack
 from mscd.errors import UserError
 from mscd.events import EventLog, read_events
-from mscd.features import Classifier, Detector, dataset_statistics, load_detector, save_detector, train_classifier
-from mscd.frechet import load_reference
+from mscd.features import (
+    Classifier,
+    Detector,
+    dataset_statistics,
+    load_detector,
+    save_detector,
+    statistics_of,
+    train_classifier,
+)
+from mscd.frechet import FeatureStatistics, load_reference
 
 QUICK = SimpleNamespace(epochs=2, batch_size=128, learning_rate=2e-3, held_out=0.2, min_accuracy=0.0, seed=0)
 
@@ -163,6 +171,24 @@ def test_statistics_do_not_depend_on_the_batch_size(digits, saved):
     np.testing.assert_allclose(pieces.mean, whole.mean, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(pieces.scatter, whole.scatter, rtol=1e-4, atol=1e-5 * np.abs(whole.scatter).max())
     np.testing.assert_allclose(whole.mean, detector(digits.images_in_memory()).double().mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[], [3], [4, 4, 4], [1] * 9, [10, 1, 20], [0, 0]])
+def test_statistics_are_of_all_features_in_lumps_of_whole_batches(sizes, monkeypatch):
+    detector = Detector(Classifier(8, 1, 10), "any")
+    monkeypatch.setattr(features, "LUMP", 5 * detector.dim)
+    added, update = [], FeatureStatistics.update
+
+    def counted(statistics, rows):
+        added.append(len(rows))
+        update(statistics, rows)
+
+    monkeypatch.setattr(FeatureStatistics, "update", counted)
+    rows = torch.randn(sum(sizes), detector.dim, generator=torch.Generator().manual_seed(0))
+    statistics = statistics_of(iter(rows.split(sizes)), detector)
+    assert statistics.count == sum(added) == sum(sizes) and all(lump >= 5 for lump in added[:-1])
+    if sum(sizes) > 1:
+        np.testing.assert_allclose(statistics.mean_and_covariance()[1], np.cov(rows.double().T), rtol=0, atol=1e-12)
 
 
 def test_images_of_another_kind_are_refused(saved):
