@@ -35,11 +35,11 @@ class ImageDataset:
     def __init__(self, path: str | os.PathLike, *, xflip: bool = False, max_size: int | None = None, seed: int = 0):
         self.path = Path(path)
         self._files = open_files(path)
-        images = {k: name for k, name in enumerate(self._files.names) if is_image(name)}
-        if not images:
+        names = list(self._files.names)
+        self._positions = np.array([k for k, name in enumerate(names) if is_image(name)], np.int64)
+        if not len(self._positions):
             raise UserError(f"{path}: holds no images")
-        self._positions = np.fromiter(images, np.int64, len(images))
-        _, labels = read_labels(self._files, list(images.values()))
+        _, labels = read_labels(self._files, [names[k] for k in self._positions])
         raw_labels = np.full(len(self._positions), -1) if labels is None else labels
         self.label_dim = int(raw_labels.max()) + 1
         chosen = np.arange(len(self._positions))
