@@ -1,107 +1,144 @@
-"""What is spent before and around the work: `python benchmarks/startup.py`.
+"""Start-up and overhead: imports, what a stage takes beyond its own work, planning, a no-op, a leg's start.
 
-Imports on top of torch, a job of the workflow beyond what it computes, dry runs, a run that has nothing to do, and the
-start of a leg on the demo until its first step is taken. Each in processes of its own, as users start them.
+    python benchmarks/startup.py [--json FILE]
+
+Snakemake is called as a user calls it, with the MLflow logger of profiles/default, in folders made for it. A stage's
+overhead is the time from its start to its end in the logger's journal, less what the same call takes in a process that
+has done it before, plus the time until the next job starts. A leg's start is the time from its job's start to the end
+of its first step: processes start, load torch, data and networks, and take it.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from demo_run import network
-from harness import Row, in_turns, main, medians, milliseconds
+import yaml
+from harness import Row, in_turns, main, medians, seconds
 
-from mscd import checkpoint, data, features
+from mscd.events import read_events
+from mscd.generate import generate
+from mscd.score import score
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/workflow"))
-from project import clone, profile_settings  # noqa: E402
-
-# What the processes load that train, sample and score.
-MODULES = ("mscd", "mscd.train", "mscd.generate", "mscd.score")
-FIRST_STEP = """
-import sys
-import torch
-from mscd import train
-from mscd.config import load_config
-from mscd.distributed import Group
-from mscd.leg import Leg
-folder, config = sys.argv[1:]
-settings = load_config(config).students["s8"]
-files = {name: f"{folder}/{name}" for name in ("detector", "reference")}
-leg = Leg("student", "s8", settings, f"{folder}/train.zip", f"{folder}/s8", 0, 25, teacher=f"{folder}/teacher", **files)
-torch.set_num_threads(1)
-run = train._begin(leg, Group(), None, None, {})
-train._step(run)
-"""
+SNAKEMAKE = Path(sys.executable).parent / "snakemake"
+LOADED = "mscd.rank, mscd.train"  # by a process that trains
+IMPORT = "import time, torch; began = time.perf_counter()\nimport {}; print(time.perf_counter() - began)"
+SEEDS = range(64)
+BATCH, STEPS_A_TICK = 256, 4  # of the demo, with a tick each kimg
 
 
 def rows() -> list[Row]:
+    """All rows; each figure in seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        return [*import_rows(), dry_run_row(), *workflow_rows(Path(folder) / "tiny"), leg_row(Path(folder))]
+        made = [*imports(), planning(Path(folder) / "planned"), no_op(Path(folder) / "finished")]
+        project = Path(folder) / "run"
+        journal = short_demo(project)
+        return [*made, stage_overhead(project, journal), leg_start(project, journal)]
 
 
-def python(*arguments: object, cwd: Path = ROOT) -> Callable[[], object]:
-    """A function that runs this Python with the arguments in `cwd`, and shows what it says if it fails."""
+def imports() -> list[Row]:
+    """What a process that trains takes to load after torch, and the package alone."""
+    found: dict[str, list[float]] = {LOADED: [], "mscd": []}
 
-    def run() -> None:
-        command = [sys.executable, *map(str, arguments)]
-        ended = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if ended.returncode:
-            sys.exit(f"{command} failed:\n{ended.stdout}")
+    def load(modules: str) -> Callable[[], None]:
+        return lambda: found[modules].append(float(told(sys.executable, "-c", IMPORT.format(modules))))
 
-    return run
-
-
-def import_rows() -> list[Row]:
-    programs = {"torch": "import torch", **{name: f"import torch, {name}" for name in MODULES}}
-    times = medians(in_turns({name: python("-c", program) for name, program in programs.items()}, rounds=3))
-    taken = {name: times[name] - times["torch"] for name in MODULES}
-    return [Row("startup", f"import {name} on top of torch", taken[name], 0.3, unit="s") for name in MODULES]
-
-
-def dry_run_row() -> Row:
-    command = ("-m", "snakemake", "-n", "--quiet", "--configfile", "config/imagenet64.yaml")
-    taken = medians(in_turns({"dry run": python(*command)}, rounds=3))["dry run"]
-    return Row("startup", "snakemake -n of config/imagenet64.yaml", taken, 5, unit="s")
-
-
-def workflow_rows(folder: Path) -> list[Row]:
-    """On a finished run of the tests' tiny configuration: nothing to do, and one job whose work takes no time."""
-    folder.mkdir()
-    project = clone(folder, default=profile_settings("default"))
-    whole = ("-m", "snakemake", "all")
-    python(*whole, cwd=folder)()
-    job = ("-m", "snakemake", "--force", project.results / "reference/classifier.npz")
-    functions = {"nothing": python(*whole, cwd=folder), "one job": python(*job, cwd=folder)}
-    times = medians(in_turns(functions, rounds=3, warmup=0))
-    detail = milliseconds(times)
-    overhead = times["one job"] - times["nothing"]
+    in_turns({modules: load(modules) for modules in found}, rounds=3, warmup=1)
     return [
-        Row("startup", "the workflow when there is nothing to do", times["nothing"], 5, unit="s", detail=detail),
-        Row("startup", "a job beyond its work (reference statistics)", overhead, 3, unit="s", detail=detail),
+        Row("startup", f"import {modules}, on top of torch", statistics.median(times), 0.3, unit="s")
+        for modules, times in found.items()
     ]
 
 
-def leg_row(folder: Path) -> Row:
-    """From the start of the process to the end of the first step of the demo's student, with one thread."""
-    data.pack("digits", folder / "train.zip")
-    torch.manual_seed(0)
-    features.save_detector(folder / "detector", features.Classifier(8, 1, 10).eval(), {})
-    features.reference_statistics(folder / "train.zip", folder / "detector", folder / "reference")
-    about = {"model": "teacher", "snapshot_kimg": 0, "ema": "ema", "student": None}
-    checkpoint.save_network(folder / "teacher", network(), about)
-    start = python("-c", FIRST_STEP, folder, ROOT / "config/config.yaml")
-    times = medians(in_turns({"leg": start}, rounds=3))
-    return Row("startup", "a leg of the demo: load, build, first step", times["leg"], 5, unit="s")
+def planning(folder: Path) -> Row:
+    """A dry run of the published experiment's 4,267 jobs."""
+    taken = seconds(lambda: snakemake(folder, "imagenet64", "-n", "--quiet"))
+    alone = seconds(lambda: told(SNAKEMAKE, "--version"))
+    return Row("startup", "snakemake -n of config/imagenet64.yaml", taken, 5, unit="s", detail={"--version": alone})
+
+
+def no_op(folder: Path) -> Row:
+    """Snakemake on the demo when all of its files are there."""
+    listed = [line.split("\t") for line in snakemake(folder, "config", "--summary").splitlines()[1:]]
+    for path, rule in {(folder / columns[0], columns[2]) for columns in listed if columns[2] != "generate"}:
+        (path if rule == "export" else path.parent).mkdir(parents=True, exist_ok=True)
+        if rule != "export":  # of which a folder comes
+            path.touch()
+    snakemake(folder, "config", "--touch", "--forceall")
+    [times] = in_turns({"no-op": lambda: snakemake(folder, "config")}, rounds=2, warmup=0).values()
+    return Row("startup", "the demo with nothing to do", statistics.median(times), 5, unit="s")
+
+
+def short_demo(folder: Path) -> list[dict]:
+    """Run the demo's stages with little work, one after the other; the journal's lines of jobs, in order of time."""
+    settings = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    settings["reference"]["classifier"] = {"epochs": 2, "min_accuracy": 0.0}
+    settings["teacher"] |= {"duration_kimg": 1, "snapshot_kimg": 1}
+    student = settings["students"]["s8"] | {"duration_kimg": 2, "snapshot_kimg": 2, "tick_kimg": 1, "validate_kimg": 2}
+    settings["students"] = {"s8": student}
+    settings["scoring"] |= {"images": len(SEEDS), "seed_blocks": [0]}
+    folder.mkdir()
+    config = folder / "short.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    scores = [f"results/digits/scores/{name}/ema/euler-8/seeds-0-63.json" for name in ("teacher", "s8-2")]
+    snakemake(folder, config, "--cores", "1", "--", *scores)
+    [journal] = folder.glob(".snakemake/mlflow/*.jsonl")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    return [line for line in lines if line["record"] in ("job", "job_end")]
+
+
+def stage_overhead(folder: Path, journal: list[dict]) -> Row:
+    """The largest of the overheads of generating and scoring, each the median over its jobs."""
+    results = folder / "results/digits"
+    detector, reference = results / "reference/classifier.safetensors", results / "reference/classifier.npz"
+    samples, told_score = folder / "samples.npz", folder / "score.json"
+    how = {"seeds": SEEDS, "sampler": "euler", "steps": 8}
+    work = {
+        "generate": lambda: generate(results / "teacher/network.safetensors", samples, **how),
+        "score": lambda: score([samples], reference, detector, told_score),
+    }
+    own = medians(in_turns(work, rounds=3, warmup=1))
+    taken: dict[str, list[float]] = {rule: [] for rule in work}
+    for line, end, following in zip(journal, journal[1:], [*journal[2:], None], strict=False):
+        if line["record"] == "job" and line["rule"] in work:
+            assert end["key"] == line["key"], "jobs ran side by side"
+            until = following["time"] if following else end["time"]
+            taken[line["rule"]].append(until - line["time"])
+    overhead = {rule: value - own[rule] for rule, value in medians(taken).items()}
+    detail = {f"{name} {rule}": times[rule] for name, times in (("own", own), ("beyond", overhead)) for rule in work}
+    return Row("startup", "a stage beyond its own work", max(overhead.values()), 3, unit="s", detail=detail)
+
+
+def leg_start(folder: Path, journal: list[dict]) -> Row:
+    """From the start of the student's job to the end of its first step."""
+    [job] = [line for line in journal if line["record"] == "job" and line["rule"] == "distill"]
+    [events] = [folder / path for path in job["events"]]
+    ticks = [event for event in read_events(events) if event["event"] == "metrics"]
+    step = BATCH / ticks[1]["metrics"]["images_per_second"]
+    taken = ticks[0]["time"] - (STEPS_A_TICK - 1) * step - job["time"]
+    return Row("startup", "a leg of the demo until its first step", taken, 5, unit="s", detail={"step": step})
+
+
+def snakemake(folder: Path, config: str | Path, *arguments: str) -> str:
+    """What Snakemake prints, called for a run in `folder`; config: a file, or the name of one in config/."""
+    folder.mkdir(exist_ok=True)
+    file = config if isinstance(config, Path) else ROOT / f"config/{config}.yaml"
+    return told(SNAKEMAKE, "--directory", folder, "--configfile", file, *arguments)
+
+
+def told(*command: str | Path) -> str:
+    """What a command prints; an error shows what it said and ends the benchmark."""
+    ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{ran.stderr}")
+    return ran.stdout
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONPATH"] = str(ROOT)
     main(rows, __doc__)

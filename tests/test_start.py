@@ -1,0 +1,76 @@
+"""What a process loads when it starts: nothing that it does not use, as some of it takes seconds."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mscd.checkpoint import save_network
+from mscd.networks import EDMPrecond
+
+# Of torch, what only torch.compile needs.
+COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
+DRAWS = {"matplotlib", "pandas"}
+FETCHES = {"pooch", "requests"}
+UNUSED = {
+    "mscd.config": {"torch", "scipy"} | DRAWS | FETCHES,
+    "mscd.figures, mscd.report": {"torch", "scipy", "pydantic"} | FETCHES,
+    "mscd.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
+    "mscd.headers": {"torch", "pydantic"},
+    "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
+    "mscd.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
+    "mscd.rank, mscd.train": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
+    "mscd.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
+}
+TRAIN_A_STEP = """
+from mscd import data, train
+from mscd.config_training import NetworkSettings, TeacherSettings
+from mscd.distributed import Group
+from mscd.leg import Leg
+network = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1)
+settings = TeacherSettings(
+    network=network, duration_kimg=1, snapshot_kimg=1, batch_size=1000, learning_rate=1e-3, ema_halflife_kimg=1
+)
+data.pack("digits", "train.zip", max_images=20)
+leg = Leg("teacher", "teacher", settings, data="train.zip", run_dir="run", start_kimg=0, end_kimg=1)
+train.train_leg(leg, Group())
+"""
+SAMPLE = """
+from mscd.generate import generate
+generate("network.safetensors", "samples.npz", seeds=range(4), sampler="heun", steps=2)
+"""
+
+
+def loaded(code, folder):
+    """Names of the modules that a new process has loaded after it ran `code` in `folder`."""
+    code += "\nimport sys\nprint('\\n'.join(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return set(ran.stdout.split())
+
+
+@pytest.mark.parametrize("modules", UNUSED)
+def test_modules_load_only_what_they_use(modules, tmp_path):
+    assert not loaded(f"import {modules}", tmp_path) & UNUSED[modules]
+
+
+def test_a_training_step_loads_nothing_of_the_compiler(tmp_path):
+    assert not loaded(TRAIN_A_STEP, tmp_path) & COMPILER
+
+
+def test_sampling_loads_nothing_of_the_compiler(tmp_path):
+    options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+    net = EDMPrecond(8, 1, 10, **options)
+    save_network(tmp_path / "network.safetensors", net, {"model": "teacher", "snapshot_kimg": 1, "student": None})
+    assert not loaded(SAMPLE, tmp_path) & COMPILER
+
+
+def test_a_network_on_meta_is_the_one_that_has_memory():
+    options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "resample_filter": [1, 3, 3, 1]}
+    net = EDMPrecond(8, 1, 10, **options)
+    with torch.device("meta"):
+        bare = EDMPrecond(8, 1, 10, **options)
+    assert {tensor.device.type for tensor in bare.state_dict().values()} == {"meta"}
+    like = {name: (tensor.shape, tensor.dtype) for name, tensor in net.state_dict().items()}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in bare.state_dict().items()} == like
