@@ -23,8 +23,8 @@ from mscd.networks import EDMPrecond
 
 CONFIG = Path(__file__).parents[1] / "config/config.yaml"
 STEPS, BATCH = 8, 256
-PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (2, 9)
-MANY, WRITTEN = 50_000, 500  # images, and of a batch
+PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (2, 7)
+MANY, WRITTEN = 50_000, 1000  # images, and of a batch
 
 
 def rows() -> list[Row]:

@@ -57,7 +57,7 @@ def distance() -> Row:
         values["ours"] = frechet_distance(*moments)
 
     slow = in_turns({"sqrtm": by_root, "ours": ours}, rounds=1, warmup=0)
-    times = {**medians(slow), "ours": medians(in_turns({"ours": ours}, rounds=3, warmup=0))["ours"]}
+    times = {**medians(slow), "ours": medians(in_turns({"ours": ours}, rounds=2, warmup=0))["ours"]}
     difference = abs(values["ours"] / values["sqrtm"] - 1)
     detail = {**milliseconds(times), "relative difference": float(f"{difference:.2g}")}
     return Row(
@@ -78,7 +78,7 @@ def extraction(folder: Path, device: str) -> list[Row]:
     sha256 = sha256_of(folder / "standin.pt")
     return [
         extracted(folder, load_detector(folder / "classifier.safetensors", device), device, (20_000, 8, 8, 1)),
-        extracted(folder, load_detector(folder / "standin.pt", device, sha256), device, (2_000, 64, 64, 3)),
+        extracted(folder, load_detector(folder / "standin.pt", device, sha256), device, (1_000, 64, 64, 3)),
     ]
 
 
@@ -99,7 +99,7 @@ def extracted(folder: Path, detector: Detector, device: str, shape: tuple[int, .
         "read, with statistics": lambda: statistics_of(read(), detector),
         "statistics": lambda: [statistics.update(features) for _ in batches],
     }
-    times = medians(in_turns(functions, rounds=5))
+    times = medians(in_turns(functions, rounds=3))
     detail = {**milliseconds(times), "images": shape[0], "batch": BATCH}
     figure = f"features of a sample file / bare detector, {detector.name}"
     return Row("scoring", figure, times["bare"] / times["read"], 0.97, "high", "x", detail)
