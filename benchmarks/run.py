@@ -1,4 +1,4 @@
-"""Every figure of speed in one table: `make bench`.
+"""Every figure of speed in one table: `make bench`, or `python benchmarks/run.py step data` for some parts anew.
 
 Runs each benchmark in a process of its own, prints (figure, target, met or not) and writes
 benchmarks/results/<machine>.json. A row that misses its target is shown as it is; what ends with an error fails all.
@@ -22,23 +22,18 @@ PARTS = ("step", "network", "updates", "sampling", "scoring", "data", "startup",
 
 
 def main() -> None:
-    began, rows = time.monotonic(), []
-    for part in PARTS:
-        part_began = time.monotonic()
-        rows += measured(part)
-        print(f"{part}: {time.monotonic() - part_began:.0f} s", file=sys.stderr, flush=True)
-    print(table([Row(**row) for row in rows]))
-    RESULTS.mkdir(exist_ok=True)
-    result = {
-        "machine": machine(),
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "seconds": round(time.monotonic() - began),
-        "rows": rows,
-    }
     path = RESULTS / f"{machine()}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\n{result['seconds']} s; {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    parts, rows = sys.argv[1:] or PARTS, []
+    if sys.argv[1:] and path.exists():
+        rows = [row for row in json.loads(path.read_text())["rows"] if row["part"] not in parts]
+    RESULTS.mkdir(exist_ok=True)
+    for part in parts:
+        began = time.monotonic()
+        rows = sorted([*rows, *measured(part)], key=lambda row: PARTS.index(row["part"]))
+        result = {"machine": machine(), "torch": torch.__version__, "cores": os.cpu_count(), "rows": rows}
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print(table([Row(**row) for row in rows]))
 
 
 def measured(part: str) -> list[dict]:
