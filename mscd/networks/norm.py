@@ -24,7 +24,9 @@ class GroupNorm(torch.nn.Module):
         eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             # PyTorch's own kernels for channels_last on a CPU take longer than the sums and products that it comes to.
-            return _ChannelsLast.apply(x.float(), self.weight, self.bias, self.groups, self.eps).to(x.dtype)
+            keep = torch.is_grad_enabled()
+            y = _ChannelsLast.apply(x.float(), self.weight, self.bias, self.groups, self.eps, keep)
+            return y.to(x.dtype)
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
@@ -36,14 +38,14 @@ class _ChannelsLast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps):
+    def forward(ctx, x, weight, bias, groups, eps, keep):
         n, c, height, width = x.shape
         pixels, values = x.permute(0, 2, 3, 1).reshape(n, height * width, c), height * width * c // groups
         mean = _of_group(pixels.sum(dim=1), groups) / values
         deviations = pixels - mean[:, None]
         variance = _of_group(deviations.square().sum(dim=1), groups) / values
         scale = (variance + eps).rsqrt()
-        if any(ctx.needs_input_grad):
+        if keep:  # for a backward pass; else their memory becomes the result's
             ctx.save_for_backward(deviations, scale, weight)
             ctx.groups = groups
             y = deviations * (scale * weight)[:, None]
@@ -64,7 +66,7 @@ class _ChannelsLast(torch.autograd.Function):
         # In place: a new tensor for each term would cost more than the arithmetic.
         torch.mul(deviations, slope[:, None], out=dx).addcmul_(g, (scale * weight)[:, None]).add_(shift[:, None])
         dx = dx.reshape(n, height, width, c).permute(0, 3, 1, 2)
-        return dx, (products * scale).sum(dim=0), sums.sum(dim=0), None, None
+        return dx, (products * scale).sum(dim=0), sums.sum(dim=0), None, None, None
 
 
 def _of_group(values: torch.Tensor, groups: int) -> torch.Tensor:
