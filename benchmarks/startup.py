@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import yaml
 from harness import Row, in_turns, main, medians, seconds
 
@@ -103,6 +104,7 @@ def stage_overhead(folder: Path, journal: list[dict]) -> Row:
         "generate": lambda: generate(results / "teacher/network.safetensors", samples, **how),
         "score": lambda: score([samples], reference, detector, told_score),
     }
+    torch.set_num_threads(1)  # as the jobs have
     own = medians(in_turns(work, rounds=3, warmup=1))
     taken: dict[str, list[float]] = {rule: [] for rule in work}
     for line, end, following in zip(journal, journal[1:], [*journal[2:], None], strict=False):
