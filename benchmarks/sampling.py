@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_run import network
 from harness import Row, in_turns, main, medians, milliseconds
 
 from mscd.checkpoint import load_network, save_network
-from mscd.config import load_config
 from mscd.generate import generate
 from mscd.image_files import write_images
-from mscd.networks import EDMPrecond
 
-CONFIG = Path(__file__).parents[1] / "config/config.yaml"
 STEPS, BATCH = 8, 256
 PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (2, 7)
 MANY, WRITTEN = 50_000, 1000  # images, and of a batch
@@ -35,11 +33,11 @@ def rows() -> list[Row]:
 
 def throughput(folder: Path) -> list[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = demo_network("bf16" if device.type == "cuda" else "fp32")
+    net = network(precision="bf16" if device.type == "cuda" else "fp32")
     save_network(
         folder / "net.safetensors", net, {"model": "teacher", "student": None, "snapshot_kimg": 1, "ema": "ema"}
     )
-    net = net.to(device).eval().requires_grad_(False)
+    net = net.eval().requires_grad_(False)
     x = torch.randn(BATCH, 1, 8, 8, dtype=torch.float64, device=device)
     sigmas = torch.logspace(1.9, -2.7, STEPS, dtype=torch.float64, device=device)
     labels = torch.eye(10, device=device)[torch.arange(BATCH) % 10]
@@ -70,16 +68,6 @@ def throughput(folder: Path) -> list[Row]:
         )
         for name in ("npz", "zip")
     ]
-
-
-def demo_network(precision: str) -> EDMPrecond:
-    """The demo's teacher with random weights, none of them zero."""
-    options = load_config(CONFIG).teacher.network.model_dump()
-    torch.manual_seed(0)
-    net = EDMPrecond(8, 1, 10, precision=precision, **options)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return net
 
 
 def memory(folder: Path) -> list[Row]:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -233,7 +232,7 @@ def dataset_statistics(
     """
     index_batches = torch.arange(len(dataset)).split(batch_size)
     mine = index_batches[group.rank :: group.size]
-    images = (torch.from_numpy(np.stack([dataset[index][0] for index in indices.tolist()])) for indices in mine)
+    images = (dataset.images(indices.tolist()) for indices in mine)
     return statistics_of(group.in_turns(detector.features(images), len(index_batches)), detector)
 
 
