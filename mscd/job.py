@@ -1,8 +1,9 @@
-"""What every job of a workflow does with its output and its errors."""
+"""What every job of a workflow does: load what it needs, and tell of its output and its errors."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -11,6 +12,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mscd.errors import UserError
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Import in the block without looking for garbage, nor later among what was loaded: modules live to the end.
+
+    torch makes half a million objects, and Python would look through all of them several times while others load.
+    """
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if looked:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import submitit
 
 from mscd.ended import cause_of
 from mscd.errors import UserError
+from mscd.job import loading
 from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
@@ -31,10 +32,11 @@ SECONDS_TO_FOLLOW = 30
 
 def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in this process. Raises UserError when it fails or is stopped."""
-    import torch
+    with loading():
+        import torch
 
-    from mscd.distributed import process_group
-    from mscd.train import Interrupted, train_leg
+        from mscd.distributed import process_group
+        from mscd.train import Interrupted, train_leg
 
     if leg.finished.exists():
         return

@@ -15,6 +15,7 @@ from submitit.helpers import TorchDistributedEnvironment
 from mscd import slurm
 from mscd.attempts import Superseded, starts_in_place
 from mscd.errors import UserError
+from mscd.job import loading
 from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.stop import StopRequest
@@ -69,10 +70,11 @@ def _run(leg: Leg, machine: Machine, stop: StopRequest, rendezvous: str | None) 
 def _train(
     leg: Leg, machine: Machine, stop: StopRequest, environment: submitit.JobEnvironment, rendezvous: str
 ) -> tuple[str, str]:
-    import torch
+    with loading():
+        import torch
 
-    from mscd.distributed import process_group
-    from mscd.train import Interrupted, train_leg
+        from mscd.distributed import process_group
+        from mscd.train import Interrupted, train_leg
 
     torch.set_num_threads(machine.cpus_per_task)
     rank, size, gpus = environment.global_rank, environment.num_tasks, machine.gpus_per_node > 0

@@ -13,6 +13,23 @@ def run(tmp_path, body):
     return ran, (tmp_path / "logs/job.log").read_text()
 
 
+@pytest.mark.parametrize("looked", [True, False])
+def test_garbage_is_looked_for_after_loading_as_before(looked):
+    code = f"""
+import gc
+from mscd.job import loading
+gc.enable() if {looked} else gc.disable()
+try:
+    with loading():
+        assert not gc.isenabled()
+        import mscd.not_there
+except ImportError:
+    print(gc.isenabled(), gc.get_freeze_count() > 1000)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{looked} True\n"
+
+
 def test_output_of_job_and_children_goes_to_the_log_alone(tmp_path):
     ran, log = run(tmp_path, "print('told'); sys.stdout.flush(); os.system('echo child; echo worse >&2')")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

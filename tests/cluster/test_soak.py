@@ -12,9 +12,11 @@ from project import clone, profile_settings
 
 from cluster.test_workflow import slurm_profile
 from cluster.training import kill_rank, lose_node, no_job_left, preempt, rank_of, requeue, tell_slurm, wait_for
+from mscd.attempts import read_attempts, starts_in_place
+from mscd.rank import STARTS_WITHOUT_PROGRESS
 
 FAULTS = 20
-LEGS, KIMG = 6, 16
+LEGS, KIMG = 6, 8
 PROFILE = profile_settings("default") | {"cores": 2}
 LAST = f"results/tiny/students/a/{LEGS * KIMG}"
 
@@ -54,15 +56,26 @@ def run(whole, tmp_path):
 
 
 def training_job(project):
-    """Id of the job that trains the student just now, once both its processes are at work on images."""
+    """The job that trains the student just now, its leg and how often that was begun, once both processes are at it."""
     for line in tell_slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines():
         job_id, name = line.split(maxsplit=1)
-        kimg = name.split("-")[2] if name.startswith("mscd-a-") else None
-        attempts = project.results / f"students/a/in_flight/{kimg}/attempts.jsonl"
-        began = attempts.exists() and job_id in attempts.read_text().splitlines()[-1]
-        if began and rank_of(job_id, 0) and rank_of(job_id, 1):
-            return job_id
+        if name.startswith("mscd-a-") and rank_of(job_id, 0) and rank_of(job_id, 1):
+            kimg = name.split("-")[2]
+            attempts = read_attempts(attempts_of(project, kimg))
+            if attempts and attempts[-1]["slurm_job_id"] == job_id:
+                return job_id, kimg, len(attempts)
     return None
+
+
+def attempts_of(project, kimg):
+    return project.results / f"students/a/in_flight/{kimg}/attempts.jsonl"
+
+
+def gets_on(project, kimg):
+    """Whether the leg has left a state beyond its last start, or is over: another fault will not end it for good."""
+    attempts = read_attempts(attempts_of(project, kimg))
+    states = (project.results / "students/a/rolling").glob("state-*.safetensors")
+    return not attempts or any(int(path.stem.removeprefix("state-")) > attempts[-1]["nimg"] for path in states)
 
 
 def start(project):
@@ -70,25 +83,29 @@ def start(project):
     return project.calls[-1]
 
 
+@pytest.mark.timeout(1500)  # twenty starts
 def test_twenty_random_faults_change_nothing(run, whole):
     seed = int.from_bytes(os.urandom(4), "big")
     draws = random.Random(seed)
     print("seed", seed)
     snakemake = start(run)
-    done = []
+    done, last = [], None
     while len(done) < FAULTS:
-        job_id = wait_for(lambda: training_job(run), "a job that trains", 180)
+        job = wait_for(lambda seen=last: (now := training_job(run)) != seen and now, "a job that trains", 180)
         time.sleep(draws.uniform(0.5, 3))
+        if starts_in_place(attempts_of(run, job[1])) >= STARTS_WITHOUT_PROGRESS - 1:  # the next may be one too many
+            wait_for(lambda kimg=job[1]: gets_on(run, kimg), "progress")
         fault = draws.choice([preempt, requeue, lose_node, kill_rank, "snakemake"])
         if fault == "snakemake":
             snakemake.kill()  # its launcher notices
             snakemake.wait()
             snakemake = start(run)
-        elif training_job(run) == job_id:
-            fault(job_id)
+        elif training_job(run) == job:
+            fault(job[0])
         else:
             continue
-        done.append((job_id, getattr(fault, "__name__", fault)))
+        done.append((*job, getattr(fault, "__name__", fault)))
+        last = None if fault == "snakemake" else job
     out, err = snakemake.communicate(timeout=400)
     assert snakemake.returncode == 0, (done, err)
 

@@ -111,6 +111,14 @@ def test_second_call_on_one_folder_is_refused(project):
     assert user_lines(second.stderr)[-1].startswith("a workflow in this folder is held by process")
 
 
+def test_a_run_in_another_folder_leaves_no_lock(project, tmp_path):
+    place = ("--directory", str(tmp_path / "elsewhere"), "--configfile", str(project.config_file))
+    ran = project.snakemake("results/tiny/data/train.zip", *place)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "elsewhere/results/tiny/data/train.zip").exists()
+    assert not (tmp_path / "elsewhere/.snakemake/workflow.lock").exists()
+
+
 def long_leg(project):
     """Make one leg of student a out of four kimg, with a state after each."""
     change = {"duration_kimg": 4, "snapshot_kimg": 4, "tick_kimg": 1, "state_kimg": 1, "seed": 5}

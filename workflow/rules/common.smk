@@ -28,7 +28,7 @@ def stop(error):
 def hold_folder():
     """Refuse to work in a folder where another Snakemake does. Unlike Snakemake's own lock, which profiles/default
     switches off, this one is taken over from a Snakemake that was killed."""
-    lock = FolderLock(Path(".snakemake/workflow.lock"), "a workflow in this folder")
+    lock = FolderLock(Path(".snakemake/workflow.lock").absolute(), "a workflow in this folder")  # --directory is left at the end
     try:
         lock.__enter__()
     except UserError as error:

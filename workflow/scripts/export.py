@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from mscd.events import EventLog
-from mscd.export import export
-from mscd.job import logged
-from mscd.report import best_network
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.events import EventLog
+    from mscd.export import export
+    from mscd.report import best_network
 
 with logged(snakemake.log.text):
     table, student = Path(snakemake.input.table), snakemake.wildcards.student

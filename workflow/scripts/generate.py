@@ -1,10 +1,12 @@
 """Sample a network for a block of seeds."""
 
-from mscd.config import load_config
-from mscd.distributed import this_device
-from mscd.events import EventLog
-from mscd.generate import generate
-from mscd.job import logged
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.distributed import this_device
+    from mscd.events import EventLog
+    from mscd.generate import generate
 
 with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from mscd.config import load_config
-from mscd.distributed import this_device
-from mscd.events import EventLog
-from mscd.gallery import compare_images
-from mscd.job import logged
-from mscd.report import read_scores
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.distributed import this_device
+    from mscd.events import EventLog
+    from mscd.gallery import compare_images
+    from mscd.report import read_scores
 
 with logged(snakemake.log.text):
     samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent

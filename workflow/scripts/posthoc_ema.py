@@ -1,8 +1,10 @@
 """Reconstruct the average of another length of a student's snapshot."""
 
-from mscd.events import EventLog
-from mscd.job import logged
-from mscd.posthoc import reconstruct
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.events import EventLog
+    from mscd.posthoc import reconstruct
 
 with logged(snakemake.log.text):
     std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)

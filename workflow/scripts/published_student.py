@@ -1,10 +1,12 @@
 """Make a published student one of the models that are scored."""
 
-from mscd.config import load_config
-from mscd.convert import convert
-from mscd.download import fetch_for
-from mscd.events import EventLog
-from mscd.job import logged
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.convert import convert
+    from mscd.download import fetch_for
+    from mscd.events import EventLog
 
 with logged(snakemake.log.text):
     name = snakemake.wildcards.published

@@ -2,12 +2,14 @@
 
 import json
 
-from mscd.config import load_config
-from mscd.convert import convert
-from mscd.download import fetch_for
-from mscd.events import EventLog
-from mscd.files import written_whole
-from mscd.job import logged
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.convert import convert
+    from mscd.download import fetch_for
+    from mscd.events import EventLog
+    from mscd.files import written_whole
 
 with logged(snakemake.log.text):
     config = load_config(snakemake.config)

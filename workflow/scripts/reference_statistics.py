@@ -1,10 +1,12 @@
 """Mean and covariance of the detector's features over the data set."""
 
-from mscd.config import load_config
-from mscd.distributed import this_device
-from mscd.events import EventLog
-from mscd.features import reference_statistics
-from mscd.job import logged
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.distributed import this_device
+    from mscd.events import EventLog
+    from mscd.features import reference_statistics
 
 with logged(snakemake.log.text):
     reference_statistics(

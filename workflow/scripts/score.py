@@ -1,10 +1,12 @@
 """Score a sample batch."""
 
-from mscd.config import load_config
-from mscd.distributed import this_device
-from mscd.events import EventLog
-from mscd.job import logged
-from mscd.score import score
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.distributed import this_device
+    from mscd.events import EventLog
+    from mscd.score import score
 
 with logged(snakemake.log.text):
     files = snakemake.input

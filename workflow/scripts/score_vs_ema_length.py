@@ -1,9 +1,11 @@
 """Draw the score of a student against the length of its average."""
 
-from mscd.events import EventLog
-from mscd.figures import score_vs_ema_length
-from mscd.job import logged
-from mscd.report import read_scores
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.events import EventLog
+    from mscd.figures import score_vs_ema_length
+    from mscd.report import read_scores
 
 with logged(snakemake.log.text):
     student = snakemake.wildcards.student

@@ -1,9 +1,11 @@
 """Draw the score of one student against its training, and tell it to the run database as a curve."""
 
-from mscd.events import EventLog
-from mscd.figures import score_vs_kimg
-from mscd.job import logged
-from mscd.report import emas, read_scores, score_curve
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.events import EventLog
+    from mscd.figures import score_vs_kimg
+    from mscd.report import emas, read_scores, score_curve
 
 with logged(snakemake.log.text):
     scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student

@@ -1,9 +1,11 @@
 """Draw score against network evaluations, teacher and students in one figure."""
 
-from mscd.events import EventLog
-from mscd.figures import score_vs_nfe
-from mscd.job import logged
-from mscd.report import read_scores
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.events import EventLog
+    from mscd.figures import score_vs_nfe
+    from mscd.report import read_scores
 
 with logged(snakemake.log.text):
     score_vs_nfe(read_scores(snakemake.input.scores), snakemake.output[0])

@@ -1,9 +1,11 @@
 """Train the classifier whose features images are compared by."""
 
-from mscd.config import load_config
-from mscd.events import EventLog
-from mscd.features import train_detector
-from mscd.job import logged
+from mscd.job import loading, logged
+
+with loading():
+    from mscd.config import load_config
+    from mscd.events import EventLog
+    from mscd.features import train_detector
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).reference.classifier
