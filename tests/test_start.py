@@ -59,8 +59,10 @@ def test_a_training_step_loads_nothing_of_the_compiler(tmp_path):
     assert not loaded(TRAIN_A_STEP, tmp_path) & COMPILER
 
 
-def test_sampling_loads_nothing_of_the_compiler(tmp_path):
+@pytest.mark.parametrize("embedding", ["positional", "fourier"])
+def test_sampling_loads_nothing_of_the_compiler(embedding, tmp_path):
     options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
+    options["embedding_type"] = embedding
     net = EDMPrecond(8, 1, 10, **options)
     save_network(tmp_path / "network.safetensors", net, {"model": "teacher", "snapshot_kimg": 1, "student": None})
     assert not loaded(SAMPLE, tmp_path) & COMPILER

@@ -25,7 +25,7 @@ class Init:
         """Return a float32 parameter of `shape`; a gain of 0, or a network without memory (meta), draws nothing."""
         if gain == 0:
             return torch.nn.Parameter(torch.zeros(shape))
-        if torch.get_default_device().type == "meta":  # where arithmetic would load all of torch.compile, in seconds
+        if _on_meta():
             return torch.nn.Parameter(torch.empty(shape))
         if self.kind == "xavier_uniform":
             scale, values = math.sqrt(6 / (fan_in + fan_out)), torch.rand(shape) * 2 - 1
@@ -36,6 +36,11 @@ class Init:
         else:
             raise ValueError(f"unknown initialiser {self.kind!r}")
         return torch.nn.Parameter(values * (scale * gain))
+
+
+def _on_meta() -> bool:
+    """Whether layers get no memory now; there, to draw or to calculate would load all of torch.compile, in seconds."""
+    return torch.get_default_device().type == "meta"
 
 
 class Linear(torch.nn.Module):
@@ -141,7 +146,7 @@ class FourierEmbedding(torch.nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * 16)
+        self.register_buffer("freqs", torch.empty(channels // 2) if _on_meta() else torch.randn(channels // 2) * 16)
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         angles = t[:, None] * (2 * math.pi * self.freqs)
