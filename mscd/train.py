@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -266,6 +267,8 @@ def _wrap(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
+    # Of kernels of one pixel or one channel the strides differ in name only.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     # As views of its buckets gradients take no memory of their own and are not copied back.
     wrapped = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False  # buffers are constants
