@@ -48,10 +48,8 @@ class _ChannelsLast(torch.autograd.Function):
         if keep:  # for a backward pass; else their memory becomes the result's
             ctx.save_for_backward(deviations, scale, weight)
             ctx.groups = groups
-            y = deviations * (scale * weight)[:, None]
-        else:
-            y = deviations.mul_((scale * weight)[:, None])
-        return y.add_(bias).reshape(n, height, width, c).permute(0, 3, 1, 2)
+        y = torch.addcmul(bias, deviations, (scale * weight)[:, None], out=None if keep else deviations)
+        return y.reshape(n, height, width, c).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -64,7 +62,7 @@ class _ChannelsLast(torch.autograd.Function):
         slope = _of_group(products * weight, ctx.groups) * (-(scale**3) / values)
         shift = _of_group(sums * weight, ctx.groups) * (-scale / values)
         # In place: a new tensor for each term would cost more than the arithmetic.
-        torch.mul(deviations, slope[:, None], out=dx).addcmul_(g, (scale * weight)[:, None]).add_(shift[:, None])
+        torch.addcmul(shift[:, None], deviations, slope[:, None], out=dx).addcmul_(g, (scale * weight)[:, None])
         dx = dx.reshape(n, height, width, c).permute(0, 3, 1, 2)
         return dx, (products * scale).sum(dim=0), sums.sum(dim=0), None, None, None
 
