@@ -28,7 +28,8 @@ def stop(error):
 def hold_folder():
     """Refuse to work in a folder where another Snakemake does. Unlike Snakemake's own lock, which profiles/default
     switches off, this one is taken over from a Snakemake that was killed."""
-    lock = FolderLock(Path(".snakemake/workflow.lock").absolute(), "a workflow in this folder")  # --directory is left at the end
+    # Absolute, as Snakemake leaves the folder of --directory before the lock is given back.
+    lock = FolderLock(Path(".snakemake/workflow.lock").absolute(), "a workflow in this folder")
     try:
         lock.__enter__()
     except UserError as error:
