@@ -11,7 +11,17 @@ from mlflow.tracking import MlflowClient
 from project import clone, profile_settings
 
 from cluster.test_workflow import slurm_profile
-from cluster.training import kill_rank, lose_node, no_job_left, preempt, rank_of, requeue, tell_slurm, wait_for
+from cluster.training import (
+    kill_rank,
+    lose_node,
+    newest_state,
+    no_job_left,
+    preempt,
+    rank_of,
+    requeue,
+    tell_slurm,
+    wait_for,
+)
 from mscd.attempts import read_attempts, starts_in_place
 from mscd.rank import STARTS_WITHOUT_PROGRESS
 
@@ -74,8 +84,7 @@ def attempts_of(project, kimg):
 def gets_on(project, kimg):
     """Whether the leg has left a state beyond its last start, or is over: another fault will not end it for good."""
     attempts = read_attempts(attempts_of(project, kimg))
-    states = (project.results / "students/a/rolling").glob("state-*.safetensors")
-    return not attempts or any(int(path.stem.removeprefix("state-")) > attempts[-1]["nimg"] for path in states)
+    return not attempts or newest_state(project.results / "students/a") > attempts[-1]["nimg"]
 
 
 def start(project):

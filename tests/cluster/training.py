@@ -90,8 +90,7 @@ class Training:
         return read_attempts(self.leg.attempts)
 
     def trained_to(self, kimg: int) -> bool:
-        states = (self.folder / "rolling").glob("state-*.safetensors")
-        return any(int(path.stem.removeprefix("state-")) >= kimg * 1000 for path in states)
+        return newest_state(self.folder) >= kimg * 1000
 
     def wait_until_at(self, kimg: int) -> None:
         """Until a state at `kimg` or later lies in rolling/."""
@@ -105,6 +104,12 @@ class Training:
         """Until Slurm has put the job back into the queue."""
         job_id = self.job_id
         wait_for(lambda: slurm.status(job_id).restarts >= times, "the requeue", 180)
+
+
+def newest_state(run_dir: Path) -> int:
+    """Images seen by the newest state in rolling/ of a run's folder; -1 where there is none."""
+    states = (run_dir / "rolling").glob("state-*.safetensors")
+    return max((int(path.stem.removeprefix("state-")) for path in states), default=-1)
 
 
 def rank_of(job_id: str | None, number: int) -> psutil.Process | None:
