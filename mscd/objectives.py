@@ -12,6 +12,7 @@ from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.denoise import denoising_loss
 from mscd.distill import consistency_loss
 from mscd.draws import generator, seed_dropout
+from mscd.overlap import sent_to
 from mscd.schedule import EdgeTable, annealed_steps, edge_table
 
 GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
@@ -118,7 +119,7 @@ def teacher_steps(settings: StudentSettings, nimg: int) -> int:
 def _cached_table(options: tuple, steps: int, device: torch.device) -> tuple[EdgeTable, torch.Tensor]:
     table = edge_table(steps=steps, **dict(options))
     cumulative = table.probability.cumsum(0)
-    return table.to(device), (cumulative / cumulative[-1]).to(device)
+    return table.to(device), sent_to(device, cumulative / cumulative[-1])
 
 
 def _device_table(settings: StudentSettings, steps: int, device: torch.device) -> tuple[EdgeTable, torch.Tensor]:

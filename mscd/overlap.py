@@ -69,6 +69,13 @@ def hand_over(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> Non
         consuming.result()
 
 
+def sent_to(device: torch.device | str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the host on `device`. A GPU gets it from pinned memory: from any other the copy would wait for it."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> Iterator[torch.Tensor]:
     """The batches on `device`. For a GPU they are read ahead, and copied from pinned memory while it computes.
 

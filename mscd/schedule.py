@@ -12,6 +12,8 @@ import math
 
 import torch
 
+from mscd.overlap import sent_to
+
 # A teacher node this close to an interior student node counts as the same node.
 NODE_TOLERANCE = 1e-5
 STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # that students are trained and sampled on
@@ -108,8 +110,8 @@ class EdgeTable:
         return EdgeTable(*(getattr(self, field.name)[k] for field in dataclasses.fields(self)))
 
     def to(self, device: torch.device | str) -> EdgeTable:
-        """The same table on `device`."""
-        return EdgeTable(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+        """The same table on `device`, without waiting for a GPU."""
+        return EdgeTable(*(sent_to(device, getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 def edge_table(

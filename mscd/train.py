@@ -34,7 +34,7 @@ from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond
 from mscd.networks.compiled import compile_blocks
-from mscd.networks.precision import choose_matrix_format
+from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
@@ -117,6 +117,7 @@ def _begin(
     """Everything a leg needs, its state being the furthest there is."""
     settings = leg.settings
     choose_matrix_format(settings.precision)
+    choose_repeatable_kernels(group.device)
     dataset = ImageDataset(leg.data)
     dataset.images_in_memory(group=group)
     state, objective, fingerprint = _initial_state(leg, dataset, group)

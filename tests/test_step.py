@@ -12,6 +12,7 @@ from mscd import data, objectives, train
 from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.distributed import Group
 from mscd.leg import Leg, take_snapshot
+from mscd.networks.precision import choose_repeatable_kernels
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {
@@ -91,6 +92,30 @@ def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
             train._step(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_trains_to_the_same_bits_each_time(base, tmp_path, precision):
+    ends = []
+    for attempt in "ab":
+        run = begun(base, tmp_path / attempt, "student", device="cuda", precision=precision)
+        for _ in range(20):
+            train._step(run)
+        ends.append(run.state.tensors())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_kernels_are_chosen_for_a_gpu_alone():
+    before = torch.are_deterministic_algorithms_enabled()
+    choose_repeatable_kernels(torch.device("cpu"))
+    assert torch.are_deterministic_algorithms_enabled() == before
+    try:
+        choose_repeatable_kernels(torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # with warnings only, attention stays as it is
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def resident() -> int:

@@ -1,6 +1,7 @@
 """Number formats that a U-Net computes in, and what a device makes of them."""
 
 import functools
+import os
 
 import torch
 
@@ -29,3 +30,12 @@ def choose_matrix_format(precision: str) -> None:
     PyTorch would by itself do so in convolutions and not elsewhere.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def choose_repeatable_kernels(device: torch.device) -> None:
+    """Have a GPU add up in the same order each time, for the whole process: without it, gradients of attention (bf16)
+    and of convolutions (fp32) differ from run to run in their last bits. A CPU does so anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first product
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and nothing here reads such memory
