@@ -15,7 +15,7 @@ import torch
 from harness import Row, in_turns, main, medians, milliseconds
 
 from mscd.features import Classifier, Detector, load_detector, save_detector, statistics_of
-from mscd.files import sha256_of
+from mscd.files.atomic import sha256_of
 from mscd.frechet import FeatureStatistics, frechet_distance
 from mscd.samples import read_batches, write_samples
 

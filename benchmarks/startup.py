@@ -22,7 +22,7 @@ import torch
 import yaml
 from harness import Row, in_turns, main, medians, seconds
 
-from mscd.events import read_events
+from mscd.files.event_log import read_events
 from mscd.generate import generate
 from mscd.score import score
 

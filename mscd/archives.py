@@ -18,7 +18,7 @@ import numpy as np
 
 from mscd import zips
 from mscd.errors import UserError
-from mscd.files import sha256_of
+from mscd.files.atomic import sha256_of
 from mscd.names import Names
 
 LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory

@@ -17,7 +17,7 @@ import numpy as np
 
 from mscd.archives import is_compressed, member_name
 from mscd.errors import UserError
-from mscd.inert import InertReader, Object, Refused
+from mscd.files.safe_pickle import InertReader, Object, Refused
 
 _CIFAR_FOLDER = "cifar-10-batches-py"
 _CIFAR_BATCHES = [f"{_CIFAR_FOLDER}/data_batch_{number}" for number in range(1, 6)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mscd.errors import UserError
-from mscd.files import append_line, whole_lines
+from mscd.files.atomic import append_line, whole_lines
 
 
 class Superseded(UserError):

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.headers import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.networks import EDMPrecond
 from mscd.pickles import read_pickle

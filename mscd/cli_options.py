@@ -103,7 +103,7 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
     from mscd.config import FileSettings
     from mscd.download import fetch_for
     from mscd.errors import UserError
-    from mscd.files import sha256_of
+    from mscd.files.atomic import sha256_of
     from mscd.licenses import origin
 
     if is_address(source) or sha256:

@@ -24,9 +24,9 @@ import yaml
 
 from mscd.addresses import is_address, local_path
 from mscd.errors import UserError
-from mscd.files import sha256_of, written_whole
+from mscd.files.atomic import sha256_of, written_whole
+from mscd.files.folder_lock import FolderLock
 from mscd.licenses import license_text, origin
-from mscd.lock import FolderLock
 
 LOCK = "downloads.lock"  # in the working folder
 ATTEMPTS = 5

@@ -11,7 +11,7 @@ from pathlib import Path
 from mscd.card import model_card, scores_of
 from mscd.checkpoint import NETWORK_FORMAT, load_network, read_metadata
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.schedule import student_sigmas
 
 PACKAGE = Path(__file__).parent

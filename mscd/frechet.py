@@ -17,7 +17,7 @@ import scipy
 import torch
 
 from mscd.errors import UserError
-from mscd.files import NPZ_FAULTS, written_whole
+from mscd.files.atomic import NPZ_FAULTS, written_whole
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from mscd.checkpoint import is_pickle, load_network, read_metadata
 from mscd.convert import pickle_metadata
 from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
-from mscd.files import sha256_of
+from mscd.files.atomic import sha256_of
 from mscd.image_files import check_dest, write_images
 from mscd.licenses import origin
 from mscd.networks import EDMPrecond

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.images import encode_png
 from mscd.labels import image_name
 from mscd.overlap import hand_over

@@ -23,7 +23,7 @@ from mscd.convert import pickle_metadata
 from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
-from mscd.files import NPZ_FAULTS, sha256_of
+from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
 from mscd.images import is_image
 from mscd.inception import INCEPTION_SHA256

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mscd.errors import UserError
-from mscd.events import EventLog
+from mscd.files.event_log import EventLog
+from mscd.files.folder_lock import FolderLock
 from mscd.launch_local import end_local, train_inline, train_local
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.launch_slurm import end_on_slurm, train_on_slurm
 from mscd.leg import Leg, take_snapshot
-from mscd.lock import FolderLock
 from mscd.machine import Machine
 from mscd.stop import is_gone
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.leg import Leg
 from mscd.settings import digest
 

@@ -21,7 +21,7 @@ from mscd.attempts import read_attempts, starts_in_place
 from mscd.code import copy_package
 from mscd.ended import RAISED, End, cause_of
 from mscd.errors import UserError
-from mscd.events import read_events
+from mscd.files.event_log import read_events
 from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine

@@ -18,7 +18,7 @@ import numpy as np
 
 from mscd.archives import DamagedFile
 from mscd.errors import UserError
-from mscd.files import sha256_of, written_whole
+from mscd.files.atomic import sha256_of, written_whole
 from mscd.images import TRANSFORMS, encode_png, transformed
 from mscd.labels import image_name
 from mscd.sources import Source, open_source

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mscd.inert import InertReader, Name, Object, Refused
+from mscd.files.safe_pickle import InertReader, Name, Object, Refused
 
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 STORAGE_STEPS = 200  # instructions in the pickles of one storage; it takes about 60

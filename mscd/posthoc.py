@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.power_profiles import LARGEST_STD, reach, std_of
 
 log = logging.getLogger(__name__)

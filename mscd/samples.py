@@ -17,7 +17,7 @@ import numpy as np
 
 import mscd
 from mscd.errors import UserError
-from mscd.files import NPZ_FAULTS, written_whole
+from mscd.files.atomic import NPZ_FAULTS, written_whole
 
 PIECE = 256  # images of a file that are read at a time
 

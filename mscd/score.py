@@ -14,7 +14,7 @@ import torch
 from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.features import Detector, load_detector, statistics_of
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
 from mscd.frechet import Reference, frechet_distance, load_reference
 from mscd.samples import count_images, joint_provenance, made_by, read_batches
 

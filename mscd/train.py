@@ -29,7 +29,7 @@ from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.distributed import Group
 from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
-from mscd.events import EventLog
+from mscd.files.event_log import EventLog
 from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond

@@ -6,15 +6,15 @@ import subprocess
 import sys
 import threading
 
-from mscd import lock
 from mscd.errors import UserError
-from mscd.lock import FolderLock
+from mscd.files import folder_lock
+from mscd.files.folder_lock import FolderLock
 
 WHAT = "the training of s4"
 HEAD = """
 import fcntl, os, random, signal, sys, time
 from mscd.errors import UserError
-from mscd.lock import FolderLock
+from mscd.files.folder_lock import FolderLock
 """
 HOLD = f"""{HEAD}
 with FolderLock(sys.argv[1], {WHAT!r}):
@@ -50,7 +50,7 @@ def edited(path, **changes):
 
 
 class Contenders:
-    """Threads that contend once for one lock and move one at a time, line by line of mscd.lock, as they are told.
+    """Threads that contend once for one lock and move one at a time, line by line of mscd.files.folder_lock, as they are told.
 
     path: the lock; releases: for each thread whether it leaves the lock again.
     """
@@ -86,7 +86,7 @@ class Contenders:
 
     def _run(self, number, releases):
         def trace(frame, event, argument):
-            if frame.f_code.co_filename != lock.__file__:
+            if frame.f_code.co_filename != folder_lock.__file__:
                 return None
             if event == "line":
                 self._pause(number)

@@ -4,7 +4,7 @@ import json
 import math
 import threading
 
-from mscd.events import EventLog, read_events
+from mscd.files.event_log import EventLog, read_events
 
 
 def test_a_fresh_start_voids_everything_before_it(tmp_path):

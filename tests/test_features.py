@@ -14,7 +14,6 @@ from mscd.checkpoint import save_tensors
 from mscd.config import ClassifierSettings
 from mscd.data import ImageDataset, pack
 from mscd.errors import UserError
-from mscd.events import EventLog, read_events
 from mscd.features import (
     Classifier,
     Detector,
@@ -24,6 +23,7 @@ from mscd.features import (
     statistics_of,
     train_classifier,
 )
+from mscd.files.event_log import EventLog, read_events
 from mscd.frechet import FeatureStatistics, load_reference
 
 QUICK = SimpleNamespace(epochs=2, batch_size=128, learning_rate=2e-3, held_out=0.2, min_accuracy=0.0, seed=0)

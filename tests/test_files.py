@@ -7,7 +7,7 @@ import pytest
 
 from mscd.data import pack
 from mscd.errors import UserError
-from mscd.files import append_line, written_whole
+from mscd.files.atomic import append_line, written_whole
 
 
 def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):

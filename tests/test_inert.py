@@ -17,7 +17,7 @@ from nvidia_pickle import dump, persistent, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
 from mscd.errors import UserError
-from mscd.inert import Refused
+from mscd.files.safe_pickle import Refused
 from mscd.pickle_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
 from mscd.pickles import read_pickle
 

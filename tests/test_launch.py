@@ -15,10 +15,10 @@ from test_train import STUDENT, base, launch_leg, snapshot, student_leg, train  
 from mscd import checkpoint
 from mscd.distributed import Group
 from mscd.errors import UserError
-from mscd.events import read_events
+from mscd.files.event_log import read_events
+from mscd.files.folder_lock import FolderLock
 from mscd.launch import run_leg
 from mscd.launch_record import LaunchRecord, leg_identity
-from mscd.lock import FolderLock
 from mscd.machine import Machine
 from mscd.train import train_leg
 

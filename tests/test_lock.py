@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lock_holders import HEAD, HOLD, WHAT, edited, holding, killed, python
 
-from mscd import lock
 from mscd.errors import UserError
-from mscd.lock import FolderLock, Holder
+from mscd.files import folder_lock
+from mscd.files.folder_lock import FolderLock, Holder
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ ctypes.CDLL(None).syscall(int(sys.argv[2]), 0)
     try:
         assert process.stdout.readline() == "held\n"
         deadline = time.monotonic() + 30
-        while lock._text(f"/proc/{process.pid}/stat").rpartition(")")[2].split()[0] != "Z":
+        while folder_lock._text(f"/proc/{process.pid}/stat").rpartition(")")[2].split()[0] != "Z":
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert f"process {process.pid} of" in refused(path)
@@ -153,10 +153,12 @@ def test_a_lock_from_before_a_reboot_is_taken_over_whatever_runs_under_that_pid_
 
 def test_a_reboot_is_not_proved_by_a_host_name_alone(path, holder, monkeypatch):
     edited(path, boot="00000000-0000-0000-0000-000000000000", machine=None)
-    known = lock._known
-    monkeypatch.setattr(lock, "_known", lambda read, name: None if name == "/etc/machine-id" else known(read, name))
+    known = folder_lock._known
+    monkeypatch.setattr(
+        folder_lock, "_known", lambda read, name: None if name == "/etc/machine-id" else known(read, name)
+    )
     assert refused(path)
-    edited(path, boot=known(lock._text, "/proc/sys/kernel/random/boot_id"))
+    edited(path, boot=known(folder_lock._text, "/proc/sys/kernel/random/boot_id"))
     killed(holder)
     taken(path)  # the boot id tells the machine, too
 
@@ -167,9 +169,9 @@ def test_another_process_that_got_the_pid_since_does_not_hold_the_lock(path, hol
 
 
 def test_a_process_hidden_from_this_user_may_live(path, holder, monkeypatch):
-    known = lock._known
+    known = folder_lock._known
     hidden = f"/proc/{holder.pid}/stat"
-    monkeypatch.setattr(lock, "_known", lambda read, name: None if name == hidden else known(read, name))
+    monkeypatch.setattr(folder_lock, "_known", lambda read, name: None if name == hidden else known(read, name))
     assert refused(path)
     killed(holder)
     taken(path)

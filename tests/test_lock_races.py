@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lock_holders import HEAD, WHAT, Contenders, holding, killed, python
 
-from mscd.lock import FolderLock
+from mscd.files.folder_lock import FolderLock
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from mscd import checkpoint, data, draws, launch
 from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.distributed import Group
 from mscd.errors import UserError
-from mscd.events import read_events
+from mscd.files.event_log import read_events
 from mscd.leg import Leg, take_snapshot
 from mscd.machine import Machine
 from mscd.objectives import MicroBatch, student_objective

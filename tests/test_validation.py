@@ -12,7 +12,7 @@ from mscd import checkpoint, features
 from mscd.config import ClassifierSettings
 from mscd.distributed import Group
 from mscd.errors import UserError
-from mscd.events import EventLog, read_events
+from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
 
 SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})

@@ -9,15 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from mscd.networks.layers import (
-    BlockStyle,
-    Conv2d,
-    FourierEmbedding,
-    Init,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-)
+from mscd.networks.layers import BlockStyle, Conv2d, FourierEmbedding, Init, Linear, PositionalEmbedding, UNetBlock
 from mscd.networks.norm import GroupNorm
 from mscd.networks.unet import (
     block_maker,

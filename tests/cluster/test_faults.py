@@ -19,7 +19,7 @@ from cluster.training import (
     wait_for,
 )
 from mscd import slurm
-from mscd.events import read_events
+from mscd.files.event_log import read_events
 
 KIMG = 8
 LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG})

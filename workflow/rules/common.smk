@@ -11,7 +11,7 @@ from pathlib import Path
 from mscd.addresses import is_address, local_path
 from mscd.config import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
-from mscd.lock import FolderLock
+from mscd.files.folder_lock import FolderLock
 from mscd.machine import check_share, machine_of
 
 # The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth

@@ -2,7 +2,7 @@
 
 from mscd.config import load_config
 from mscd.download import fetch_for
-from mscd.events import EventLog
+from mscd.files.event_log import EventLog
 from mscd.job import logged
 from mscd.licenses import license_text
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.events import EventLog
     from mscd.export import export
+    from mscd.files.event_log import EventLog
     from mscd.report import best_network
 
 with logged(snakemake.log.text):

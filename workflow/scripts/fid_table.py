@@ -1,6 +1,6 @@
 """Put all scores in one table."""
 
-from mscd.events import EventLog
+from mscd.files.event_log import EventLog
 from mscd.job import logged
 from mscd.report import headline, read_scores, write_table
 

@@ -4,8 +4,8 @@ import shutil
 
 from mscd.config import load_config
 from mscd.download import fetch_for
-from mscd.events import EventLog
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
+from mscd.files.event_log import EventLog
 from mscd.job import logged
 
 with logged(snakemake.log.text):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mscd.addresses import is_address
 from mscd.config import load_config
-from mscd.events import EventLog
+from mscd.files.event_log import EventLog
 from mscd.job import logged
 from mscd.packing import pack
 

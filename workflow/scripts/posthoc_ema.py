@@ -3,7 +3,7 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.events import EventLog
+    from mscd.files.event_log import EventLog
     from mscd.posthoc import reconstruct
 
 with logged(snakemake.log.text):

@@ -8,8 +8,8 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config import load_config
     from mscd.download import fetch_for
-    from mscd.events import EventLog
     from mscd.features import adopt_reference
+    from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     settings, images = load_config(snakemake.config).reference, json.loads(Path(snakemake.input.summary).read_text())

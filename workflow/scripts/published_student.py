@@ -6,7 +6,7 @@ with loading():
     from mscd.config import load_config
     from mscd.convert import convert
     from mscd.download import fetch_for
-    from mscd.events import EventLog
+    from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     name = snakemake.wildcards.published

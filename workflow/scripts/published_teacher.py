@@ -8,8 +8,8 @@ with loading():
     from mscd.config import load_config
     from mscd.convert import convert
     from mscd.download import fetch_for
-    from mscd.events import EventLog
-    from mscd.files import written_whole
+    from mscd.files.atomic import written_whole
+    from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     config = load_config(snakemake.config)

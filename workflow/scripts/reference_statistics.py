@@ -5,8 +5,8 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config import load_config
     from mscd.distributed import this_device
-    from mscd.events import EventLog
     from mscd.features import reference_statistics
+    from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     reference_statistics(

@@ -5,7 +5,7 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config import load_config
     from mscd.distributed import this_device
-    from mscd.events import EventLog
+    from mscd.files.event_log import EventLog
     from mscd.score import score
 
 with logged(snakemake.log.text):

@@ -3,8 +3,8 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.events import EventLog
     from mscd.figures import score_vs_nfe
+    from mscd.files.event_log import EventLog
     from mscd.report import read_scores
 
 with logged(snakemake.log.text):

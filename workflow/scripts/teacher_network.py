@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mscd.events import EventLog
-from mscd.files import written_whole
+from mscd.files.atomic import written_whole
+from mscd.files.event_log import EventLog
 from mscd.headers import read_metadata
 from mscd.job import logged
 

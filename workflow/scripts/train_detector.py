@@ -4,8 +4,8 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.events import EventLog
     from mscd.features import train_detector
+    from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).reference.classifier

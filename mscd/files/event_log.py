@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mscd.files import append_line, whole_lines
+from mscd.files.atomic import append_line, whole_lines
 
 
 class EventLog:
