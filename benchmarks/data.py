@@ -23,9 +23,9 @@ from harness import Row, in_turns, main, medians, milliseconds, seconds
 from mscd import draws, train
 from mscd.config import load_config
 from mscd.data import ImageDataset, batches, pack
-from mscd.distributed import process_group
 from mscd.images import encode_png
 from mscd.labels import image_name
+from mscd.parallel.group import process_group
 from mscd.plan import plan
 from mscd.zips import StoredZip
 

@@ -13,9 +13,9 @@ from mscd import train
 from mscd.config import load_config
 from mscd.config_training import StudentSettings
 from mscd.diagnostics import TickDiagnostics
-from mscd.distributed import Group, this_device
 from mscd.networks import EDMPrecond
 from mscd.objectives import student_objective
+from mscd.parallel.group import Group, this_device
 from mscd.states import TrainingState
 
 CONFIGS = Path(__file__).parents[1] / "config"

@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mscd import train
 from mscd.checkpoint import content_digest, save_tensors
-from mscd.distributed import ALONE, Group, process_group
 from mscd.flops import parameter_count
+from mscd.parallel.group import ALONE, Group, process_group
 
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 5, 8, 2
 MB = 2**20

@@ -71,8 +71,8 @@ def generate(network: Path, label: int | None, out: Path | None, **how) -> None:
     student knows its noise levels and needs no options: it takes exactly one evaluation a segment. Computes on the GPU
     where there is one, and under torchrun on as many processes, which make the same images as one.
     """
-    from mscd.distributed import group_of_torchrun
     from mscd.generate import generate
+    from mscd.parallel.group import group_of_torchrun
 
     out = out or Path(f"{network.stem}.png")
     churn = {name.replace("s_", "S_"): how.pop(name) for name in ("s_churn", "s_min", "s_max", "s_noise")}
@@ -135,8 +135,8 @@ def reference(
     """
     if (data is None) == (published is None) or (published is not None and resolution is None):
         raise click.UsageError("give either DATA, or --published and --resolution")
-    from mscd.distributed import group_of_torchrun
     from mscd.features import adopt_reference, reference_statistics
+    from mscd.parallel.group import group_of_torchrun
 
     network, _ = obtained(detector, sha256)
     if published is not None:
@@ -176,7 +176,7 @@ def score(samples: tuple[Path, ...], reference: Path, detector: str, sha256: str
     different counts cannot be compared. Published ones are of seeds 0-49999, the least of three such samples. Uses the
     GPU where there is one, and several processes under torchrun.
     """
-    from mscd.distributed import group_of_torchrun
+    from mscd.parallel.group import group_of_torchrun
     from mscd.score import score
 
     network, _ = obtained(detector, sha256)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from mscd.archives import DamagedFile, open_files
-from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.images import decode, is_image, packed_pixels
 from mscd.labels import read_labels
 from mscd.packing import pack as pack
-from mscd.shared import shared_by_node
+from mscd.parallel.group import ALONE, Group
+from mscd.parallel.shared_memory import shared_by_node
 
 
 class ImageDataset:

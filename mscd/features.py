@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from mscd.checkpoint import load_tensors, save_tensors
 from mscd.data import ImageDataset, batches
-from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of, written_whole
 from mscd.frechet import FeatureStatistics, load_reference, store_reference, write_reference
 from mscd.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
-from mscd.overlap import hand_over, on_device, on_host
+from mscd.parallel.group import ALONE, Group
+from mscd.parallel.prefetch import hand_over, on_device, on_host
 
 if TYPE_CHECKING:
     from mscd.config import ClassifierSettings

@@ -16,14 +16,14 @@ from tqdm import tqdm
 from mscd import samplers
 from mscd.checkpoint import is_pickle, load_network, read_metadata
 from mscd.convert import pickle_metadata
-from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.image_files import check_dest, write_images
 from mscd.licenses import origin
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
-from mscd.overlap import on_host
+from mscd.parallel.group import ALONE, Group
+from mscd.parallel.prefetch import on_host
 from mscd.pickles import read_pickle
 from mscd.samples import made_by
 

@@ -19,7 +19,7 @@ from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.images import encode_png
 from mscd.labels import image_name
-from mscd.overlap import hand_over
+from mscd.parallel.prefetch import hand_over
 from mscd.samples import save_samples
 from mscd.zips import StoredZip
 

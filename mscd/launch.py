@@ -18,7 +18,7 @@ from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.launch_slurm import end_on_slurm, train_on_slurm
 from mscd.leg import Leg, take_snapshot
 from mscd.machine import Machine
-from mscd.stop import is_gone
+from mscd.parallel.stop_request import is_gone
 
 log = logging.getLogger(__name__)
 END = {"inline": end_local, "local": end_local, "slurm": end_on_slurm}

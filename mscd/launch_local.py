@@ -19,8 +19,8 @@ from mscd.job import loading
 from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
+from mscd.parallel.stop_request import StopRequest, is_gone
 from mscd.rank import run_rank
-from mscd.stop import StopRequest, is_gone
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
@@ -35,7 +35,7 @@ def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord
     with loading():
         import torch
 
-        from mscd.distributed import process_group
+        from mscd.parallel.group import process_group
         from mscd.train import Interrupted, train_leg
 
     if leg.finished.exists():

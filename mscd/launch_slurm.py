@@ -25,8 +25,8 @@ from mscd.files.event_log import read_events
 from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
+from mscd.parallel.stop_request import is_gone
 from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
-from mscd.stop import is_gone
 
 log = logging.getLogger(__name__)
 # A controller that is busy or being restarted refuses for a while.

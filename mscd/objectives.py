@@ -12,7 +12,7 @@ from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.denoise import denoising_loss
 from mscd.distill import consistency_loss
 from mscd.draws import generator, seed_dropout
-from mscd.overlap import sent_to
+from mscd.parallel.prefetch import sent_to
 from mscd.schedule import EdgeTable, annealed_steps, edge_table
 
 GENERAL, BOUNDARY, TERMINAL = 0, 1, 2

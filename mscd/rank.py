@@ -18,7 +18,7 @@ from mscd.errors import UserError
 from mscd.job import loading
 from mscd.leg import Leg
 from mscd.machine import Machine
-from mscd.stop import StopRequest
+from mscd.parallel.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from mscd.train import Interrupted
@@ -73,7 +73,7 @@ def _train(
     with loading():
         import torch
 
-        from mscd.distributed import process_group
+        from mscd.parallel.group import process_group
         from mscd.train import Interrupted, train_leg
 
     torch.set_num_threads(machine.cpus_per_task)

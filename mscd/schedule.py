@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from mscd.overlap import sent_to
+from mscd.parallel.prefetch import sent_to
 
 # A teacher node this close to an interior student node counts as the same node.
 NODE_TOLERANCE = 1e-5

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mscd.distributed import ALONE, Group
 from mscd.errors import UserError
 from mscd.features import Detector, load_detector, statistics_of
 from mscd.files.atomic import written_whole
 from mscd.frechet import Reference, frechet_distance, load_reference
+from mscd.parallel.group import ALONE, Group
 from mscd.samples import count_images, joint_provenance, made_by, read_batches
 
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")

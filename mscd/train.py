@@ -26,7 +26,6 @@ from mscd.code import code_identity
 from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
-from mscd.distributed import Group
 from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog
@@ -36,9 +35,10 @@ from mscd.networks import EDMPrecond
 from mscd.networks.compiled import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
+from mscd.parallel.group import Group
+from mscd.parallel.stop_request import StopRequest
 from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
-from mscd.stop import StopRequest
 from mscd.validation import Validation
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import torch
 
 from mscd import samplers
 from mscd.config_training import StudentSettings, TrainingSettings
-from mscd.distributed import Group
 from mscd.features import load_detector, statistics_of
 from mscd.frechet import frechet_distance, load_reference
 from mscd.inception import is_torchscript
 from mscd.networks import EDMPrecond
-from mscd.overlap import on_host
+from mscd.parallel.group import Group
+from mscd.parallel.prefetch import on_host
 from mscd.score import check_reference, check_shape
 
 BATCH = 256

@@ -14,9 +14,9 @@ from standin_detector import write_standin
 from mscd import features
 from mscd.checkpoint import save_network
 from mscd.data import pack
-from mscd.distributed import ALONE, group_of_torchrun
 from mscd.generate import generate
 from mscd.networks import EDMPrecond
+from mscd.parallel.group import ALONE, group_of_torchrun
 from mscd.samples import read_samples, write_samples
 from mscd.score import score
 

@@ -13,8 +13,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from mscd import data, train
 from mscd.config import NetworkSettings, TeacherSettings
-from mscd.distributed import process_group
 from mscd.leg import Leg
+from mscd.parallel.group import process_group
 
 # 3 MB of gradients: more than the first bucket, of 1 MB, holds.
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1)

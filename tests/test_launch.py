@@ -13,13 +13,13 @@ import pytest
 from test_train import STUDENT, base, launch_leg, snapshot, student_leg, train  # noqa: F401 (base is a fixture)
 
 from mscd import checkpoint
-from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.files.folder_lock import FolderLock
 from mscd.launch import run_leg
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.machine import Machine
+from mscd.parallel.group import Group
 from mscd.train import train_leg
 
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mscd.overlap import ahead, hand_over, on_device, on_host
+from mscd.parallel.prefetch import ahead, hand_over, on_device, on_host
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -8,10 +8,10 @@ import torch
 from mscd import data
 from mscd.config import load_config
 from mscd.distill import consistency_loss
-from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.flops import classifier_cost, meta_network, network_cost, parameter_count
 from mscd.leg import take_snapshot
+from mscd.parallel.group import Group
 from mscd.plan import plan, validations
 from mscd.plan_disk import legs
 from mscd.plan_table import amount, markdown, quantity, table

@@ -8,9 +8,9 @@ from test_train import STUDENT
 from mscd import rank, slurm
 from mscd.attempts import Attempts
 from mscd.leg import Leg
+from mscd.parallel.stop_request import StopRequest
 from mscd.rank import FAILED, LOST_PEER, STOPPED
 from mscd.slurm import JobStatus
-from mscd.stop import StopRequest
 from mscd.train import Interrupted
 
 

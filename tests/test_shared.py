@@ -16,10 +16,10 @@ import pytest
 import torch
 from data_files import random_images, write_images
 
-from mscd import shared
 from mscd.data import ImageDataset, batches, pack
-from mscd.distributed import ALONE, process_group
-from mscd.shared import shared_by_node
+from mscd.parallel import shared_memory
+from mscd.parallel.group import ALONE, process_group
+from mscd.parallel.shared_memory import shared_by_node
 
 IMAGES, SIZE = 300, 32
 INDICES = [torch.tensor([5, 299, 0]), torch.tensor([7, 7, 120, 3])]
@@ -48,7 +48,7 @@ def member(folder, data, rank, case):
     """What each of two processes does; its findings go to a file."""
     folder, rank, found = Path(folder), int(rank), {}
     if case == "other kernel":
-        shared._node = lambda: f"node {rank}"
+        shared_memory._node = lambda: f"node {rank}"
     elif case == "no room":  # memory that is shared is a file to this limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     elif case == "out of reach":

@@ -26,7 +26,7 @@ UNUSED = {
 TRAIN_A_STEP = """
 from mscd import data, train
 from mscd.config_training import NetworkSettings, TeacherSettings
-from mscd.distributed import Group
+from mscd.parallel.group import Group
 from mscd.leg import Leg
 network = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1)
 settings = TeacherSettings(

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscd import data, objectives, train
 from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
-from mscd.distributed import Group
 from mscd.leg import Leg, take_snapshot
 from mscd.networks.precision import choose_repeatable_kernels
+from mscd.parallel.group import Group
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {

@@ -17,13 +17,13 @@ import torch
 
 from mscd import checkpoint, data, draws, launch
 from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
-from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.leg import Leg, take_snapshot
 from mscd.machine import Machine
 from mscd.objectives import MicroBatch, student_objective
-from mscd.stop import StopRequest
+from mscd.parallel.group import Group
+from mscd.parallel.stop_request import StopRequest
 from mscd.train import Interrupted, _index_stream, _micro_batches, train_leg
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)

@@ -10,10 +10,10 @@ from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F4
 
 from mscd import checkpoint, features
 from mscd.config import ClassifierSettings
-from mscd.distributed import Group
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
+from mscd.parallel.group import Group
 
 SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})
 

@@ -4,9 +4,9 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.distributed import this_device
     from mscd.files.event_log import EventLog
     from mscd.generate import generate
+    from mscd.parallel.group import this_device
 
 with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards

@@ -6,9 +6,9 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.distributed import this_device
     from mscd.files.event_log import EventLog
     from mscd.gallery import compare_images
+    from mscd.parallel.group import this_device
     from mscd.report import read_scores
 
 with logged(snakemake.log.text):

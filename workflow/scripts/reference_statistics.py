@@ -4,9 +4,9 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.distributed import this_device
     from mscd.features import reference_statistics
     from mscd.files.event_log import EventLog
+    from mscd.parallel.group import this_device
 
 with logged(snakemake.log.text):
     reference_statistics(

@@ -4,8 +4,8 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.distributed import this_device
     from mscd.files.event_log import EventLog
+    from mscd.parallel.group import this_device
     from mscd.score import score
 
 with logged(snakemake.log.text):

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mscd.distributed import Group
 from mscd.errors import UserError
+from mscd.parallel.group import Group
 
 log = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one a running kernel, whatever the containers on it are called
