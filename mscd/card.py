@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 import yaml
 
-from mscd.code import code_identity
 from mscd.errors import UserError
+from mscd.provenance.code_version import code_identity
 from mscd.report import TEACHER, decimals_for
 
 # Beginnings of license texts, and the identifiers that the hub has for them.

@@ -59,8 +59,8 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
     archive, MNIST's files, `digits` for the 8x8 digits that come with scikit-learn, or the http(s) address of an
     archive. Prints what was packed, as JSON.
     """
-    from mscd.addresses import is_address
     from mscd.data import pack
+    from mscd.provenance.urls import is_address
 
     if dest.suffix != ".zip":
         raise click.BadParameter(f"{dest}: a data set is a .zip", param_hint="DEST")
@@ -117,9 +117,9 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
     a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
     """
-    from mscd.addresses import is_address
     from mscd.checkpoint import is_pickle
     from mscd.convert import convert
+    from mscd.provenance.urls import is_address
 
     path, origin = obtained(source, sha256, license)
     told["origin"] = origin if is_pickle(path) or is_address(source) else None

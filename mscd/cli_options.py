@@ -99,12 +99,12 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
 
     Raises UserError where nothing is there, and for another file than that of the sha256.
     """
-    from mscd.addresses import is_address
     from mscd.config import FileSettings
-    from mscd.download import fetch_for
     from mscd.errors import UserError
     from mscd.files.atomic import sha256_of
-    from mscd.licenses import origin
+    from mscd.provenance.fetch import fetch_for
+    from mscd.provenance.licenses import origin
+    from mscd.provenance.urls import is_address
 
     if is_address(source) or sha256:
         return fetch_for(FileSettings(source=source, sha256=sha256, license=license))

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from mscd.addresses import is_address, local_path
 from mscd.config_errors import describe
 from mscd.config_sections import (
     ClassifierSettings,
@@ -32,6 +31,7 @@ from mscd.config_training import (
 )
 from mscd.errors import UserError
 from mscd.power_profiles import reach
+from mscd.provenance.urls import is_address, local_path
 from mscd.settings import FileSettings, Name, Settings, digest
 
 __all__ = [

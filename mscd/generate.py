@@ -19,12 +19,12 @@ from mscd.convert import pickle_metadata
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.image_files import check_dest, write_images
-from mscd.licenses import origin
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import ALONE, Group
 from mscd.parallel.prefetch import on_host
 from mscd.pickles import read_pickle
+from mscd.provenance.licenses import origin
 from mscd.samples import made_by
 
 HEUN_STEPS = 18  # of a teacher, if nothing else is asked for

@@ -18,7 +18,6 @@ from submitit.core.utils import FailedJobError
 
 from mscd import slurm
 from mscd.attempts import read_attempts, starts_in_place
-from mscd.code import copy_package
 from mscd.ended import RAISED, End, cause_of
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
@@ -26,6 +25,7 @@ from mscd.launch_record import LaunchRecord, fresh_folder
 from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.parallel.stop_request import is_gone
+from mscd.provenance.code_version import copy_package
 from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
 
 log = logging.getLogger(__name__)

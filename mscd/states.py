@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from mscd import checkpoint
-from mscd.code import CodeIdentity, code_identity
 from mscd.errors import UserError
 from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
+from mscd.provenance.code_version import CodeIdentity, code_identity
 from mscd.updates import Updates
 
 STATE_FORMAT = "mscd-state-2"

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from mscd import checkpoint, ema
 from mscd.attempts import Attempts
-from mscd.code import code_identity
 from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
@@ -37,6 +36,7 @@ from mscd.networks.precision import choose_matrix_format, choose_repeatable_kern
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
+from mscd.provenance.code_version import code_identity
 from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
 from mscd.validation import Validation

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from file_server import running
 
-from mscd import download
 from mscd.errors import UserError
+from mscd.provenance import fetch
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -18,7 +18,7 @@ OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
 # For a process of its own: fetches what its arguments name.
 FETCH = """
 import sys, types
-from mscd.download import fetch_for
+from mscd.provenance.fetch import fetch_for
 for source in sys.argv[1:]:
     fetch_for(types.SimpleNamespace(source=source, sha256=None, license=None))
 """
@@ -31,15 +31,15 @@ def file(source, sha256=None, license=None) -> types.SimpleNamespace:
 
 def fetch(source, sha256=None, license=None) -> Path:
     """The local file of the source."""
-    return download.fetch_for(file(source, sha256, license))[0]
+    return fetch.fetch_for(file(source, sha256, license))[0]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(download, "BACK_OFF", 0.01)
-    monkeypatch.setattr(download, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(fetch, "BACK_OFF", 0.01)
+    monkeypatch.setattr(fetch, "READ_TIMEOUT", 0.2)
 
 
 @pytest.fixture

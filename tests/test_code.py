@@ -13,15 +13,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import mscd
-from mscd import code
-from mscd.code import CodeIdentity, code_identity, copy_package
 from mscd.errors import UserError
+from mscd.provenance import code_version
+from mscd.provenance.code_version import CodeIdentity, code_identity, copy_package
 
 ORIGINAL = Path(mscd.__file__).parent
 TOLD = """
 import dataclasses, json, sys
 import mscd
-from mscd.code import code_identity
+from mscd.provenance.code_version import code_identity
 print(json.dumps([mscd.__file__, dataclasses.asdict(code_identity()), "torch" in sys.modules]))
 """
 
@@ -133,12 +133,14 @@ SOURCES = st.dictionaries(st.text(st.characters(codec="utf-8", exclude_character
 @example({"a": b"b"}, {"ab": b""})
 @example({"a": b"", "b": b""}, {"a": b"b\x000\x00"})
 def test_other_names_or_contents_are_another_digest(first, second):
-    assert (code._digest(first) == code._digest(second)) == (list(first.items()) == list(second.items()))
+    assert (code_version._digest(first) == code_version._digest(second)) == (
+        list(first.items()) == list(second.items())
+    )
 
 
 def test_the_identity_is_of_the_files_as_the_process_found_them(copy):
     body = """
-from mscd.code import PACKAGE, code_identity
+from mscd.provenance.code_version import PACKAGE, code_identity
 before = code_identity()
 (PACKAGE / "ema.py").write_text("")
 assert code_identity() == before
@@ -152,7 +154,7 @@ def test_a_copy_of_an_edited_package_holds_the_edit_under_its_own_digest(checkou
     command = [
         sys.executable,
         "-c",
-        "import mscd.code, pathlib, sys; mscd.code.copy_package(pathlib.Path(sys.argv[1]))",
+        "import mscd.provenance.code_version, pathlib, sys; mscd.provenance.code_version.copy_package(pathlib.Path(sys.argv[1]))",
     ]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
     subprocess.run([*command, tmp_path / "second"], env=environment, check=True)
@@ -215,12 +217,14 @@ def test_an_environment_inside_a_checkout_does_not_belong_to_it(checkout):
 
 
 def test_why_there_is_no_commit_is_in_the_log(plain):
-    body = "import logging; logging.basicConfig(level='INFO'); import mscd.code; mscd.code.code_identity()"
+    body = "import logging; logging.basicConfig(level='INFO'); import mscd.provenance.code_version; mscd.provenance.code_version.code_identity()"
     environment = {**os.environ, "PYTHONPATH": str(plain), "PYTHONSAFEPATH": "1"}
     said = subprocess.run(
         [sys.executable, "-c", body], env=environment, capture_output=True, text=True, check=True
     ).stderr
-    assert said.startswith(f"INFO:mscd.code:no git commit of {plain}/mscd: fatal: not a git repository")
+    assert said.startswith(
+        f"INFO:mscd.provenance.code_version:no git commit of {plain}/mscd: fatal: not a git repository"
+    )
 
 
 def test_an_identity_reads_as_one_line():

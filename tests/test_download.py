@@ -29,10 +29,10 @@ from fetching import (  # noqa: F401 (fixtures)
 from file_server import serving
 from lock_holders import holding
 
-from mscd import download
-from mscd.addresses import local_path
-from mscd.download import fetch_for
 from mscd.errors import UserError
+from mscd.provenance import fetch
+from mscd.provenance.fetch import fetch_for
+from mscd.provenance.urls import local_path
 
 
 def pins():
@@ -218,7 +218,7 @@ def test_processes_that_pin_at_once_keep_each_others_lines(tmp_path):
 
 
 def test_a_lock_that_is_held_for_too_long_says_by_whom(source, monkeypatch):
-    monkeypatch.setattr(download, "PIN_WAIT", 0.05)
+    monkeypatch.setattr(fetch, "PIN_WAIT", 0.05)
     with holding(".downloads.lock.held") as process:
         line = refused(source)
     assert line.startswith(f"downloads.lock is held by process {process.pid} of ")

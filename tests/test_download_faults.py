@@ -26,8 +26,8 @@ from fetching import (  # noqa: F401 (fixtures)
     source,
 )
 
-from mscd import download
-from mscd.addresses import local_path
+from mscd.provenance import fetch
+from mscd.provenance.urls import local_path
 
 
 def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):
@@ -37,7 +37,7 @@ def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, s
         server.truncate, server.instead = None, OTHER
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download.time, "sleep", mend)
+        patch.setattr(fetch.time, "sleep", mend)
         assert fetch(source).read_bytes() == OTHER
     assert len(server.requests) == 2
     (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
@@ -64,7 +64,7 @@ def test_a_stalled_answer_is_given_up_and_fetched_again(server, source):
 
 def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source, monkeypatch):
     pauses = []
-    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
     server.failures = 4
     assert fetch(source).read_bytes() == CONTENT
     assert len(server.requests) == 5
@@ -182,7 +182,7 @@ def test_a_proxy_that_is_away_is_told(monkeypatch):
 
 
 def test_an_address_that_makes_no_sense_is_not_repeated(monkeypatch):
-    monkeypatch.setattr(download.time, "sleep", pytest.fail)
+    monkeypatch.setattr(fetch.time, "sleep", pytest.fail)
     assert "cannot be fetched" in refused("http://host.org:port/teacher.pkl")
 
 
@@ -205,7 +205,7 @@ def test_an_interrupted_download_leaves_nothing(server, source, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(download.time, "sleep", interrupted)
+    monkeypatch.setattr(fetch.time, "sleep", interrupted)
     server.truncate = 1000
     with pytest.raises(KeyboardInterrupt):
         fetch(source)

@@ -22,8 +22,8 @@ from mscd.checkpoint import load_network, read_metadata, save_network
 from mscd.errors import UserError
 from mscd.export import export
 from mscd.generate import generate
-from mscd.licenses import CC_BY_NC_SA
 from mscd.networks import EDMPrecond
+from mscd.provenance.licenses import CC_BY_NC_SA
 from mscd.samples import read_samples
 
 STUDENT = {"segments": 3, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}

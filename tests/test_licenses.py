@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mscd.licenses import CC_BY_NC_SA, license_of, license_text, origin
+from mscd.provenance.licenses import CC_BY_NC_SA, license_of, license_text, origin
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com"
 

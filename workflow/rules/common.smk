@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.addresses import is_address, local_path
+from mscd.provenance.urls import is_address, local_path
 from mscd.config import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock

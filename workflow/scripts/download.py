@@ -1,10 +1,10 @@
 """Download a file that others published, and check it."""
 
 from mscd.config import load_config
-from mscd.download import fetch_for
 from mscd.files.event_log import EventLog
 from mscd.job import logged
-from mscd.licenses import license_text
+from mscd.provenance.fetch import fetch_for
+from mscd.provenance.licenses import license_text
 
 with logged(snakemake.log.text) as tell:
     settings = load_config(snakemake.config).files()[snakemake.params.key]

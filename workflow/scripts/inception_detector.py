@@ -3,10 +3,10 @@
 import shutil
 
 from mscd.config import load_config
-from mscd.download import fetch_for
 from mscd.files.atomic import written_whole
 from mscd.files.event_log import EventLog
 from mscd.job import logged
+from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):
     path, origin = fetch_for(load_config(snakemake.config).reference.inception)

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-from mscd.addresses import is_address
 from mscd.config import load_config
 from mscd.files.event_log import EventLog
 from mscd.job import logged
 from mscd.packing import pack
+from mscd.provenance.urls import is_address
 
 with logged(snakemake.log.text):
     settings = load_config(snakemake.config).data
     source, origin = "digits", None
     if settings.source != "digits":
-        from mscd.download import fetch_for  # here, as it takes a while to load
+        from mscd.provenance.fetch import fetch_for  # here, as it takes a while to load
 
         source, origin = fetch_for(settings)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())

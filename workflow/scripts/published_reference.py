@@ -7,9 +7,9 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config import load_config
-    from mscd.download import fetch_for
     from mscd.features import adopt_reference
     from mscd.files.event_log import EventLog
+    from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):
     settings, images = load_config(snakemake.config).reference, json.loads(Path(snakemake.input.summary).read_text())

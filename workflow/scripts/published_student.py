@@ -5,8 +5,8 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config import load_config
     from mscd.convert import convert
-    from mscd.download import fetch_for
     from mscd.files.event_log import EventLog
+    from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):
     name = snakemake.wildcards.published

@@ -7,9 +7,9 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config import load_config
     from mscd.convert import convert
-    from mscd.download import fetch_for
     from mscd.files.atomic import written_whole
     from mscd.files.event_log import EventLog
+    from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):
     config = load_config(snakemake.config)

@@ -22,11 +22,11 @@ import requests
 import urllib3
 import yaml
 
-from mscd.addresses import is_address, local_path
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of, written_whole
 from mscd.files.folder_lock import FolderLock
-from mscd.licenses import license_text, origin
+from mscd.provenance.licenses import license_text, origin
+from mscd.provenance.urls import is_address, local_path
 
 LOCK = "downloads.lock"  # in the working folder
 ATTEMPTS = 5
