@@ -14,7 +14,7 @@ from demo_run import BATCH, batch_of, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
 from mscd import train
-from mscd.schedule import edge_table
+from mscd.diffusion.edges import edge_table
 
 
 def rows() -> list[Row]:

@@ -29,8 +29,8 @@ from mscd.config_training import (
     TeacherSettings,
     TrainingSettings,
 )
+from mscd.diffusion.ema import reach
 from mscd.errors import UserError
-from mscd.power_profiles import reach
 from mscd.provenance.urls import is_address, local_path
 from mscd.settings import FileSettings, Name, Settings, digest
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mscd.card import model_card, scores_of
 from mscd.checkpoint import NETWORK_FORMAT, load_network, read_metadata
+from mscd.diffusion.edges import student_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
-from mscd.schedule import student_sigmas
 
 PACKAGE = Path(__file__).parent
 # What a network is made of: imports nothing but torch and the standard library.

@@ -17,8 +17,8 @@ from matplotlib.font_manager import findfont
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from mscd.diffusion.ema import std_of
 from mscd.errors import UserError
-from mscd.power_profiles import std_of
 from mscd.report import TEACHER, best_rows, curve, decimals_for, emas, fid_table, is_posthoc, teacher_euler
 from mscd.samples import read_samples
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mscd import samplers
 from mscd.checkpoint import is_pickle, load_network, read_metadata
 from mscd.convert import pickle_metadata
+from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.image_files import check_dest, write_images

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 
 from mscd.config_training import StudentSettings, TeacherSettings
-from mscd.denoise import denoising_loss
-from mscd.distill import consistency_loss
+from mscd.diffusion.consistency import consistency_loss
+from mscd.diffusion.denoising import denoising_loss
+from mscd.diffusion.edges import EdgeTable, annealed_steps, edge_table
 from mscd.draws import generator, seed_dropout
 from mscd.parallel.prefetch import sent_to
-from mscd.schedule import EdgeTable, annealed_steps, edge_table
 
 GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
 

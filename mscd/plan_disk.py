@@ -15,11 +15,11 @@ import torch
 
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT
 from mscd.config import Config, StudentSettings, TeacherSettings, TrainingSettings
+from mscd.diffusion.edges import STUDENT_GRID
 from mscd.images import encode_png
 from mscd.leg import KEPT_HANDED, Leg
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
-from mscd.schedule import STUDENT_GRID
 from mscd.states import KEPT_ROLLING, STATE_FORMAT
 
 DIGEST = "0" * 64  # stands for any

@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, read_metadata
+from mscd.diffusion.ema import LARGEST_STD, reach, std_of
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
-from mscd.power_profiles import LARGEST_STD, reach, std_of
 
 log = logging.getLogger(__name__)
 PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata that all snapshots of a run share

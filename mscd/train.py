@@ -20,11 +20,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from mscd import checkpoint, ema
+from mscd import checkpoint
 from mscd.attempts import Attempts
 from mscd.config_training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
+from mscd.diffusion import betas
+from mscd.diffusion.edges import STUDENT_GRID
 from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog
@@ -37,7 +39,6 @@ from mscd.objectives import MicroBatch, Objective, student_objective, teacher_ob
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.provenance.code_version import code_identity
-from mscd.schedule import STUDENT_GRID
 from mscd.states import Resumed, StateFolder, TrainingState
 from mscd.validation import Validation
 
@@ -214,9 +215,9 @@ def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> flo
 def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
     """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
-    betas = {"ema": ema.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    betas = {"ema": betas.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
     for std in settings.phema_stds:
-        betas[f"phema-{std:.3f}"] = ema.power_ema_beta(std, nimg_before + batch, batch)
+        betas[f"phema-{std:.3f}"] = betas.power_ema_beta(std, nimg_before + batch, batch)
     return betas
 
 

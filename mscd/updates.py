@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adam import adam
 
-from mscd import ema
+from mscd.diffusion import betas
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGEST_GRADIENT = 1e5
@@ -47,7 +47,7 @@ class Updates:
     def update(self, learning_rate: float, betas: Mapping[str, float], steps: int) -> torch.Tensor:
         """One step from the gradients of the network's parameters, which are taken away; `steps` were taken before.
 
-        betas: the decay of each average in this step (mscd.ema). NaN in a gradient counts as 0 and infinity as 1e5 of
+        betas: the decay of each average in this step (mscd.diffusion.betas). NaN in a gradient counts as 0 and infinity as 1e5 of
         its sign. Returns the norm that the gradient had before that, a scalar on the device.
         """
         self._gather()
@@ -70,7 +70,7 @@ class Updates:
             fused=True,
         )
         for name, beta in betas.items():
-            ema.update([self._averages[name]], [self._weights], beta)
+            betas.update([self._averages[name]], [self._weights], beta)
         return norm
 
     def _gather(self) -> None:

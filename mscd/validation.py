@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mscd import samplers
 from mscd.config_training import StudentSettings, TrainingSettings
+from mscd.diffusion import samplers
 from mscd.features import load_detector, statistics_of
 from mscd.frechet import frechet_distance, load_reference
 from mscd.inception import is_torchscript

@@ -8,8 +8,8 @@ import yaml
 
 from mscd.config import Config, check_source, digest, load_config
 from mscd.config_docs import docs
+from mscd.diffusion.ema import reach
 from mscd.errors import UserError
-from mscd.power_profiles import reach
 
 REPOSITORY = Path(__file__).parents[1]
 STUDENT = {

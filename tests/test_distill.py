@@ -7,9 +7,9 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd import distill
+from mscd.diffusion import consistency
+from mscd.diffusion.edges import EdgeTable, edge_table
 from mscd.networks import EDMPrecond
-from mscd.schedule import EdgeTable, edge_table
 
 ops, _ = load("ops")
 golden, info = load("loss")
@@ -28,20 +28,22 @@ def points():
 
 def test_inverse_ddim_and_ddim_equal_golden(points):
     p = points
-    inverse = distill.inverse_ddim(p["x_ref"], p["x_t"], p["sigma_t"], p["sigma_ref"])
+    inverse = consistency.inverse_ddim(p["x_ref"], p["x_t"], p["sigma_t"], p["sigma_ref"])
     assert bounded(inverse, ops["inv_ddim/out"], 1e-9)
-    assert bounded(distill.ddim_step(p["x_t"], p["x_pred"], p["sigma_t"], p["sigma_ref"]), ops["ddim/out"], 1e-9)
+    assert bounded(consistency.ddim_step(p["x_t"], p["x_pred"], p["sigma_t"], p["sigma_ref"]), ops["ddim/out"], 1e-9)
 
 
 def test_float32_images_are_computed_in_float64_and_rounded_once(points):
     p = points
-    ours = distill.inverse_ddim(p["x_ref"].float(), p["x_t"].float(), p["sigma_t"], p["sigma_ref"])
-    exact = distill.inverse_ddim(p["x_ref"].float().double(), p["x_t"].float().double(), p["sigma_t"], p["sigma_ref"])
+    ours = consistency.inverse_ddim(p["x_ref"].float(), p["x_t"].float(), p["sigma_t"], p["sigma_ref"])
+    exact = consistency.inverse_ddim(
+        p["x_ref"].float().double(), p["x_t"].float().double(), p["sigma_t"], p["sigma_ref"]
+    )
     assert ours.dtype == torch.float32 and torch.equal(ours, exact.float())
     other = [row for row in range(len(ours)) if row != 1]  # row 1 magnifies the rounding of its inputs
     scale = np.abs(ops["inv_ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert (np.abs(ours.numpy() - ops["inv_ddim/out_f32"]) / scale)[other].max() <= 1e-6
-    step = distill.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
+    step = consistency.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
     scale = np.abs(ops["ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert step.dtype == torch.float32 and (np.abs(step.numpy() - ops["ddim/out_f32"]) / scale).max() <= 1e-6
 
@@ -54,8 +56,8 @@ def analytic(x, sigma, labels=None):
 def test_heun_hop_equals_golden(points):
     sigma_s = T(ops["heun/sigma_s"])
     # The network's sigma is float32 here and float64 in the golden denoiser.
-    assert bounded(distill.heun_hop(analytic, points["x_t"], points["sigma_t"], sigma_s), ops["heun/out"], 1e-5)
-    single = distill.heun_hop(analytic, points["x_t"].float(), points["sigma_t"], sigma_s)
+    assert bounded(consistency.heun_hop(analytic, points["x_t"], points["sigma_t"], sigma_s), ops["heun/out"], 1e-5)
+    single = consistency.heun_hop(analytic, points["x_t"].float(), points["sigma_t"], sigma_s)
     assert single.dtype == torch.float32 and bounded(single, ops["heun/out_f32"], 1e-5)
 
 
@@ -64,14 +66,14 @@ def test_loss_weights_equal_golden(key):
     _, mode, rest = key.split("/")
     single = rest.endswith("_f32")
     sigma = T(ops["weight/sigma"]).to(torch.float32 if single else torch.float64)
-    ours = distill.loss_weight(mode, sigma, sigma_data=float(rest.removesuffix("_f32").removeprefix("sd")))
+    ours = consistency.loss_weight(mode, sigma, sigma_data=float(rest.removesuffix("_f32").removeprefix("sd")))
     assert np.allclose(ours.numpy(), ops[key], rtol=1e-5 if single else 1e-10, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["huber", "pseudo_huber", "l2", "l2_root"])
 def test_distances_and_their_gradients_equal_golden(kind):
     diff = T(ops["loss/diff"]).requires_grad_()
-    ours = distill.distance(kind, diff)
+    ours = consistency.distance(kind, diff)
     expected = ops[f"loss/{kind}"]
     if expected.ndim > 1:
         expected = expected.sum(axis=(1, 2, 3))
@@ -115,7 +117,7 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
     distance, weight = options["loss_type"], options["weight_mode"]
     images, labels, noise = (T(golden[k]) for k in ("images", "labels", "eps"))
     hop = "nohop" if "nohop" in name else "hop"
-    result = distill.consistency_loss(
+    result = consistency.consistency_loss(
         student,
         teacher,
         images,
@@ -157,8 +159,8 @@ def test_inverse_ddim_undoes_a_ddim_step(sigma, ratio, seed):
     draws = torch.Generator().manual_seed(seed)
     x, denoised = (torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=draws) for _ in range(2))
     t, s = torch.tensor([sigma], dtype=torch.float64), torch.tensor([sigma * ratio], dtype=torch.float64)
-    arrived = distill.ddim_step(x, denoised, t, s)
-    assert torch.allclose(distill.inverse_ddim(arrived, x, t, s), denoised, rtol=1e-9, atol=1e-9)
+    arrived = consistency.ddim_step(x, denoised, t, s)
+    assert torch.allclose(consistency.inverse_ddim(arrived, x, t, s), denoised, rtol=1e-9, atol=1e-9)
 
 
 def test_a_perfect_student_of_a_linear_ode_has_no_loss():
@@ -168,7 +170,7 @@ def test_a_perfect_student_of_a_linear_ode_has_no_loss():
     table = edge_table(4, 32)
     edges = table.rows(torch.arange(len(table)))
     images = point.repeat(len(table), 1, 1, 1)
-    result = distill.consistency_loss(perfect, perfect, images, None, torch.randn_like(images), edges)
+    result = consistency.consistency_loss(perfect, perfect, images, None, torch.randn_like(images), edges)
     assert (result.target - images).abs().max() < 1e-6
 
 
@@ -177,16 +179,16 @@ def test_terminal_target_is_the_teachers_image_or_the_clean_one():
     edges = table.rows(torch.tensor([len(table) - 1]))
     images, noise = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
     teacher = lambda x, sigma, labels: x * 0.5  # noqa: E731
-    hop = distill.consistency_loss(teacher, teacher, images, None, noise, edges)
+    hop = consistency.consistency_loss(teacher, teacher, images, None, noise, edges)
     assert torch.allclose(hop.target, 0.5 * hop.x_t.float())
-    clean = distill.consistency_loss(teacher, teacher, images, None, noise, edges, terminal_teacher_hop=False)
+    clean = consistency.consistency_loss(teacher, teacher, images, None, noise, edges, terminal_teacher_hop=False)
     assert torch.equal(clean.target, images)
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="distance"):
-        distill.distance("l3", torch.zeros(1, 1))
+        consistency.distance("l3", torch.zeros(1, 1))
     with pytest.raises(ValueError, match="weight"):
-        distill.loss_weight("none", torch.ones(1))
+        consistency.loss_weight("none", torch.ones(1))
     with pytest.raises(ValueError, match="sigma_s"):
-        distill.loss_weight("sqrt_gap", torch.ones(1))
+        consistency.loss_weight("sqrt_gap", torch.ones(1))

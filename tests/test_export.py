@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 import mscd
-from mscd import samplers
 from mscd.checkpoint import load_network, read_metadata, save_network
+from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.export import export
 from mscd.generate import generate

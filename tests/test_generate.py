@@ -13,9 +13,9 @@ import pytest
 import torch
 from nvidia_pickle import write_pickle
 
-from mscd import samplers
 from mscd.checkpoint import read_metadata, save_network
 from mscd.data import ImageDataset
+from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.generate import Sampling, _pieces, generate, nfe, sample
 from mscd.networks import EDMPrecond

@@ -7,7 +7,8 @@ import torch
 
 from mscd import data
 from mscd.config import load_config
-from mscd.distill import consistency_loss
+from mscd.diffusion.consistency import consistency_loss
+from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
 from mscd.flops import classifier_cost, meta_network, network_cost, parameter_count
 from mscd.leg import take_snapshot
@@ -15,7 +16,6 @@ from mscd.parallel.group import Group
 from mscd.plan import plan, validations
 from mscd.plan_disk import legs
 from mscd.plan_table import amount, markdown, quantity, table
-from mscd.schedule import edge_table
 from mscd.train import train_leg
 
 ADM = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3}

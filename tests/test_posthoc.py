@@ -10,8 +10,9 @@ import pytest
 import torch
 from golden_data import load
 
-from mscd import ema, posthoc
+from mscd import posthoc
 from mscd.checkpoint import NETWORK_FORMAT, load_network, load_tensors, read_metadata, save_network, save_tensors
+from mscd.diffusion import betas
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -61,7 +62,7 @@ def run(tmp_path_factory):
         for weight in weights:
             weight.add_(torch.randn_like(weight), alpha=0.01)
         for std, average in averages.items():
-            ema.update(average, weights, ema.power_ema_beta(std, nimg, BATCH))
+            betas.update(average, weights, betas.power_ema_beta(std, nimg, BATCH))
         for std in STORED if nimg // 1000 in KIMGS and nimg % 1000 == 0 else ():
             kimg = nimg // 1000
             files[std, kimg] = folder / f"{kimg}-{std}.safetensors"

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from golden_data import load
 
-from mscd.errors import UserError
-from mscd.power_profiles import (
+from mscd.diffusion.ema import (
     exponent_to_std,
     posthoc_coefficients,
     posthoc_misfit,
@@ -19,6 +18,7 @@ from mscd.power_profiles import (
     std_of,
     std_to_exponent,
 )
+from mscd.errors import UserError
 
 golden, _ = load("ema")
 

@@ -7,7 +7,7 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd import samplers
+from mscd.diffusion import samplers
 from mscd.networks import EDMPrecond
 
 golden, info = load("sampler")

@@ -6,7 +6,7 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd import schedule
+from mscd.diffusion import edges
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 golden, _ = load("schedules")
@@ -24,8 +24,8 @@ def rel(a, b):
 
 def grids(case):
     segments, steps = (int(part[1:]) for part in case.split("_"))
-    student = schedule.student_sigmas(segments, **GRID)
-    return student, schedule.teacher_sigmas(steps, student, **GRID)
+    student = edges.student_sigmas(segments, **GRID)
+    return student, edges.teacher_sigmas(steps, student, **GRID)
 
 
 def cases(prefix, name=None):
@@ -36,13 +36,13 @@ def cases(prefix, name=None):
 @pytest.mark.parametrize("case", cases("karras"))
 def test_karras_grid_equals_golden(case):
     n, low, high, rho = golden[f"karras/{case}/params"].tolist()
-    ours = schedule.karras_sigmas(int(n), sigma_min=low, sigma_max=high, rho=rho)
+    ours = edges.karras_sigmas(int(n), sigma_min=low, sigma_max=high, rho=rho)
     assert rel(ours, golden[f"karras/{case}/sigmas"]) <= 1e-12
 
 
 @pytest.mark.parametrize("case", cases("student"))
 def test_student_grid_equals_golden(case):
-    assert rel(schedule.student_sigmas(int(case[1:]), **GRID), golden[f"student/{case}"]) <= 1e-12
+    assert rel(edges.student_sigmas(int(case[1:]), **GRID), golden[f"student/{case}"]) <= 1e-12
 
 
 @pytest.mark.parametrize("case", cases("teacher"))
@@ -50,14 +50,14 @@ def test_teacher_grid_and_segment_bounds_equal_golden(case):
     student, teacher = grids(case)
     assert rel(teacher, golden[f"teacher/{case}/sigmas"]) <= 1e-12
     assert len(teacher) - 2 == golden[f"teacher/{case}/terminal_k"]
-    assert (schedule.segment_bounds(student, teacher).numpy() == golden[f"teacher/{case}/bounds"]).all()
+    assert (edges.segment_bounds(student, teacher).numpy() == golden[f"teacher/{case}/bounds"]).all()
 
 
 def test_removal_of_near_duplicates_equals_golden():
     student, teacher = (torch.as_tensor(golden[f"filter/{name}"]) for name in ("student", "teacher"))
-    kept = schedule.without_student_nodes(teacher, student)
+    kept = edges.without_student_nodes(teacher, student)
     assert kept.tolist() == golden["filter/out"].tolist()
-    assert (schedule.segment_bounds(student, kept).numpy() == golden["filter/bounds"]).all()
+    assert (edges.segment_bounds(student, kept).numpy() == golden["filter/bounds"]).all()
 
 
 @pytest.mark.parametrize("key", [k for k in golden if k.startswith("weights/")])
@@ -67,21 +67,21 @@ def test_edge_weights_equal_golden(key):
     if mode.startswith("edm_m"):
         mean, std = mode.removeprefix("edm_m").split("_s")
         mode, normal = "edm", {"P_mean": float(mean), "P_std": float(std)}
-    ours = schedule.edge_weights(grids(case)[1][:-1], mode, terminal_anchor=anchor == "anchor1", **normal)
+    ours = edges.edge_weights(grids(case)[1][:-1], mode, terminal_anchor=anchor == "anchor1", **normal)
     assert rel(ours, golden[key]) <= 2e-5
 
 
 @pytest.mark.parametrize("case", cases("anneal"))
 def test_annealed_steps_equal_golden(case):
     start, end, over = golden[f"anneal/{case}/params"].tolist()
-    ours = [schedule.annealed_steps(k, int(start), int(end), over) for k in golden[f"anneal/{case}/kimg"].tolist()]
+    ours = [edges.annealed_steps(k, int(start), int(end), over) for k in golden[f"anneal/{case}/kimg"].tolist()]
     assert ours == golden[f"anneal/{case}/T"].tolist()
 
 
 @pytest.mark.parametrize("case", sorted({k.split("/")[0] for k in edges}))
 def test_edge_table_equals_golden(case):
     segments, steps = (int(part[1:]) for part in case.split("_"))
-    table = schedule.edge_table(segments, steps, **GRID)
+    table = edges.edge_table(segments, steps, **GRID)
     for ours, name in [
         (table.segment, "step_j"),
         (table.is_terminal, "is_terminal"),
@@ -97,7 +97,7 @@ def test_edge_table_equals_golden(case):
 
 
 tables = st.builds(
-    lambda segments, extra, **options: schedule.edge_table(segments, segments + extra, **options),
+    lambda segments, extra, **options: edges.edge_table(segments, segments + extra, **options),
     st.integers(1, 10),
     st.integers(0, 200),
     sampling=st.sampled_from(["edm", "vp", "uniform"]),
@@ -118,29 +118,29 @@ def test_every_edge_lies_in_its_segment_and_probabilities_sum_to_one(table):
 
 
 def test_terminal_edge_gets_one_over_T():
-    table = schedule.edge_table(8, 64)
+    table = edges.edge_table(8, 64)
     assert float(table.probability[-1]) == 1 / len(table)
 
 
 def test_uniform_sampling_draws_every_segment_alike():
-    table = schedule.edge_table(8, 64, sampling="uniform")
+    table = edges.edge_table(8, 64, sampling="uniform")
     shares = torch.zeros(8, dtype=torch.float64).index_add_(0, table.segment, table.probability)
     assert torch.allclose(shares, torch.full_like(shares, 1 / 8), rtol=1e-12, atol=0)
 
 
 def test_node_anchor_puts_its_share_exactly_on_the_nodes_the_student_is_sampled_at():
-    plain, table = schedule.edge_table(8, 64), schedule.edge_table(8, 64, node_anchor=0.25)
+    plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, node_anchor=0.25)
     extra = table.rows(torch.arange(len(plain), len(table)))
-    assert extra.sigma_t.tolist() == schedule.student_sigmas(8)[:-1].tolist()
+    assert extra.sigma_t.tolist() == edges.student_sigmas(8)[:-1].tolist()
     assert float(extra.probability.sum()) == pytest.approx(0.25, rel=1e-12)
     assert extra.segment.tolist() == list(range(8)) and bool(extra.is_terminal[-1])
 
 
 def test_sigma_max_anchor_adds_to_the_first_edge():
-    plain, table = schedule.edge_table(8, 64), schedule.edge_table(8, 64, sigma_max_anchor=0.1)
+    plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, sigma_max_anchor=0.1)
     assert float(table.probability[0]) == float(plain.probability[0] * 0.9 + 0.1)
 
 
 def test_unknown_sampling_is_refused():
     with pytest.raises(ValueError, match="edge sampling"):
-        schedule.edge_table(2, 8, sampling="cosine")
+        edges.edge_table(2, 8, sampling="cosine")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from mscd.schedule import EdgeTable
+from mscd.diffusion.edges import EdgeTable
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """D(x [N, C, H, W], sigma [N], labels [N, K] or None) -> denoised [N, C, H, W]."""

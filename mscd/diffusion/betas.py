@@ -1,7 +1,7 @@
 """Exponential and power-function moving averages of weights.
 
 The power-function EMA and its reconstruction after training follow Karras et al. 2024 (arXiv:2312.02696), section 3 and
-appendix C (mscd.power_profiles). Betas are numbers on the host: they depend on counters only.
+appendix C (mscd.diffusion.ema). Betas are numbers on the host: they depend on counters only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mscd.power_profiles import posthoc_coefficients, std_to_exponent
+from mscd.diffusion.ema import posthoc_coefficients, std_to_exponent
 
 __all__ = ["ema_beta", "posthoc_coefficients", "power_ema_beta", "std_to_exponent", "update"]
 
