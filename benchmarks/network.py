@@ -16,7 +16,7 @@ from plain_network import denoise
 
 from mscd.flops import meta_network, network_cost
 from mscd.networks import EDMPrecond
-from mscd.networks.compiled import compile_blocks
+from mscd.networks.compile import compile_blocks
 
 IMAGENET_BATCH = 64
 

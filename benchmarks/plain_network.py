@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from mscd.networks import EDMPrecond
+from mscd.networks.group_norm import GroupNorm
 from mscd.networks.layers import Conv2d, UNetBlock
-from mscd.networks.norm import GroupNorm
 from mscd.networks.precision import compute_dtype
 
 

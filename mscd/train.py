@@ -33,7 +33,7 @@ from mscd.files.event_log import EventLog
 from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond
-from mscd.networks.compiled import compile_blocks
+from mscd.networks.compile import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
 from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.parallel.group import Group

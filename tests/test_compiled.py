@@ -8,7 +8,7 @@ import torch
 
 from mscd.draws import seed_dropout
 from mscd.networks import EDMPrecond
-from mscd.networks.compiled import compile_blocks
+from mscd.networks.compile import compile_blocks
 from mscd.networks.layers import UNetBlock
 
 needs_compiler = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd.networks.norm import GroupNorm
+from mscd.networks.group_norm import GroupNorm
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from mscd.networks.group_norm import GroupNorm
 from mscd.networks.layers import BlockStyle, Conv2d, Init, Linear, PositionalEmbedding, UNetBlock
-from mscd.networks.norm import GroupNorm
 from mscd.networks.unet import (
     block_maker,
     check_dropout_resolutions,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mscd.errors import UserError
-from mscd.networks.norm import GroupNorm
+from mscd.networks.group_norm import GroupNorm
 
 
 @dataclass(frozen=True)
