@@ -21,7 +21,7 @@ from demo_run import BATCH, CONFIGS, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 
 from mscd import draws, train
-from mscd.config import load_config
+from mscd.config.run import load_config
 from mscd.data import ImageDataset, batches, pack
 from mscd.images import encode_png
 from mscd.labels import image_name

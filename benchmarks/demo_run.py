@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import torch
 
 from mscd import train
-from mscd.config import load_config
-from mscd.config_training import StudentSettings
+from mscd.config.run import load_config
+from mscd.config.training import StudentSettings
 from mscd.diagnostics import TickDiagnostics
 from mscd.networks import EDMPrecond
 from mscd.objectives import student_objective

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import math
 
-from mscd.config import Config, load_config
+from mscd.config.run import Config, load_config
 from mscd.flops import parameter_count
 from mscd.plan import Plan, plan
 from mscd.plan_table import amount, quantity, table

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from mscd.config import SamplerSettings
+from mscd.config.run import SamplerSettings
 from mscd.figures import image_grid
 from mscd.generate import generate, nfe
 from mscd.report import TEACHER, best_rows, fid_table, network_path, sampler_name

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.leg import Leg
-from mscd.settings import digest
 
 NAME = "launch.json"
 

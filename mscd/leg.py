@@ -14,9 +14,9 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.config_training import StudentSettings, TeacherSettings
+from mscd.config.base import digest
+from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.errors import UserError
-from mscd.settings import digest
 
 KEPT_HANDED = 2
 STATE_NAME = "state.safetensors"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from mscd.config_training import StudentSettings, TeacherSettings
+from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.denoising import denoising_loss
 from mscd.diffusion.edges import EdgeTable, annealed_steps, edge_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mscd.config import Config, DataSettings, TrainingSettings
+from mscd.config.run import Config, DataSettings, TrainingSettings
 from mscd.errors import UserError
 from mscd.flops import Cost, classifier_cost, meta_network, network_cost
 from mscd.networks import EDMPrecond

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT
-from mscd.config import Config, StudentSettings, TeacherSettings, TrainingSettings
+from mscd.config.run import Config, StudentSettings, TeacherSettings, TrainingSettings
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.images import encode_png
 from mscd.leg import KEPT_HANDED, Leg

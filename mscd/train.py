@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mscd import checkpoint
 from mscd.attempts import Attempts
-from mscd.config_training import StudentSettings, TeacherSettings
+from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.diffusion import betas

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mscd.config_training import StudentSettings, TrainingSettings
+from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.diffusion import samplers
 from mscd.features import load_detector, statistics_of
 from mscd.frechet import frechet_distance, load_reference

@@ -102,7 +102,7 @@ def test_a_module_run_by_name_is_the_copys_too(copy, tmp_path):
     (tmp_path / "mscd").mkdir()
     (tmp_path / "mscd/__init__.py").write_text("raise ImportError('the wrong one')\n")
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "mscd.config_docs"]
+    command = [sys.executable, "-m", "mscd.config.docs"]
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "the wrong one" not in ran.stderr and ran.returncode == 0
 

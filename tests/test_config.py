@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mscd.config import Config, check_source, digest, load_config
-from mscd.config_docs import docs
+from mscd.config.docs import docs
+from mscd.config.run import Config, check_source, digest, load_config
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
@@ -340,7 +340,7 @@ def test_shipped_configuration_is_valid(path):
 
 
 def test_documentation_is_current():
-    assert (REPOSITORY / "config/README.md").read_text() == docs(), "python -m mscd.config_docs > config/README.md"
+    assert (REPOSITORY / "config/README.md").read_text() == docs(), "python -m mscd.config.docs > config/README.md"
 
 
 def test_imagenet_64_is_the_published_run():

@@ -11,7 +11,7 @@ from standin_detector import write_standin
 
 from mscd import features
 from mscd.checkpoint import save_tensors
-from mscd.config import ClassifierSettings
+from mscd.config.run import ClassifierSettings
 from mscd.data import ImageDataset, pack
 from mscd.errors import UserError
 from mscd.features import (

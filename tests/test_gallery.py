@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from mscd import gallery
-from mscd.config import SamplerSettings
+from mscd.config.run import SamplerSettings
 
 CHURN = {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 SAMPLERS = [

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mscd import data, train
-from mscd.config import NetworkSettings, TeacherSettings
+from mscd.config.run import NetworkSettings, TeacherSettings
 from mscd.leg import Leg
 from mscd.parallel.group import process_group
 

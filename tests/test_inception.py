@@ -9,7 +9,7 @@ from standin_detector import write_standin
 from torch import nn
 
 from mscd import features, inception
-from mscd.config import InceptionSettings
+from mscd.config.run import InceptionSettings
 from mscd.errors import UserError
 from mscd.features import load_detector
 

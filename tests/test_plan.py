@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mscd import data
-from mscd.config import load_config
+from mscd.config.run import load_config
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError

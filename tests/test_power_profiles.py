@@ -107,7 +107,7 @@ def test_what_is_out_of_reach_is_refused(stored, std, message):
 
 
 def test_reading_the_settings_of_a_run_needs_neither_torch_nor_network():
-    code = "import sys, mscd.config, mscd.provenance.urls; assert not {'torch', 'requests'} & set(sys.modules)"
+    code = "import sys, mscd.config.run, mscd.provenance.urls; assert not {'torch', 'requests'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,7 +14,7 @@ COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
 UNUSED = {
-    "mscd.config": {"torch", "scipy"} | DRAWS | FETCHES,
+    "mscd.config.run": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.figures, mscd.report": {"torch", "scipy", "pydantic"} | FETCHES,
     "mscd.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.headers": {"torch", "pydantic"},
@@ -25,7 +25,7 @@ UNUSED = {
 }
 TRAIN_A_STEP = """
 from mscd import data, train
-from mscd.config_training import NetworkSettings, TeacherSettings
+from mscd.config.training import NetworkSettings, TeacherSettings
 from mscd.parallel.group import Group
 from mscd.leg import Leg
 network = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1)

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscd import data, objectives, train
-from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.leg import Leg, take_snapshot
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group

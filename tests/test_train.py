@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from mscd import checkpoint, data, draws, launch
-from mscd.config import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.leg import Leg, take_snapshot

@@ -9,7 +9,7 @@ from standin_detector import write_standin
 from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
 from mscd import checkpoint, features
-from mscd.config import ClassifierSettings
+from mscd.config.run import ClassifierSettings
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond

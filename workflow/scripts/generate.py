@@ -3,7 +3,7 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.config import load_config
+    from mscd.config.run import load_config
     from mscd.files.event_log import EventLog
     from mscd.generate import generate
     from mscd.parallel.group import this_device

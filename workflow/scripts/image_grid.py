@@ -5,7 +5,7 @@ from pathlib import Path
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.config import load_config
+    from mscd.config.run import load_config
     from mscd.files.event_log import EventLog
     from mscd.gallery import compare_images
     from mscd.parallel.group import this_device

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mscd.config import load_config
+from mscd.config.run import load_config
 from mscd.files.event_log import EventLog
 from mscd.job import logged
 from mscd.packing import pack

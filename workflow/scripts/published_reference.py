@@ -6,7 +6,7 @@ from pathlib import Path
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.config import load_config
+    from mscd.config.run import load_config
     from mscd.features import adopt_reference
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for

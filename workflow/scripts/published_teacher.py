@@ -5,7 +5,7 @@ import json
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.config import load_config
+    from mscd.config.run import load_config
     from mscd.convert import convert
     from mscd.files.atomic import written_whole
     from mscd.files.event_log import EventLog

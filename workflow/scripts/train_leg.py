@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from mscd.config import load_config
+from mscd.config.run import load_config
 from mscd.job import logged
 from mscd.launch import run_leg
 from mscd.leg import Leg

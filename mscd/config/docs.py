@@ -1,4 +1,4 @@
-"""config/README.md, made from the models: `python -m mscd.config_docs > config/README.md`."""
+"""config/README.md, made from the models: `python -m mscd.config.docs > config/README.md`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from mscd.config import (
+from mscd.config.run import (
     ClassifierSettings,
     Config,
     DataSettings,
@@ -27,7 +27,7 @@ from mscd.config import (
 DOCS_HEADER = """\
 # Settings
 
-Made from the models in `mscd/config*.py` by `python -m mscd.config_docs`; change it there.
+Made from the models in `mscd/config*.py` by `python -m mscd.config.docs`; change it there.
 
 The file that is read is `config/config.yaml`, or what `snakemake --configfile FILE` names. Unknown keys are refused.
 Changing a setting repeats what it reaches and nothing else; those marked *operational* (how long, how often, how

@@ -1,6 +1,6 @@
 """The science of a run as pydantic models: the only definition of a setting, its default, range and documentation.
 
-`python -m mscd.config_docs` prints config/README.md from them. Machine matters (processes, threads, nodes, time
+`python -m mscd.config.docs` prints config/README.md from them. Machine matters (processes, threads, nodes, time
 limits) are rule resources and never stand here.
 """
 
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from mscd.config_errors import describe
-from mscd.config_sections import (
+from mscd.config.base import FileSettings, Name, Settings, digest
+from mscd.config.error_text import describe
+from mscd.config.scoring import (
     ClassifierSettings,
     DataSettings,
     InceptionSettings,
@@ -21,7 +22,7 @@ from mscd.config_sections import (
     SamplerSettings,
     ScoringSettings,
 )
-from mscd.config_training import (
+from mscd.config.training import (
     NetworkSettings,
     PublishedStudent,
     PublishedTeacher,
@@ -32,7 +33,6 @@ from mscd.config_training import (
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 from mscd.provenance.urls import is_address, local_path
-from mscd.settings import FileSettings, Name, Settings, digest
 
 __all__ = [
     "ClassifierSettings",
@@ -62,7 +62,7 @@ MOST_STORED = 20  # snapshots; with stds 0.05 and 0.10 the misfit is 3 % at 0.03
 
 
 def _teacher_kind(value: Any) -> str:
-    """Tag of the settings that a teacher's are; no key of a file can look like it (mscd.config_errors)."""
+    """Tag of the settings that a teacher's are; no key of a file can look like it (mscd.config.error_text)."""
     published = "source" in value if isinstance(value, Mapping) else isinstance(value, PublishedTeacher)
     return "<published>" if published else "<trained>"
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from mscd.settings import NAME_PATTERN, SHA256_PATTERN
+from mscd.config.base import NAME_PATTERN, SHA256_PATTERN
 
 PATTERNS = {
     NAME_PATTERN: "must be letters, digits, '.', '_' or '-', and start with a letter or digit",

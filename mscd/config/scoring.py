@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.settings import (
+from mscd.config.base import (
     SHA256_MEANING,
     FileSettings,
     Fraction,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.settings import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
+from mscd.config.base import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
 
 
 class NetworkSettings(Settings):
