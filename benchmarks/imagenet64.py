@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mscd.checkpoint import load_network
-from mscd.convert import convert
+from mscd.checkpoints.convert import convert
+from mscd.checkpoints.network_file import load_network
 from mscd.features import adopt_reference
 from mscd.generate import generate
 from mscd.networks import EDMPrecond

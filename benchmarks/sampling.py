@@ -16,7 +16,7 @@ import torch
 from demo_run import network
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd.checkpoint import load_network, save_network
+from mscd.checkpoints.network_file import load_network, save_network
 from mscd.generate import generate
 from mscd.image_files import write_images
 

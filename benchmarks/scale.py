@@ -25,7 +25,7 @@ from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd import train
-from mscd.checkpoint import content_digest, save_tensors
+from mscd.checkpoints.network_file import content_digest, save_tensors
 from mscd.flops import parameter_count
 from mscd.parallel.group import ALONE, Group, process_group
 

@@ -117,8 +117,8 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
     a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
     """
-    from mscd.checkpoint import is_pickle
-    from mscd.convert import convert
+    from mscd.checkpoints.convert import convert
+    from mscd.checkpoints.network_file import is_pickle
     from mscd.provenance.urls import is_address
 
     path, origin = obtained(source, sha256, license)
@@ -204,7 +204,7 @@ def ema(stored: tuple[Path, ...], std: float, kimg: int | None, out: Path | None
     widths between them, more snapshots make more. It is told how far the result is from the average asked for, and
     refused where that is too far. Needs the memory of one network.
     """
-    from mscd.posthoc import reconstruct
+    from mscd.checkpoints.posthoc_ema import reconstruct
 
     out = out or Path(f"posthoc-{std:.3f}.safetensors")
     made = reconstruct(stored, out, std=std, kimg=kimg)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from mscd.card import model_card, scores_of
-from mscd.checkpoint import NETWORK_FORMAT, load_network, read_metadata
+from mscd.checkpoints.network_file import NETWORK_FORMAT, load_network, read_metadata
 from mscd.diffusion.edges import student_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mscd.checkpoint import load_tensors, save_tensors
+from mscd.checkpoints.network_file import load_tensors, save_tensors
 from mscd.data import ImageDataset, batches
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of, written_whole

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mscd.checkpoint import is_pickle, load_network, read_metadata
-from mscd.convert import pickle_metadata
+from mscd.checkpoints.convert import pickle_metadata
+from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.network_file import is_pickle, load_network, read_metadata
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
@@ -23,7 +24,6 @@ from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import ALONE, Group
 from mscd.parallel.prefetch import on_host
-from mscd.pickles import read_pickle
 from mscd.provenance.licenses import origin
 from mscd.samples import made_by
 

@@ -18,8 +18,9 @@ import numpy as np
 import safetensors
 
 from mscd.archives import open_files
-from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
-from mscd.convert import pickle_metadata
+from mscd.checkpoints.convert import pickle_metadata
+from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
 from mscd.data import ImageDataset
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
@@ -27,7 +28,6 @@ from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
 from mscd.images import is_image
 from mscd.inception import INCEPTION_SHA256
-from mscd.pickles import read_pickle
 from mscd.report import COLUMNS
 from mscd.states import STATE_FORMAT
 from mscd.zips import read_directory

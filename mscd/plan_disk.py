@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mscd.checkpoint import METADATA_KEY, NETWORK_FORMAT
+from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT
 from mscd.config.run import Config, StudentSettings, TeacherSettings, TrainingSettings
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.images import encode_png

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mscd import checkpoint
+from mscd.checkpoints import network_file
 from mscd.errors import UserError
 from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
@@ -95,7 +95,7 @@ class StateFolder:
         """Write `state` to `path`, whole or not at all; `score` (lower is better) goes with it."""
         metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
         code = dataclasses.asdict(code_identity())
-        checkpoint.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
+        network_file.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
     def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
         """Dump a rolling state; of those that this run has, the last two and the best scored stay."""
@@ -113,7 +113,7 @@ class StateFolder:
     def _is_own(self, path: Path) -> bool:
         """Whether a state may be gone on from: one of this run, and undamaged as far as its header tells."""
         try:
-            metadata = checkpoint.read_metadata(path)
+            metadata = network_file.read_metadata(path)
         except UserError:
             return False
         return (metadata.get("format"), metadata.get("fingerprint")) == (STATE_FORMAT, self.fingerprint)
@@ -132,14 +132,14 @@ class StateFolder:
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:
-                metadata = checkpoint.read_metadata(path)
+                metadata = network_file.read_metadata(path)
                 if metadata.get("fingerprint") != self.fingerprint:
                     log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
                     continue
                 if metadata["format"] != STATE_FORMAT:
                     log.warning("%s was written by another version of mscd: not resumed", path)
                     continue
-                tensors, metadata = checkpoint.load_tensors(path)
+                tensors, metadata = network_file.load_tensors(path)
             except UserError as error:
                 log.warning("%s; falling back to the state before it", error)
                 continue
@@ -150,7 +150,7 @@ class StateFolder:
 
 def _score(path: Path) -> float:
     try:
-        score = checkpoint.read_metadata(path)["score"]
+        score = network_file.read_metadata(path)["score"]
     except UserError:
         return math.inf  # a damaged file is never the best; reading it to resume says so
     return math.inf if score is None else score

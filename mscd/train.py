@@ -20,8 +20,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from mscd import checkpoint
 from mscd.attempts import Attempts
+from mscd.checkpoints import network_file
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
@@ -238,9 +238,9 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
             **options,
         )
     else:
-        teacher = checkpoint.load_network(leg.teacher, group.device)
+        teacher = network_file.load_network(leg.teacher, group.device)
         _check_data(leg, teacher, dataset)
-        teacher_digest = checkpoint.read_metadata(leg.teacher)["digest"]
+        teacher_digest = network_file.read_metadata(leg.teacher)["digest"]
         if settings.compile:
             compile_blocks(teacher, settings.compile)
         objective = student_objective(settings, teacher)
@@ -391,9 +391,9 @@ def _write_snapshot(run: _Run) -> None:
         },
         "student": student,
         "run": run.folder.fingerprint,
-        **(checkpoint.origin_of(checkpoint.read_metadata(leg.teacher)) if leg.teacher else {}),
+        **(network_file.origin_of(network_file.read_metadata(leg.teacher)) if leg.teacher else {}),
     }
     for name, net in run.state.averages.items():
-        checkpoint.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
+        network_file.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
     run.attempts.check_newest()
     partial.rename(leg.finished)

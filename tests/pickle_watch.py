@@ -7,9 +7,9 @@ import pytest
 import torch
 from golden_data import FOLDER
 
+from mscd.checkpoints.edm_pickle import read_pickle
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
-from mscd.pickles import read_pickle
 
 GOLDEN = FOLDER / "pickles"
 RUNS_CODE = {"exec", "compile", "import", "pickle.find_class", "os.system", "subprocess.Popen", "os.posix_spawn"}

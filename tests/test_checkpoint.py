@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from nvidia_pickle import write_pickle
 
-from mscd import checkpoint
+from mscd.checkpoints import network_file
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -20,56 +20,58 @@ def net():
 
 
 def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
-    digest = checkpoint.save_network(tmp_path / "n.safetensors", net, METADATA)
-    back = checkpoint.load_network(tmp_path / "n.safetensors")
+    digest = network_file.save_network(tmp_path / "n.safetensors", net, METADATA)
+    back = network_file.load_network(tmp_path / "n.safetensors")
     assert not back.training and back.init_kwargs == net.init_kwargs
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), back.state_dict().values(), strict=True))
-    assert checkpoint.read_metadata(tmp_path / "n.safetensors")["digest"] == digest
+    assert network_file.read_metadata(tmp_path / "n.safetensors")["digest"] == digest
 
 
 def test_equal_content_gives_equal_bytes_and_other_content_another_digest(net, tmp_path):
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
-    first, second = (checkpoint.save_network(path, net, METADATA) for path in paths[:2])
+    first, second = (network_file.save_network(path, net, METADATA) for path in paths[:2])
     assert first == second and paths[0].read_bytes() == paths[1].read_bytes()
-    assert checkpoint.save_network(paths[2], net, {**METADATA, "snapshot_kimg": 2}) != first
+    assert network_file.save_network(paths[2], net, {**METADATA, "snapshot_kimg": 2}) != first
 
 
 def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart(net, tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        checkpoint.load_network(tmp_path / "none.safetensors")
+        network_file.load_network(tmp_path / "none.safetensors")
     safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="not one of mscd"):
-        checkpoint.load_network(tmp_path / "foreign.safetensors")
-    checkpoint.save_tensors(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"format": "mscd-state-1"})
+        network_file.load_network(tmp_path / "foreign.safetensors")
+    network_file.save_tensors(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"format": "mscd-state-1"})
     with pytest.raises(UserError, match="not a network"):
-        checkpoint.load_network(tmp_path / "state.safetensors")
+        network_file.load_network(tmp_path / "state.safetensors")
 
 
 def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(net, tmp_path):
     tensors = net.state_dict()
-    metadata = {"format": checkpoint.NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
+    metadata = {"format": network_file.NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
     missing = {k: v for k, v in tensors.items() if k != "model.map_layer0.bias"}
-    checkpoint.save_tensors(tmp_path / "a.safetensors", missing, metadata)
+    network_file.save_tensors(tmp_path / "a.safetensors", missing, metadata)
     with pytest.raises(UserError, match="another network.*map_layer0.bias.*missing"):
-        checkpoint.load_network(tmp_path / "a.safetensors")
-    checkpoint.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
+        network_file.load_network(tmp_path / "a.safetensors")
+    network_file.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
     with pytest.raises(UserError, match="another network.*more.*extra"):
-        checkpoint.load_network(tmp_path / "b.safetensors")
-    checkpoint.save_tensors(tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata)
+        network_file.load_network(tmp_path / "b.safetensors")
+    network_file.save_tensors(
+        tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata
+    )
     with pytest.raises(UserError, match=r"another network.*map_layer0.bias.*\[3\], wanted \[32\]"):
-        checkpoint.load_network(tmp_path / "c.safetensors")
+        network_file.load_network(tmp_path / "c.safetensors")
 
 
 def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/n.safetensors: could not be written"):
-        checkpoint.save_network(tmp_path / "file/n.safetensors", net, METADATA)
+        network_file.save_network(tmp_path / "file/n.safetensors", net, METADATA)
 
 
 @pytest.mark.parametrize("name", ["n.pkl", "n", "n.safetensors"])
 def test_a_pickled_checkpoint_is_loaded_whatever_its_name(name, net, tmp_path):
     write_pickle(tmp_path / name, net)
-    back = checkpoint.load_network(tmp_path / name)
+    back = network_file.load_network(tmp_path / name)
     assert back.init_kwargs == net.init_kwargs and not back.training
     assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
 
@@ -77,13 +79,13 @@ def test_a_pickled_checkpoint_is_loaded_whatever_its_name(name, net, tmp_path):
 def test_a_network_file_whose_first_byte_is_a_pickles_is_still_one(net, tmp_path):
     path = tmp_path / "n.pkl"
     for length in range(32):  # the first byte is of the header's length, which is a multiple of 8
-        checkpoint.save_network(path, net, {**METADATA, "run": "x" * 8 * length})
+        network_file.save_network(path, net, {**METADATA, "run": "x" * 8 * length})
         if path.read_bytes()[0] == 0x80:
             break
-    assert path.read_bytes()[0] == 0x80 and not checkpoint.is_pickle(path)
-    assert checkpoint.load_network(path).init_kwargs == net.init_kwargs
+    assert path.read_bytes()[0] == 0x80 and not network_file.is_pickle(path)
+    assert network_file.load_network(path).init_kwargs == net.init_kwargs
 
 
 def test_what_is_not_there_or_has_no_byte_is_no_pickle(tmp_path):
     (tmp_path / "empty").touch()
-    assert not any(map(checkpoint.is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))
+    assert not any(map(network_file.is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))

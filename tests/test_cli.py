@@ -15,7 +15,7 @@ from file_server import running
 from PIL import Image
 
 from mscd import data
-from mscd.checkpoint import load_network, read_metadata, save_network
+from mscd.checkpoints.network_file import load_network, read_metadata, save_network
 from mscd.cli import main
 from mscd.features import Classifier, save_detector
 from mscd.networks import EDMPrecond

@@ -5,10 +5,10 @@ import torch
 from nvidia_pickle import write_pickle
 from pickle_watch import GOLDEN, small_net
 
-from mscd import checkpoint
-from mscd.convert import convert, pickle_metadata
+from mscd.checkpoints import network_file
+from mscd.checkpoints.convert import convert, pickle_metadata
+from mscd.checkpoints.edm_pickle import read_pickle
 from mscd.errors import UserError
-from mscd.pickles import read_pickle
 
 ORIGIN = {"source": "https://example.org/net.pkl", "sha256": "0" * 64, "license": "CC BY-NC-SA 4.0 (non-commercial)"}
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -16,9 +16,9 @@ GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
     made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
-    assert checkpoint.read_metadata(tmp_path / "n.safetensors") == {
+    assert network_file.read_metadata(tmp_path / "n.safetensors") == {
         **made,
-        "format": checkpoint.NETWORK_FORMAT,
+        "format": network_file.NETWORK_FORMAT,
         "network": read_pickle(GOLDEN / "teacher_adm.pkl").network.init_kwargs,
     }
     assert {name: made[name] for name in ("model", "snapshot_kimg", "ema", "student", "origin")} == {
@@ -29,7 +29,7 @@ def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
         "origin": ORIGIN,
     }
     assert made["data"] == {"digest": None, "resolution": 16, "channels": 3, "label_dim": 10}
-    ours, theirs = (checkpoint.load_network(p) for p in (tmp_path / "n.safetensors", GOLDEN / "teacher_adm.pkl"))
+    ours, theirs = (network_file.load_network(p) for p in (tmp_path / "n.safetensors", GOLDEN / "teacher_adm.pkl"))
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.1, 3.0])
     assert torch.equal(ours(x, sigma), theirs(x, sigma))
 
@@ -99,7 +99,7 @@ def test_a_network_of_ours_is_taken_over_with_all_it_says_of_itself(tmp_path):
     source, dest = tmp_path / "ours.safetensors", tmp_path / "dest.safetensors"
     data = {"digest": "d", "resolution": 8, "channels": 1, "label_dim": 3}
     said = {"model": "teacher", "snapshot_kimg": 5, "ema": "ema", "data": data, "student": {"segments": 2, **GRID}}
-    checkpoint.save_network(source, small_net(), {**said, "run": "r"})
+    network_file.save_network(source, small_net(), {**said, "run": "r"})
     made = convert(source, dest, model="theirs", origin=ORIGIN)
     assert made == {**said, "model": "theirs", "run": "r", "origin": ORIGIN, "digest": made["digest"]}
     assert convert(dest, source, model="theirs", origin={**ORIGIN, "source": "here"})["origin"] == ORIGIN
@@ -110,8 +110,8 @@ def test_a_network_of_ours_is_taken_over_with_all_it_says_of_itself(tmp_path):
 def test_what_is_made_from_a_network_carries_its_origin(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net())
     made = convert(tmp_path / "n.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
-    assert checkpoint.origin_of(made) == {"origin": ORIGIN}
-    assert checkpoint.origin_of({"model": "teacher"}) == {}
+    assert network_file.origin_of(made) == {"origin": ORIGIN}
+    assert network_file.origin_of({"model": "teacher"}) == {}
 
 
 def test_a_file_that_is_no_network_is_named(tmp_path):

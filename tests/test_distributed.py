@@ -12,7 +12,7 @@ import torch
 from standin_detector import write_standin
 
 from mscd import features
-from mscd.checkpoint import save_network
+from mscd.checkpoints.network_file import save_network
 from mscd.data import pack
 from mscd.generate import generate
 from mscd.networks import EDMPrecond

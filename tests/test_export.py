@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import mscd
-from mscd.checkpoint import load_network, read_metadata, save_network
+from mscd.checkpoints.network_file import load_network, read_metadata, save_network
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.export import export

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from standin_detector import write_standin
 
 from mscd import features
-from mscd.checkpoint import save_tensors
+from mscd.checkpoints.network_file import save_tensors
 from mscd.config.run import ClassifierSettings
 from mscd.data import ImageDataset, pack
 from mscd.errors import UserError

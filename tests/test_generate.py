@@ -13,7 +13,7 @@ import pytest
 import torch
 from nvidia_pickle import write_pickle
 
-from mscd.checkpoint import read_metadata, save_network
+from mscd.checkpoints.network_file import read_metadata, save_network
 from mscd.data import ImageDataset
 from mscd.diffusion import samplers
 from mscd.errors import UserError

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from nvidia_pickle import dump, persistent, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
+from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.pickled_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
 from mscd.errors import UserError
 from mscd.files.safe_pickle import Refused
-from mscd.pickle_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
-from mscd.pickles import read_pickle
 
 
 def written(tmp_path, content):
@@ -213,7 +213,7 @@ READ_ALL = """
 import json, resource, sys
 from pathlib import Path
 from mscd.errors import UserError
-from mscd.pickles import read_pickle
+from mscd.checkpoints.edm_pickle import read_pickle
 folder, golden = map(Path, sys.argv[1:])
 read_pickle(golden)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

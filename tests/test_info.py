@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mscd import data
-from mscd.checkpoint import save_network
+from mscd.checkpoints.network_file import save_network
 from mscd.errors import UserError
 from mscd.features import Classifier, save_detector
 from mscd.frechet import FeatureStatistics, write_reference

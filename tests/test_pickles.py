@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nvidia_pickle import EasyDict, Persistent, dump, persistent, record, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
-from mscd import checkpoint
+from mscd.checkpoints import network_file
+from mscd.checkpoints.edm_pickle import read_pickle
 from mscd.errors import UserError
-from mscd.pickles import read_pickle
 
 KWARGS = json.loads((GOLDEN / "kwargs.json").read_text())
 
@@ -24,7 +24,7 @@ def test_golden_checkpoints_match_the_reference_and_run_nothing(name):
     path = GOLDEN / f"{name}.pkl"
     assert b"raise RuntimeError" in path.read_bytes()
     with nothing_runs():
-        net = checkpoint.load_network(path)
+        net = network_file.load_network(path)
     with np.load(GOLDEN / "expected.npz") as arrays:
         given = {
             key.removeprefix(f"{name}."): torch.tensor(arrays[key]) for key in arrays if key.startswith(f"{name}.")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mscd import sample_standalone
-from mscd.checkpoint import save_network
+from mscd.checkpoints.network_file import save_network
 from mscd.export import export
 from mscd.generate import generate
 from mscd.networks import EDMPrecond

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mscd.checkpoint import save_network
+from mscd.checkpoints.network_file import save_network
 from mscd.networks import EDMPrecond
 
 # Of torch, what only torch.compile needs.
@@ -17,7 +17,7 @@ UNUSED = {
     "mscd.config.run": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.figures, mscd.report": {"torch", "scipy", "pydantic"} | FETCHES,
     "mscd.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
-    "mscd.headers": {"torch", "pydantic"},
+    "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
     "mscd.rank, mscd.train": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,

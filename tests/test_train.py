@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mscd import checkpoint, data, draws, launch
+from mscd import data, draws, launch
+from mscd.checkpoints import network_file
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
@@ -85,10 +86,10 @@ def undisturbed(base):
 def snapshot(run_dir, kimg=3):
     """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
     folder = Path(run_dir) / str(kimg)
-    tensors, metadata = checkpoint.load_tensors(folder / "state.safetensors")
+    tensors, metadata = network_file.load_tensors(folder / "state.safetensors")
     kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
     networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
-    return {**networks, "state": checkpoint.content_digest(tensors, kept)}
+    return {**networks, "state": network_file.content_digest(tensors, kept)}
 
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
@@ -218,7 +219,7 @@ def test_a_damaged_snapshot_is_refused_by_name(base, tmp_path, damage):
     shutil.copy(base / "teacher/3/ema.safetensors", path)
     damage(path)
     with pytest.raises(UserError, match="ema.safetensors: (damaged|not a safetensors)"):
-        checkpoint.load_network(path)
+        network_file.load_network(path)
 
 
 def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, undisturbed, tmp_path, caplog):
@@ -244,7 +245,7 @@ def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, tmp_path):
         with pytest.raises(UserError, match="could not be written.*free some space"):
             train(student_leg(base, disk / "run", 0, 6, settings))
         (state, *_) = sorted((disk / "run/rolling").glob("*"), reverse=True)
-        checkpoint.load_tensors(state)
+        network_file.load_tensors(state)
         (disk / "ballast").unlink()
         train(student_leg(base, disk / "run", 0, 6, settings))
         assert (disk / "run/6/ema.safetensors").exists()
@@ -256,10 +257,10 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_stat
     train(student_leg(base, tmp_path, 0, 1))
     wild = STUDENT.model_copy(update={"max_nonfinite_steps": 3})
     shutil.copytree(tmp_path / "1", tmp_path / "keep")
-    tensors, metadata = checkpoint.load_tensors(tmp_path / "1/state.safetensors")
+    tensors, metadata = network_file.load_tensors(tmp_path / "1/state.safetensors")
     tensors["net.model.map_layer0.weight"].fill_(float("nan"))
     metadata.pop("digest")
-    checkpoint.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
+    network_file.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
     with pytest.raises(UserError, match=r"not finite for \d+ steps in a row.*last good state is .*1/state.safetensors"):
         train(student_leg(base, tmp_path, 1, 2, wild))
     assert not list((tmp_path / "rolling").glob("*"))
@@ -271,7 +272,7 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
     train(student_leg(base, tmp_path / "one", 0, 1, settings))
     train(student_leg(base, tmp_path / "pieces", 0, 1, settings), batch_per_process=25)
     nets = [
-        checkpoint.load_network(tmp_path / f"{name}/1/ema.safetensors").state_dict()
+        network_file.load_network(tmp_path / f"{name}/1/ema.safetensors").state_dict()
         for name in ("one", "two", "pieces")
     ]
     for name, weights in nets[0].items():

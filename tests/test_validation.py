@@ -8,7 +8,8 @@ import torch
 from standin_detector import write_standin
 from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
-from mscd import checkpoint, features
+from mscd import features
+from mscd.checkpoints import network_file
 from mscd.config.run import ClassifierSettings
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog, read_events
@@ -72,7 +73,7 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: 
 
     train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
     files = (detectors[0] / "classifier.safetensors", detectors[0] / "classifier.npz")
-    again = Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
+    again = Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors"))
     with torch.no_grad():
         assert again == scores(tmp_path)[-1]
 
@@ -88,7 +89,7 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
     )
     train(leg)
     (score,) = scores(tmp_path)
-    assert score == Validation(SCORED, *files, Group()).score(checkpoint.load_network(tmp_path / "1/ema.safetensors"))
+    assert score == Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors"))
     write_standin(files[0], dim=16, seed=1)
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
         Validation(SCORED, *files, Group())

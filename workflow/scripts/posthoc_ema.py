@@ -3,8 +3,8 @@
 from mscd.job import loading, logged
 
 with loading():
+    from mscd.checkpoints.posthoc_ema import reconstruct
     from mscd.files.event_log import EventLog
-    from mscd.posthoc import reconstruct
 
 with logged(snakemake.log.text):
     std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)

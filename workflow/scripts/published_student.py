@@ -3,8 +3,8 @@
 from mscd.job import loading, logged
 
 with loading():
+    from mscd.checkpoints.convert import convert
     from mscd.config.run import load_config
-    from mscd.convert import convert
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for
 

@@ -5,8 +5,8 @@ import json
 from mscd.job import loading, logged
 
 with loading():
+    from mscd.checkpoints.convert import convert
     from mscd.config.run import load_config
-    from mscd.convert import convert
     from mscd.files.atomic import written_whole
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from mscd.checkpoints.metadata import read_metadata
 from mscd.files.atomic import written_whole
 from mscd.files.event_log import EventLog
-from mscd.headers import read_metadata
 from mscd.job import logged
 
 with logged(snakemake.log.text):

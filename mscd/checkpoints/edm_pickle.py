@@ -15,11 +15,18 @@ from pathlib import Path
 
 import torch
 
+from mscd.checkpoints.pickled_tensors import (
+    Tensor,
+    load_storage,
+    numpy_dtype,
+    numpy_scalar,
+    rebuild_parameter,
+    rebuild_tensor,
+)
 from mscd.errors import UserError
 from mscd.files.safe_pickle import SCALARS, InertReader, Object, Refused
 from mscd.networks import EDMPrecond
 from mscd.networks.layers import Conv2d, GroupNorm, PositionalEmbedding, UNetBlock
-from mscd.pickle_tensors import Tensor, load_storage, numpy_dtype, numpy_scalar, rebuild_parameter, rebuild_tensor
 
 NETWORK_CLASSES = {"EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm"}
 NETWORK_CLASSES |= {"PositionalEmbedding", "FourierEmbedding"}

@@ -15,11 +15,11 @@ import safetensors
 import safetensors.torch
 import torch
 
+from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
-from mscd.headers import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.networks import EDMPrecond
-from mscd.pickles import read_pickle
 
 
 def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
@@ -88,7 +88,7 @@ def is_pickle(path: str | os.PathLike) -> bool:
 
 
 def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
-    """The network of a `save_network` file, or of a pickled checkpoint (mscd.pickles), in eval mode.
+    """The network of a `save_network` file, or of a pickled checkpoint (mscd.checkpoints.edm_pickle), in eval mode.
 
     The content tells which it is, whatever the name. Nothing in the file is executed.
     Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.

@@ -6,12 +6,12 @@ import inspect
 import os
 from collections.abc import Mapping
 
-from mscd.checkpoint import is_pickle, load_network, read_metadata, save_network
+from mscd.checkpoints.edm_pickle import Pickled, read_pickle
+from mscd.checkpoints.network_file import is_pickle, load_network, read_metadata, save_network
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precond import UNETS
-from mscd.pickles import Pickled, read_pickle
 
 TEACHER = "teacher"
 
