@@ -1,6 +1,6 @@
 """Reading against training, and what processes that read hold in memory: `python benchmarks/data.py`.
 
-Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.pack` packs them, and a zip that lists as many
+Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.dataset.pack` packs them, and a zip that lists as many
 files as ImageNet has images.
 """
 
@@ -22,12 +22,12 @@ from harness import Row, in_turns, main, medians, milliseconds, seconds
 
 from mscd import draws, train
 from mscd.config.run import load_config
-from mscd.data import ImageDataset, batches, pack
-from mscd.images import encode_png
-from mscd.labels import image_name
+from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.images import encode_png
+from mscd.data.labels import image_name
+from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
 from mscd.plan import plan
-from mscd.zips import StoredZip
 
 PART = "data"
 IMAGES, IMAGENET = 20_000, 1_281_167

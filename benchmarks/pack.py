@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mscd.data import pack
+from mscd.data.dataset import pack
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mscd.checkpoints.network_file import load_tensors, save_tensors
-from mscd.data import ImageDataset, batches
+from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of, written_whole
 from mscd.frechet import FeatureStatistics, load_reference, store_reference, write_reference

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mscd.data.images import encode_png
+from mscd.data.labels import image_name
+from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
-from mscd.images import encode_png
-from mscd.labels import image_name
 from mscd.parallel.prefetch import hand_over
 from mscd.samples import save_samples
-from mscd.zips import StoredZip
 
 Batches = Iterator[tuple[np.ndarray, list[int] | None]]
 GRID_IMAGES = 1024
@@ -47,7 +47,7 @@ def check_dest(dest: str | os.PathLike, count: int) -> None:
 def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, provenance: dict) -> None:
     """Write the images of `seeds` to `dest`, whole or not at all; same input, same bytes.
 
-    By its name: .npz, as samples.write_samples; .zip, the EDM zip (mscd.data) with images numbered by their seeds,
+    By its name: .npz, as samples.write_samples; .zip, the EDM zip (mscd.data.dataset) with images numbered by their seeds,
     dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid. A batch
     is written in a thread while the next one is made; but for a grid there are no more than these two in memory.
     Raises UserError naming the file when it cannot be written, and makes no further batch.

@@ -17,20 +17,20 @@ from typing import IO
 import numpy as np
 import safetensors
 
-from mscd.archives import open_files
 from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_pickle
 from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
-from mscd.data import ImageDataset
+from mscd.data.archives import open_files
+from mscd.data.dataset import ImageDataset
+from mscd.data.images import is_image
+from mscd.data.zip_format import read_directory
 from mscd.errors import UserError
 from mscd.features import FORMAT as CLASSIFIER_FORMAT
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
-from mscd.images import is_image
 from mscd.inception import INCEPTION_SHA256
 from mscd.report import COLUMNS
 from mscd.states import STATE_FORMAT
-from mscd.zips import read_directory
 
 FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")

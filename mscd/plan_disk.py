@@ -15,8 +15,8 @@ import torch
 
 from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT
 from mscd.config.run import Config, StudentSettings, TeacherSettings, TrainingSettings
+from mscd.data.images import encode_png
 from mscd.diffusion.edges import STUDENT_GRID
-from mscd.images import encode_png
 from mscd.leg import KEPT_HANDED, Leg
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity

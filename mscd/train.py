@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mscd.attempts import Attempts
 from mscd.checkpoints import network_file
 from mscd.config.training import StudentSettings, TeacherSettings
-from mscd.data import ImageDataset, batches
+from mscd.data.dataset import ImageDataset, batches
 from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.diffusion import betas
 from mscd.diffusion.edges import STUDENT_GRID

@@ -19,8 +19,8 @@ from data_files import (
     write_mnist,
 )
 
-from mscd.arrays import read_cifar10
-from mscd.data import ImageDataset, pack
+from mscd.data.cifar10 import read_cifar10
+from mscd.data.dataset import ImageDataset, pack
 from mscd.errors import UserError
 
 # --- CIFAR-10 ---

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from file_server import running
 from PIL import Image
 
-from mscd import data
 from mscd.checkpoints.network_file import load_network, read_metadata, save_network
 from mscd.cli import main
+from mscd.data import dataset
 from mscd.features import Classifier, save_detector
 from mscd.networks import EDMPrecond
 from mscd.samples import read_samples
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
         about = {"model": "s3", "ema": f"phema-{std}", "student": STUDENT, "run": "r", **ABOUT}
         save_network(folder / f"phema-{std}.safetensors", net, about)
     save_detector(folder / "classifier.safetensors", Classifier(8, 1, 10), {"data": "abc", "held_out_accuracy": 0.9})
-    data.pack("digits", folder / "digits.zip", max_images=40)
+    dataset.pack("digits", folder / "digits.zip", max_images=40)
     return folder
 
 
@@ -137,14 +137,14 @@ def test_ctrl_c_is_exit_status_130_without_a_word(folder, monkeypatch):
 def test_pack_packs_and_prints_what(here):
     summary = json.loads(mscd("pack", "digits", "digits.zip", "--max-images", 5).stdout)
     assert (summary["images"], summary["resolution"], summary["label_dim"]) == (5, 8, 5)
-    assert len(data.ImageDataset("digits.zip")) == 5
+    assert len(dataset.ImageDataset("digits.zip")) == 5
 
 
 def test_pack_takes_transforms_and_refuses_another_sha256(here):
     (here / "photos/a").mkdir(parents=True)
     Image.new("RGB", (20, 12), "red").save("photos/a/1.png")
     mscd("pack", "photos", "photos.zip", "--resolution", 8, "--transform", "center-crop", "--workers", 1)
-    assert data.ImageDataset("photos.zip").resolution == 8
+    assert dataset.ImageDataset("photos.zip").resolution == 8
     result = mscd("pack", "photos.zip", "again.zip", "--sha256", "0" * 64, code=1)
     assert "sha256" in result.stderr
 
@@ -274,7 +274,7 @@ def test_a_teacher_takes_solver_steps_seeds_and_class(here, folder, calls):
 def test_images_come_as_a_folder_or_zip_of_a_data_set(here, folder):
     for out in ("images", "images.zip"):
         mscd("generate", folder / "student.safetensors", "--seeds", "0-4", "--out", out)
-        assert len(data.ImageDataset(out)) == 5
+        assert len(dataset.ImageDataset(out)) == 5
 
 
 def test_a_students_other_steps_are_refused(here, folder):

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscd.data import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.images import encode_png
 from mscd.errors import UserError
-from mscd.images import encode_png
 
 
 @pytest.fixture(scope="module")

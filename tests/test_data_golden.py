@@ -10,9 +10,9 @@ import torch
 from golden_data import FOLDER, load
 from PIL import Image
 
-from mscd.data import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.images import encode_png
 from mscd.errors import UserError
-from mscd.images import encode_png
 
 GOLDEN, CASES = load("dataset")
 SOURCES = FOLDER / "dataset_src"

@@ -13,7 +13,7 @@ from standin_detector import write_standin
 
 from mscd import features
 from mscd.checkpoints.network_file import save_network
-from mscd.data import pack
+from mscd.data.dataset import pack
 from mscd.generate import generate
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import ALONE, group_of_torchrun

@@ -12,7 +12,7 @@ from standin_detector import write_standin
 from mscd import features
 from mscd.checkpoints.network_file import save_tensors
 from mscd.config.run import ClassifierSettings
-from mscd.data import ImageDataset, pack
+from mscd.data.dataset import ImageDataset, pack
 from mscd.errors import UserError
 from mscd.features import (
     Classifier,

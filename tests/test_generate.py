@@ -14,7 +14,7 @@ import torch
 from nvidia_pickle import write_pickle
 
 from mscd.checkpoints.network_file import read_metadata, save_network
-from mscd.data import ImageDataset
+from mscd.data.dataset import ImageDataset
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.generate import Sampling, _pieces, generate, nfe, sample

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from mscd import data, train
+from mscd import train
 from mscd.config.run import NetworkSettings, TeacherSettings
+from mscd.data import dataset
 from mscd.leg import Leg
 from mscd.parallel.group import process_group
 
@@ -62,7 +63,7 @@ def join(rank: int, folder: str) -> None:
 def folder(tmp_path_factory):
     """Where each process has left what it saw."""
     folder = tmp_path_factory.mktemp("sum")
-    data.pack("digits", folder / "train.zip", max_images=96)
+    dataset.pack("digits", folder / "train.zip", max_images=96)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = [
         subprocess.Popen(

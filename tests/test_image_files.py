@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mscd.data import ImageDataset, pack
+from mscd.data.dataset import ImageDataset, pack
 from mscd.errors import UserError
 from mscd.image_files import GRID_IMAGES, check_dest, grid, write_images
 from mscd.samples import read_samples

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscd.archives import DamagedFile
-from mscd.images import decode, encode_png, packed_pixels, transformed
+from mscd.data.archives import DamagedFile
+from mscd.data.images import decode, encode_png, packed_pixels, transformed
 
 GREY = np.arange(0, 240, dtype=np.uint8).reshape(12, 20)
 RED = np.zeros((12, 20, 3), np.uint8) + np.array([255, 0, 0], np.uint8)

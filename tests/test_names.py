@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscd.names import Names
+from mscd.data.name_table import Names
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)  # surrogates too: names of files may hold them
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from data_files import image_bytes, refusal, tar_bytes, write_cifar10, write_mnist
 
-import mscd.archives
-import mscd.zips
-from mscd.archives import ZipFiles
-from mscd.data import ImageDataset, pack
+import mscd.data.archives
+import mscd.data.zip_format
+from mscd.data.archives import ZipFiles
+from mscd.data.dataset import ImageDataset, pack
+from mscd.data.images import encode_png
+from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
-from mscd.images import encode_png
-from mscd.zips import StoredZip
 
 RNG = np.random.default_rng(0)
 JPEG = image_bytes(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8), "JPEG")

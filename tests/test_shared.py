@@ -16,7 +16,7 @@ import pytest
 import torch
 from data_files import random_images, write_images
 
-from mscd.data import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches, pack
 from mscd.parallel import shared_memory
 from mscd.parallel.group import ALONE, process_group
 from mscd.parallel.shared_memory import shared_by_node

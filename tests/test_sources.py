@@ -11,10 +11,10 @@ import pytest
 from data_files import image_bytes, refusal, tar_bytes, write_bytes
 from PIL import Image
 
-from mscd.archives import TarFiles
-from mscd.data import ImageDataset, pack
+from mscd.data.archives import TarFiles
+from mscd.data.dataset import ImageDataset, pack
+from mscd.data.images import encode_png
 from mscd.errors import UserError
-from mscd.images import encode_png
 
 RNG = np.random.default_rng(0)
 # ImageNet in small: class folders, files that begin with the class, one PNG that is called JPEG (as n02105855_2933 is).

@@ -19,7 +19,7 @@ UNUSED = {
     "mscd.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
-    "mscd.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
+    "mscd.data.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
     "mscd.rank, mscd.train": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
     "mscd.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
 }

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mscd import data, objectives, train
+from mscd import objectives, train
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.data import dataset
 from mscd.leg import Leg, take_snapshot
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
@@ -36,7 +37,7 @@ def base(tmp_path_factory):
     """A folder with packed digits and a teacher of one short leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("step")
-    data.pack("digits", folder / "train.zip", max_images=150)
+    dataset.pack("digits", folder / "train.zip", max_images=150)
     settings = TEACHER.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
     leg = Leg("teacher", "teacher", settings, str(folder / "train.zip"), str(folder / "teacher"), 0, 1)
     train.train_leg(leg, Group())

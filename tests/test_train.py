@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mscd import data, draws, launch
+from mscd import draws, launch
 from mscd.checkpoints import network_file
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
+from mscd.data import dataset
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.leg import Leg, take_snapshot
@@ -50,7 +51,7 @@ def base(tmp_path_factory):
     """A folder with packed digits and a teacher of one leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("train")
-    data.pack("digits", folder / "train.zip", max_images=150)
+    dataset.pack("digits", folder / "train.zip", max_images=150)
     train(teacher_leg(folder, folder / "teacher", 0, 3))
     return folder
 
@@ -343,7 +344,7 @@ def test_draws_depend_on_seed_purpose_and_position_alone():
 
 
 def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
-    data.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
+    dataset.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), data=str(tmp_path / "big.zip"))
     with pytest.raises(UserError, match="don't fit the teacher"):
         train(leg)

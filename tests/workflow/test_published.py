@@ -17,7 +17,7 @@ from project import Project
 from standin_detector import write_standin
 
 from mscd.checkpoints.network_file import read_metadata
-from mscd.data import ImageDataset
+from mscd.data.dataset import ImageDataset
 from mscd.networks import EDMPrecond
 
 IMAGES = 300

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from mscd.config.run import load_config
+from mscd.data.packing import pack
 from mscd.files.event_log import EventLog
 from mscd.job import logged
-from mscd.packing import pack
 from mscd.provenance.urls import is_address
 
 with logged(snakemake.log.text):

@@ -16,13 +16,13 @@ from typing import IO
 
 import numpy as np
 
-from mscd.archives import DamagedFile
+from mscd.data.archives import DamagedFile
+from mscd.data.images import TRANSFORMS, encode_png, transformed
+from mscd.data.labels import image_name
+from mscd.data.sources import Source, open_source
+from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of, written_whole
-from mscd.images import TRANSFORMS, encode_png, transformed
-from mscd.labels import image_name
-from mscd.sources import Source, open_source
-from mscd.zips import StoredZip
 
 log = logging.getLogger(__name__)
 _SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and such shares that may wait a thread

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mscd import arrays
-from mscd.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_files
+from mscd.data import cifar10
+from mscd.data.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_files
+from mscd.data.images import decode, is_image
+from mscd.data.labels import labels_of_folders, named_as_packed, read_labels
 from mscd.errors import UserError
-from mscd.images import decode, is_image
-from mscd.labels import labels_of_folders, named_as_packed, read_labels
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ def open_source(source: str | os.PathLike, *, as_text: bool = False, drop_alpha:
     if source == "digits":
         return _of_arrays("digit", *_digits())
     if os.path.isdir(source):
-        if (mnist := arrays.mnist_in(source)) is not None:
-            return _of_arrays("image", *arrays.read_mnist(mnist))
+        if (mnist := cifar10.mnist_in(source)) is not None:
+            return _of_arrays("image", *cifar10.read_mnist(mnist))
     elif os.path.exists(source):
-        if arrays.is_idx(source):
-            return _of_arrays("image", *arrays.read_mnist(source))
-        if looks_like_tar(source) and arrays.is_cifar10(source):
-            return _of_arrays("image", *arrays.read_cifar10(source))
+        if cifar10.is_idx(source):
+            return _of_arrays("image", *cifar10.read_mnist(source))
+        if looks_like_tar(source) and cifar10.is_cifar10(source):
+            return _of_arrays("image", *cifar10.read_cifar10(source))
     return _of_tree(open_files(source), as_text, drop_alpha)
 
 

@@ -16,10 +16,10 @@ from typing import IO
 
 import numpy as np
 
-from mscd import zips
+from mscd.data import zip_format
+from mscd.data.name_table import Names
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
-from mscd.names import Names
 
 LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
@@ -123,7 +123,7 @@ class ZipFiles(_Archive):
     def __init__(self, path: str | os.PathLike):
         try:
             with open(path, "rb") as file:
-                names, table = zips.read_directory(file)
+                names, table = zip_format.read_directory(file)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a readable zip ({error}); damaged or cut short?") from error
         super().__init__(path)
@@ -134,12 +134,12 @@ class ZipFiles(_Archive):
         offset, stored_size, size, crc, method = self._table[position].tolist()
         _check_size(size)
         content = self._read_at(self._content_offset(offset), stored_size)
-        if method == zips.DEFLATED:
+        if method == zip_format.DEFLATED:
             try:
                 content = zlib.decompressobj(-15).decompress(content, size + 1)
             except zlib.error as error:
                 raise DamagedFile(str(error)) from error
-        elif method != zips.STORED:
+        elif method != zip_format.STORED:
             raise DamagedFile(f"compressed by method {method}, which is not supported")
         if len(content) != size:
             raise DamagedFile(f"it is {'longer' if len(content) > size else 'shorter'} than the {size} bytes it claims")
@@ -151,15 +151,15 @@ class ZipFiles(_Archive):
         """First `size` bytes, unchecked, of file `names[position]`; None if it is compressed or damaged."""
         offset, stored_size, _, _, method = self._table[position].tolist()
         try:
-            if method == zips.STORED:
+            if method == zip_format.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
         except DamagedFile:
             pass  # whoever reads all of it is told
         return None
 
     def _content_offset(self, offset: int) -> int:
-        header = self._read_at(offset, zips.LOCAL_HEADER.size)
-        length = zips.local_header_length(header)
+        header = self._read_at(offset, zip_format.LOCAL_HEADER.size)
+        length = zip_format.local_header_length(header)
         if length is None:
             raise DamagedFile("its zip header is damaged")
         return offset + length

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mscd.archives import is_compressed, member_name
+from mscd.data.archives import is_compressed, member_name
 from mscd.errors import UserError
 from mscd.files.safe_pickle import InertReader, Object, Refused
 

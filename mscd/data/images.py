@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mscd.archives import DamagedFile
+from mscd.data.archives import DamagedFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would also hand PostScript to a program

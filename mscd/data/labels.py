@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from mscd.archives import DamagedFile, FolderFiles, TarFiles, ZipFiles
+from mscd.data.archives import DamagedFile, FolderFiles, TarFiles, ZipFiles
 from mscd.errors import UserError
 
 _OUR_NAME = re.compile(r"(\d{5,})/img(\d{8,})\.png")

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mscd.archives import DamagedFile, open_files
+from mscd.data.archives import DamagedFile, open_files
+from mscd.data.images import decode, is_image, packed_pixels
+from mscd.data.labels import read_labels
+from mscd.data.packing import pack as pack
 from mscd.errors import UserError
-from mscd.images import decode, is_image, packed_pixels
-from mscd.labels import read_labels
-from mscd.packing import pack as pack
 from mscd.parallel.group import ALONE, Group
 from mscd.parallel.shared_memory import shared_by_node
 
