@@ -21,8 +21,8 @@ import torch
 from mscd.checkpoints.convert import convert
 from mscd.checkpoints.network_file import load_network
 from mscd.features import adopt_reference
-from mscd.generate import generate
 from mscd.networks import EDMPrecond
+from mscd.sampling.generate import generate
 from mscd.score import score
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

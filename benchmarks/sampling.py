@@ -17,8 +17,8 @@ from demo_run import network
 from harness import Row, in_turns, main, medians, milliseconds
 
 from mscd.checkpoints.network_file import load_network, save_network
-from mscd.generate import generate
-from mscd.image_files import write_images
+from mscd.sampling.generate import generate
+from mscd.sampling.image_writers import write_images
 
 STEPS, BATCH = 8, 256
 PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (2, 7)

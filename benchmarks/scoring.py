@@ -17,7 +17,7 @@ from harness import Row, in_turns, main, medians, milliseconds
 from mscd.features import Classifier, Detector, load_detector, save_detector, statistics_of
 from mscd.files.atomic import sha256_of
 from mscd.frechet import FeatureStatistics, frechet_distance
-from mscd.samples import read_batches, write_samples
+from mscd.sampling.sample_file import read_batches, write_samples
 
 DIM, BATCH = 2048, 500
 

@@ -23,7 +23,7 @@ import yaml
 from harness import Row, in_turns, main, medians, seconds
 
 from mscd.files.event_log import read_events
-from mscd.generate import generate
+from mscd.sampling.generate import generate
 from mscd.score import score
 
 ROOT = Path(__file__).parents[1]

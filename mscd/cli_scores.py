@@ -71,8 +71,8 @@ def generate(network: Path, label: int | None, out: Path | None, **how) -> None:
     student knows its noise levels and needs no options: it takes exactly one evaluation a segment. Computes on the GPU
     where there is one, and under torchrun on as many processes, which make the same images as one.
     """
-    from mscd.generate import generate
     from mscd.parallel.group import group_of_torchrun
+    from mscd.sampling.generate import generate
 
     out = out or Path(f"{network.stem}.png")
     churn = {name.replace("s_", "S_"): how.pop(name) for name in ("s_churn", "s_min", "s_max", "s_noise")}

@@ -12,8 +12,8 @@ import torch
 
 from mscd.config.run import SamplerSettings
 from mscd.figures import image_grid
-from mscd.generate import generate, nfe
 from mscd.report import TEACHER, best_rows, fid_table, network_path, sampler_name
+from mscd.sampling.generate import generate, nfe
 
 
 def compare_images(

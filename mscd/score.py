@@ -16,7 +16,7 @@ from mscd.features import Detector, load_detector, statistics_of
 from mscd.files.atomic import written_whole
 from mscd.frechet import Reference, frechet_distance, load_reference
 from mscd.parallel.group import ALONE, Group
-from mscd.samples import count_images, joint_provenance, made_by, read_batches
+from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches
 
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
 BATCH = 500  # images handed to the detector at a time

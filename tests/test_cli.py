@@ -19,7 +19,7 @@ from mscd.cli import main
 from mscd.data import dataset
 from mscd.features import Classifier, save_detector
 from mscd.networks import EDMPrecond
-from mscd.samples import read_samples
+from mscd.sampling.sample_file import read_samples
 
 PICKLES = Path(__file__).parent / "golden/pickles"
 STUDENT = {"segments": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

@@ -14,10 +14,10 @@ from standin_detector import write_standin
 from mscd import features
 from mscd.checkpoints.network_file import save_network
 from mscd.data.dataset import pack
-from mscd.generate import generate
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import ALONE, group_of_torchrun
-from mscd.samples import read_samples, write_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import read_samples, write_samples
 from mscd.score import score
 
 SEEDS = range(58, 70)  # the end of one piece of seeds and the start of the next

@@ -21,10 +21,10 @@ from mscd.checkpoints.network_file import load_network, read_metadata, save_netw
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.export import export
-from mscd.generate import generate
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import CC_BY_NC_SA
-from mscd.samples import read_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import read_samples
 
 STUDENT = {"segments": 3, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
 ORIGIN = {"source": "https://host.org/teacher.pkl", "sha256": "ab" * 32, "license": CC_BY_NC_SA}

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mscd import figures
 from mscd.errors import UserError
-from mscd.samples import write_samples
+from mscd.sampling.sample_file import write_samples
 
 
 def scores_of(*rows):

@@ -17,9 +17,9 @@ from mscd.checkpoints.network_file import read_metadata, save_network
 from mscd.data.dataset import ImageDataset
 from mscd.diffusion import samplers
 from mscd.errors import UserError
-from mscd.generate import Sampling, _pieces, generate, nfe, sample
 from mscd.networks import EDMPrecond
-from mscd.samples import read_samples, write_samples
+from mscd.sampling.generate import Sampling, _pieces, generate, nfe, sample
+from mscd.sampling.sample_file import read_samples, write_samples
 
 STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
 
@@ -336,7 +336,7 @@ def test_a_disk_that_is_full_ends_the_sampling_in_one_line(teacher, tmp_path, ca
 
 FIFTY_THOUSAND = """
 import sys, tracemalloc
-from mscd.generate import generate
+from mscd.sampling.generate import generate
 from mscd.networks import EDMPrecond
 
 EDMPrecond.forward = lambda net, x, sigma, labels: x.float()

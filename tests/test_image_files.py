@@ -10,8 +10,8 @@ from PIL import Image
 
 from mscd.data.dataset import ImageDataset, pack
 from mscd.errors import UserError
-from mscd.image_files import GRID_IMAGES, check_dest, grid, write_images
-from mscd.samples import read_samples
+from mscd.sampling.image_writers import GRID_IMAGES, check_dest, grid, write_images
+from mscd.sampling.sample_file import read_samples
 
 SEEDS = range(998, 1003)
 MADE = {"seeds": [998, 1002]}

@@ -16,11 +16,11 @@ from mscd.data import dataset
 from mscd.errors import UserError
 from mscd.features import Classifier, save_detector
 from mscd.frechet import FeatureStatistics, write_reference
-from mscd.generate import generate
 from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
 from mscd.report import COLUMNS
-from mscd.samples import write_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import write_samples
 from mscd.states import StateFolder, TrainingState
 
 PICKLES = Path(__file__).parent / "golden/pickles"

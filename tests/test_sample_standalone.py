@@ -12,9 +12,9 @@ from PIL import Image
 from mscd import sample_standalone
 from mscd.checkpoints.network_file import save_network
 from mscd.export import export
-from mscd.generate import generate
 from mscd.networks import EDMPrecond
-from mscd.samples import read_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import read_samples
 
 PIECE = 64  # seeds that a CPU samples together at 16x16
 STUDENT = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

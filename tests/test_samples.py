@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mscd.errors import UserError
-from mscd.samples import count_images, joint_provenance, read_batches, save_samples, write_samples
+from mscd.sampling.sample_file import count_images, joint_provenance, read_batches, save_samples, write_samples
 
 CHURN = {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 MADE = {"network": {"digest": "n" * 64}, "sampler": "euler", "steps": 4, "churn": None, "device": "cpu"}

@@ -11,7 +11,7 @@ from mscd import frechet, inception
 from mscd.errors import UserError
 from mscd.features import Classifier, Detector, adopt_reference, load_detector, save_detector
 from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
-from mscd.samples import write_samples
+from mscd.sampling.sample_file import write_samples
 from mscd.score import score
 
 NETWORK = {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "n" * 64}

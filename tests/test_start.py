@@ -16,7 +16,7 @@ FETCHES = {"pooch", "requests"}
 UNUSED = {
     "mscd.config.run": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.figures, mscd.report": {"torch", "scipy", "pydantic"} | FETCHES,
-    "mscd.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
+    "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.data.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
@@ -37,7 +37,7 @@ leg = Leg("teacher", "teacher", settings, data="train.zip", run_dir="run", start
 train.train_leg(leg, Group())
 """
 SAMPLE = """
-from mscd.generate import generate
+from mscd.sampling.generate import generate
 generate("network.safetensors", "samples.npz", seeds=range(4), sampler="heun", steps=2)
 """
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mscd.generate import generate
-from mscd.samples import read_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import read_samples
 
 SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
 

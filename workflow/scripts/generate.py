@@ -5,8 +5,8 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config.run import load_config
     from mscd.files.event_log import EventLog
-    from mscd.generate import generate
     from mscd.parallel.group import this_device
+    from mscd.sampling.generate import generate
 
 with logged(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards

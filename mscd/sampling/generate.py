@@ -19,13 +19,13 @@ from mscd.checkpoints.network_file import is_pickle, load_network, read_metadata
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
-from mscd.image_files import check_dest, write_images
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import ALONE, Group
 from mscd.parallel.prefetch import on_host
 from mscd.provenance.licenses import origin
-from mscd.samples import made_by
+from mscd.sampling.image_writers import check_dest, write_images
+from mscd.sampling.sample_file import made_by
 
 HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
 CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster

@@ -21,7 +21,7 @@ from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.parallel.prefetch import hand_over
-from mscd.samples import save_samples
+from mscd.sampling.sample_file import save_samples
 
 Batches = Iterator[tuple[np.ndarray, list[int] | None]]
 GRID_IMAGES = 1024
