@@ -20,10 +20,10 @@ import torch
 
 from mscd.checkpoints.convert import convert
 from mscd.checkpoints.network_file import load_network
-from mscd.features import adopt_reference
+from mscd.evaluation.detector import adopt_reference
+from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.sampling.generate import generate
-from mscd.score import score
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nvidia_pickle import write_pickle

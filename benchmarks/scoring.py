@@ -14,9 +14,9 @@ import scipy.linalg
 import torch
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd.features import Classifier, Detector, load_detector, save_detector, statistics_of
+from mscd.evaluation.detector import Classifier, Detector, load_detector, save_detector, statistics_of
+from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
 from mscd.files.atomic import sha256_of
-from mscd.frechet import FeatureStatistics, frechet_distance
 from mscd.sampling.sample_file import read_batches, write_samples
 
 DIM, BATCH = 2048, 500

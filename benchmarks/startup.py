@@ -22,9 +22,9 @@ import torch
 import yaml
 from harness import Row, in_turns, main, medians, seconds
 
+from mscd.evaluation.score import score
 from mscd.files.event_log import read_events
 from mscd.sampling.generate import generate
-from mscd.score import score
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"

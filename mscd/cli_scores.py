@@ -135,7 +135,7 @@ def reference(
     """
     if (data is None) == (published is None) or (published is not None and resolution is None):
         raise click.UsageError("give either DATA, or --published and --resolution")
-    from mscd.features import adopt_reference, reference_statistics
+    from mscd.evaluation.detector import adopt_reference, reference_statistics
     from mscd.parallel.group import group_of_torchrun
 
     network, _ = obtained(detector, sha256)
@@ -176,8 +176,8 @@ def score(samples: tuple[Path, ...], reference: Path, detector: str, sha256: str
     different counts cannot be compared. Published ones are of seeds 0-49999, the least of three such samples. Uses the
     GPU where there is one, and several processes under torchrun.
     """
+    from mscd.evaluation.score import score
     from mscd.parallel.group import group_of_torchrun
-    from mscd.score import score
 
     network, _ = obtained(detector, sha256)
     with group_of_torchrun() as group:

@@ -29,6 +29,7 @@ from mscd.diffusion import betas
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
+from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
 from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
@@ -40,7 +41,6 @@ from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.provenance.code_version import code_identity
 from mscd.states import Resumed, StateFolder, TrainingState
-from mscd.validation import Validation
 
 log = logging.getLogger(__name__)
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory

@@ -17,7 +17,7 @@ from PIL import Image
 from mscd.checkpoints.network_file import load_network, read_metadata, save_network
 from mscd.cli import main
 from mscd.data import dataset
-from mscd.features import Classifier, save_detector
+from mscd.evaluation.detector import Classifier, save_detector
 from mscd.networks import EDMPrecond
 from mscd.sampling.sample_file import read_samples
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from standin_detector import write_standin
 
-from mscd import features
 from mscd.checkpoints.network_file import save_network
 from mscd.data.dataset import pack
+from mscd.evaluation import detector
+from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import ALONE, group_of_torchrun
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples, write_samples
-from mscd.score import score
 
 SEEDS = range(58, 70)  # the end of one piece of seeds and the start of the next
 STUDENT = {"segments": 2, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -42,7 +42,7 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
     for detector, known in (("classifier.safetensors", None), ("standin.pt", sha256)):
         reference = folder / f"{detector}.npz"
         told = {"group": group, "detector_sha256": known}
-        features.reference_statistics(inputs / "train.zip", inputs / detector, reference, **told)
+        detector.reference_statistics(inputs / "train.zip", inputs / detector, reference, **told)
         score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **told)
 
 
@@ -68,7 +68,7 @@ def inputs(tmp_path_factory):
         save_network(folder / f"{precision}.safetensors", net, about)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        features.save_detector(folder / "classifier.safetensors", features.Classifier(8, 1, 10), {})
+        detector.save_detector(folder / "classifier.safetensors", detector.Classifier(8, 1, 10), {})
     pack("digits", folder / "train.zip")  # 1797 images: four batches, the last one smaller
     many = np.random.default_rng(0).integers(0, 256, [1030, 8, 8, 1], dtype=np.uint8)  # three
     network = {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "digest": "n" * 64}

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin_detector import write_standin
 
-from mscd import features
 from mscd.checkpoints.network_file import save_tensors
 from mscd.config.run import ClassifierSettings
 from mscd.data.dataset import ImageDataset, pack
 from mscd.errors import UserError
-from mscd.features import (
+from mscd.evaluation import detector
+from mscd.evaluation.detector import (
     Classifier,
     Detector,
     dataset_statistics,
@@ -23,8 +23,8 @@ from mscd.features import (
     statistics_of,
     train_classifier,
 )
+from mscd.evaluation.frechet import FeatureStatistics, load_reference
 from mscd.files.event_log import EventLog, read_events
-from mscd.frechet import FeatureStatistics, load_reference
 
 QUICK = SimpleNamespace(epochs=2, batch_size=128, learning_rate=2e-3, held_out=0.2, min_accuracy=0.0, seed=0)
 
@@ -83,8 +83,8 @@ def test_held_out_images_are_never_trained_on_and_are_what_accuracy_is_measured_
             used[torch.is_grad_enabled()].update(indices.tolist())
             yield from features_batches(dataset, [indices])
 
-    features_batches = features.batches
-    monkeypatch.setattr(features, "batches", recorded)
+    features_batches = detector.batches
+    monkeypatch.setattr(detector, "batches", recorded)
     train_classifier(digits, QUICK)
     assert len(used[False]) == round(0.2 * 1797)
     assert used[True] | used[False] == set(range(1797)) and not used[True] & used[False]
@@ -95,9 +95,9 @@ def test_accuracy_is_the_share_of_right_answers(digits, saved):
     images, labels = digits.images_in_memory(), torch.from_numpy(digits.labels)
     right = classifier(images.float() / 127.5 - 1).argmax(1) == labels
     indices = torch.arange(1797)
-    assert features._accuracy(classifier, digits, indices) == right.sum().item() / 1797
-    assert features._accuracy(classifier, digits, indices[right]) == 1
-    assert features._accuracy(classifier, digits, indices[~right]) == 0
+    assert detector._accuracy(classifier, digits, indices) == right.sum().item() / 1797
+    assert detector._accuracy(classifier, digits, indices[right]) == 1
+    assert detector._accuracy(classifier, digits, indices[~right]) == 0
 
 
 def test_loss_and_accuracy_are_logged_by_kimg(digits, tmp_path):
@@ -145,13 +145,13 @@ def test_other_resolutions_are_refused(resolution):
 
 def test_shifts_move_each_image_by_its_own_offset_within_reach():
     images = torch.arange(200 * 2 * 36, dtype=torch.float32).reshape(200, 2, 6, 6)
-    shifted = features._shifted(images, 1, torch.Generator().manual_seed(0))
+    shifted = detector._shifted(images, 1, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
     offsets = set()
     for image, out in zip(padded, shifted, strict=True):
         offsets.update((y, x) for y in range(3) for x in range(3) if torch.equal(out, image[:, y : y + 6, x : x + 6]))
     assert offsets == {(y, x) for y in range(3) for x in range(3)}
-    assert torch.equal(features._shifted(images, 0, torch.Generator()), images)
+    assert torch.equal(detector._shifted(images, 0, torch.Generator()), images)
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch(digits, saved):
@@ -176,7 +176,7 @@ def test_statistics_do_not_depend_on_the_batch_size(digits, saved):
 @pytest.mark.parametrize("sizes", [[], [3], [4, 4, 4], [1] * 9, [10, 1, 20], [0, 0]])
 def test_statistics_are_of_all_features_in_lumps_of_whole_batches(sizes, monkeypatch):
     detector = Detector(Classifier(8, 1, 10), "any")
-    monkeypatch.setattr(features, "LUMP", 5 * detector.dim)
+    monkeypatch.setattr(detector, "LUMP", 5 * detector.dim)
     added, update = [], FeatureStatistics.update
 
     def counted(statistics, rows):
@@ -253,8 +253,8 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
     detector, summary, reference = (tmp_path / name for name in ("c.safetensors", "c.json", "c.npz"))
     events = EventLog(tmp_path / "events.jsonl")
     chosen = ClassifierSettings(epochs=1, min_accuracy=0.0)
-    features.train_detector(digits.path, chosen, detector, summary, events=events)
-    features.reference_statistics(digits.path, detector, reference)
+    detector.train_detector(digits.path, chosen, detector, summary, events=events)
+    detector.reference_statistics(digits.path, detector, reference)
     network, facts, read = load_detector(detector), json.loads(summary.read_text()), load_reference(reference)
     assert facts["digest"] == network.digest and facts["data"] == digits.digest and 0 < facts["held_out_accuracy"] < 1
     assert read.provenance == {
@@ -272,9 +272,9 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
 
 def test_statistics_that_cannot_be_written_are_named_before_they_are_computed(digits, saved, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(features.Detector, "__call__", pytest.fail)
+    monkeypatch.setattr(detector.Detector, "__call__", pytest.fail)
     with pytest.raises(UserError, match="file/a.npz: could not be written"):
-        features.reference_statistics(digits.path, saved[0], tmp_path / "file/a.npz")
+        detector.reference_statistics(digits.path, saved[0], tmp_path / "file/a.npz")
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_published_statistics_are_taken_over_as_they_are_and_say_whose_they_are(
     file, sha256, detector, known = published
     origin = {"source": "https://example.org/published.npz", "sha256": sha256, "license": "CC BY 4.0"}
     about = {"detector_sha256": known, "resolution": 8, "channels": 1}
-    features.adopt_reference(file, detector, tmp_path / "ours.npz", sha256=sha256, origin=origin, **about)
+    detector.adopt_reference(file, detector, tmp_path / "ours.npz", sha256=sha256, origin=origin, **about)
     ours, theirs = load_reference(tmp_path / "ours.npz"), load_reference(file)
     assert np.array_equal(ours.mu, theirs.mu) and np.array_equal(ours.sigma, theirs.sigma)
     assert ours.provenance == {
@@ -308,20 +308,20 @@ def test_published_statistics_of_another_kind_are_refused(published, tmp_path, s
     file, sha256, detector, known = published
     shape, dest = {"resolution": 8, "channels": 1}, tmp_path / "ours.npz"
     with pytest.raises(UserError, match=f"published.npz: its sha256 is {sha256}, wanted 0000"):
-        features.adopt_reference(file, detector, dest, sha256="0" * 64, detector_sha256=known, **shape)
+        detector.adopt_reference(file, detector, dest, sha256="0" * 64, detector_sha256=known, **shape)
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
-        features.adopt_reference(file, detector, dest, **shape)
+        detector.adopt_reference(file, detector, dest, **shape)
     with pytest.raises(UserError, match="published.npz: statistics of 16 features, but .*classifier.* gives 64"):
-        features.adopt_reference(file, saved[0], dest, **shape)
-    features.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
+        detector.adopt_reference(file, saved[0], dest, **shape)
+    detector.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
     with pytest.raises(UserError, match="own.npz: a reference file of mscd already"):
-        features.adopt_reference(tmp_path / "own.npz", detector, dest, detector_sha256=known, **shape)
+        detector.adopt_reference(tmp_path / "own.npz", detector, dest, detector_sha256=known, **shape)
     assert not dest.exists()
 
 
 def test_statistics_of_a_data_set_under_torchscript_are_those_of_its_features(published, digits, tmp_path):
     _, _, detector, known = published
-    features.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
+    detector.reference_statistics(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
     rows = load_detector(detector, sha256=known)(digits.images_in_memory()).double().numpy()
     read = load_reference(tmp_path / "own.npz")
     np.testing.assert_allclose(read.mu, rows.mean(0), rtol=1e-6, atol=1e-6)

@@ -14,8 +14,8 @@ from PIL import Image
 from mscd.checkpoints.network_file import save_network
 from mscd.data import dataset
 from mscd.errors import UserError
-from mscd.features import Classifier, save_detector
-from mscd.frechet import FeatureStatistics, write_reference
+from mscd.evaluation.detector import Classifier, save_detector
+from mscd.evaluation.frechet import FeatureStatistics, write_reference
 from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
 from mscd.report import COLUMNS

@@ -7,12 +7,12 @@ import pytest
 import torch
 from standin_detector import write_standin
 
-from mscd import frechet, inception
 from mscd.errors import UserError
-from mscd.features import Classifier, Detector, adopt_reference, load_detector, save_detector
-from mscd.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.evaluation import frechet, inception
+from mscd.evaluation.detector import Classifier, Detector, adopt_reference, load_detector, save_detector
+from mscd.evaluation.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.evaluation.score import score
 from mscd.sampling.sample_file import write_samples
-from mscd.score import score
 
 NETWORK = {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "n" * 64}
 MADE = {"network": NETWORK, "sampler": "euler", "steps": 4, "nfe": 4, "churn": None, "seeds": [40, 639]}

@@ -21,7 +21,7 @@ UNUSED = {
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.data.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
     "mscd.rank, mscd.train": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
-    "mscd.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
+    "mscd.evaluation.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
 }
 TRAIN_A_STEP = """
 from mscd import data, train

@@ -8,10 +8,10 @@ import torch
 from standin_detector import write_standin
 from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
-from mscd import features
 from mscd.checkpoints import network_file
 from mscd.config.run import ClassifierSettings
 from mscd.errors import UserError
+from mscd.evaluation import detector
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
@@ -26,14 +26,14 @@ def detectors(base, tmp_path_factory):  # noqa: F811
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp(f"detector{seed}")
         settings = ClassifierSettings(epochs=2, min_accuracy=0.0, seed=seed)
-        features.train_detector(
+        detector.train_detector(
             base / "train.zip",
             settings,
             folder / "classifier.safetensors",
             folder / "c.json",
             events=EventLog(folder / "e.jsonl"),
         )
-        features.reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
+        detector.reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
         folders.append(folder)
     return folders
 
@@ -69,7 +69,7 @@ def test_a_reference_of_another_detector_is_refused_before_training(base, detect
 
 
 def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: F811
-    from mscd.validation import Validation
+    from mscd.evaluation.validation import Validation
 
     train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
     files = (detectors[0] / "classifier.safetensors", detectors[0] / "classifier.npz")
@@ -79,11 +79,11 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: 
 
 
 def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(base, tmp_path):  # noqa: F811
-    from mscd.validation import Validation
+    from mscd.evaluation.validation import Validation
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
     sha256 = write_standin(files[0], dim=16)
-    features.reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
+    detector.reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
     leg = dataclasses.replace(
         student_leg(base, tmp_path, 0, 1, SCORED), detector=str(files[0]), reference=str(files[1])
     )
@@ -97,20 +97,20 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
 
 @pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (8, 3)])
 def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolution, channels):  # noqa: F811
-    from mscd.validation import Validation
+    from mscd.evaluation.validation import Validation
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
     sha256 = write_standin(files[0], dim=16)
     np.savez(tmp_path / "published.npz", mu=np.zeros(16), sigma=np.eye(16))
     about = {"detector_sha256": sha256, "resolution": resolution, "channels": channels}
-    features.adopt_reference(tmp_path / "published.npz", *files, **about)
+    detector.adopt_reference(tmp_path / "published.npz", *files, **about)
     net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
     with pytest.raises(UserError, match=f"the network makes 8x8 images of 1 channels, but .* is of {resolution}x"):
         Validation(SCORED, *files, Group()).score(net)
 
 
 def test_a_reference_of_an_unknown_detector_is_refused(detectors, tmp_path):
-    from mscd.validation import Validation
+    from mscd.evaluation.validation import Validation
 
     np.savez(tmp_path / "odd.npz", mu=np.zeros(64), sigma=np.eye(64), provenance=np.array('{"detector": null}'))
     write_standin(tmp_path / "standin.pt", dim=64)

@@ -7,7 +7,7 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config.run import load_config
-    from mscd.features import adopt_reference
+    from mscd.evaluation.detector import adopt_reference
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for
 

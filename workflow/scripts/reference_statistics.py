@@ -4,7 +4,7 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config.run import load_config
-    from mscd.features import reference_statistics
+    from mscd.evaluation.detector import reference_statistics
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import this_device
 

@@ -4,9 +4,9 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config.run import load_config
+    from mscd.evaluation.score import score
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import this_device
-    from mscd.score import score
 
 with logged(snakemake.log.text):
     files = snakemake.input

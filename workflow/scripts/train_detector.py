@@ -4,7 +4,7 @@ from mscd.job import loading, logged
 
 with loading():
     from mscd.config.run import load_config
-    from mscd.features import train_detector
+    from mscd.evaluation.detector import train_detector
     from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):

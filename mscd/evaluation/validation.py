@@ -10,13 +10,13 @@ import torch
 
 from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.diffusion import samplers
-from mscd.features import load_detector, statistics_of
-from mscd.frechet import frechet_distance, load_reference
-from mscd.inception import is_torchscript
+from mscd.evaluation.detector import load_detector, statistics_of
+from mscd.evaluation.frechet import frechet_distance, load_reference
+from mscd.evaluation.inception import is_torchscript
+from mscd.evaluation.score import check_reference, check_shape
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
-from mscd.score import check_reference, check_shape
 
 BATCH = 256
 TEACHER_STEPS = 18

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from mscd.errors import UserError
-from mscd.features import Detector, load_detector, statistics_of
+from mscd.evaluation.detector import Detector, load_detector, statistics_of
+from mscd.evaluation.frechet import Reference, frechet_distance, load_reference
 from mscd.files.atomic import written_whole
-from mscd.frechet import Reference, frechet_distance, load_reference
 from mscd.parallel.group import ALONE, Group
 from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches
 

@@ -17,9 +17,9 @@ from torch.nn import functional
 from mscd.checkpoints.network_file import load_tensors, save_tensors
 from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
+from mscd.evaluation.frechet import FeatureStatistics, load_reference, store_reference, write_reference
+from mscd.evaluation.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
 from mscd.files.atomic import sha256_of, written_whole
-from mscd.frechet import FeatureStatistics, load_reference, store_reference, write_reference
-from mscd.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
 from mscd.parallel.group import ALONE, Group
 from mscd.parallel.prefetch import hand_over, on_device, on_host
 
@@ -202,7 +202,7 @@ def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: di
 
 
 def load_detector(path: str | os.PathLike, device: str | torch.device = "cpu", sha256: str | None = None) -> Detector:
-    """The detector of a `save_detector` file, or of a TorchScript file (mscd.inception).
+    """The detector of a `save_detector` file, or of a TorchScript file (mscd.evaluation.inception).
 
     sha256: what the file must have; a TorchScript file that is not Inception's is opened only with its own.
     UserError naming the file when it is missing, damaged or another kind.
