@@ -20,7 +20,6 @@ import torch
 from demo_run import BATCH, CONFIGS, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 
-from mscd import draws, train
 from mscd.config.run import load_config
 from mscd.data.dataset import ImageDataset, batches, pack
 from mscd.data.images import encode_png
@@ -28,6 +27,7 @@ from mscd.data.labels import image_name
 from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
 from mscd.plan import plan
+from mscd.training import loop, randomness
 
 PART = "data"
 IMAGES, IMAGENET = 20_000, 1_281_167
@@ -56,9 +56,9 @@ def demo_row(path: Path) -> Row:
     """A step of the demo's student over getting its images."""
     settings = student_settings(batch_size=BATCH)
     run, dataset = student_run(network(), settings), ImageDataset(path)
-    indices = train._index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
+    indices = loop._index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
     stream = batches(dataset, indices, pin_memory=run.group.device.type == "cuda")
-    times = medians(in_turns({"step": lambda: train._step(run), "next batch": lambda: next(stream)}, 3, warmup=1))
+    times = medians(in_turns({"step": lambda: loop._step(run), "next batch": lambda: next(stream)}, 3, warmup=1))
     ratio = times["step"] / times["next batch"]
     return Row(PART, "reading over training, demo", ratio, 3, "high", detail=milliseconds(times))
 
@@ -66,12 +66,12 @@ def demo_row(path: Path) -> Row:
 def imagenet_row(path: Path, rate: float, detail: dict) -> Row:
     """Images a second that one process's workers read, over those that it trains."""
     dataset = OnDisk(path)
-    indices = train._index_stream(0, 0, MICRO_BATCH, [slice(0, MICRO_BATCH)], len(dataset))
-    stream = batches(dataset, indices, workers=train.LOADER_WORKERS)
+    indices = loop._index_stream(0, 0, MICRO_BATCH, [slice(0, MICRO_BATCH)], len(dataset))
+    stream = batches(dataset, indices, workers=loop.LOADER_WORKERS)
     times = [seconds(lambda: take(stream, 30)) for _ in range(8)][1:]
     reads = 30 * MICRO_BATCH / statistics.median(times)
     alone = statistics.median(seconds(lambda: dataset.images(range(500))) for _ in range(5))
-    detail = {"read images a second": reads, "by one process": 500 / alone, "workers": train.LOADER_WORKERS, **detail}
+    detail = {"read images a second": reads, "by one process": 500 / alone, "workers": loop.LOADER_WORKERS, **detail}
     return Row(PART, "reading over training, ImageNet-64", reads / rate, 3, "high", detail=detail)
 
 
@@ -79,7 +79,7 @@ def imagenet_rate() -> tuple[float, dict]:
     """Images a second that a process trains of ImageNet-64, measured on a GPU, else computed; and how."""
     if torch.cuda.is_available():
         run = student_run(network("imagenet64"), student_settings("imagenet64", batch_size=MICRO_BATCH))
-        step = medians(in_turns({"step": lambda: train._step(run)}, 5, warmup=3))["step"]
+        step = medians(in_turns({"step": lambda: loop._step(run)}, 5, warmup=3))["step"]
         return MICRO_BATCH / step, {"by": "steps measured here"}
     flops = plan(load_config(CONFIGS / "imagenet64.yaml")).distillation
     return SUSTAINED / flops, {"by": f"{SUSTAINED:.0e} FLOP/s, assumed of an H100", "FLOPs an image": flops}
@@ -89,10 +89,12 @@ def shuffle_row(rate: float) -> Row:
     """Drawing the indices of a global batch of ImageNet, with its part of an epoch's permutation, over a step."""
     settings = student_settings("imagenet64")
     size = settings.batch_size
-    epoch = statistics.median(seconds(lambda: draws._order.__wrapped__(0, 0, IMAGENET)) for _ in range(5))
+    epoch = statistics.median(seconds(lambda: randomness._order.__wrapped__(0, 0, IMAGENET)) for _ in range(5))
     starts = itertools.count(0, size)
-    draws.image_indices(0, 0, size, IMAGENET)
-    batch = statistics.median(seconds(lambda: draws.image_indices(0, next(starts), size, IMAGENET)) for _ in range(100))
+    randomness.image_indices(0, 0, size, IMAGENET)
+    batch = statistics.median(
+        seconds(lambda: randomness.image_indices(0, next(starts), size, IMAGENET)) for _ in range(100)
+    )
     drawn, step = batch + epoch * size / IMAGENET, MICRO_BATCH / rate
     times = milliseconds({"indices of a batch": batch, "permutation of an epoch": epoch, "step": step})
     return Row(PART, "shuffling over a step, ImageNet-64", drawn / step, 0.01, detail=times)

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import torch
 
-from mscd import train
 from mscd.config.run import load_config
 from mscd.config.training import StudentSettings
-from mscd.diagnostics import TickDiagnostics
 from mscd.networks import EDMPrecond
-from mscd.objectives import student_objective
 from mscd.parallel.group import Group, this_device
-from mscd.states import TrainingState
+from mscd.training import loop
+from mscd.training.diagnostics import TickDiagnostics
+from mscd.training.objectives import student_objective
+from mscd.training.state import TrainingState
 
 CONFIGS = Path(__file__).parents[1] / "config"
 SHAPES = {"config": (8, 1, 10), "imagenet64": (64, 3, 1000)}  # resolution, channels and classes of each config's images
@@ -60,7 +60,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
     group = group or Group(device=this_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
     state = TrainingState(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
-    slices = train._micro_batches(settings.batch_size, group, None)
+    slices = loop._micro_batches(settings.batch_size, group, None)
     images, _, labels = batch_of(net, settings.batch_size // group.size)
     pixels = (images.cpu() * 40 + 128).clip(0, 255).to(torch.uint8)
     return SimpleNamespace(
@@ -70,7 +70,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
         slices=slices,
         stream=itertools.repeat((pixels, labels.cpu())),
         objective=student_objective(settings, teacher),
-        wrapped=train._wrap(net, group, len(pixels)),
+        wrapped=loop._wrap(net, group, len(pixels)),
         ticks=TickDiagnostics(group),
         teacher=teacher,
     )

@@ -24,10 +24,10 @@ from harness import Row, in_turns, main, medians, milliseconds, seconds
 from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
-from mscd import train
 from mscd.checkpoints.network_file import content_digest, save_tensors
 from mscd.flops import parameter_count
 from mscd.parallel.group import ALONE, Group, process_group
+from mscd.training import loop
 
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 5, 8, 2
 MB = 2**20
@@ -127,10 +127,10 @@ def step_times(runs: Mapping[str, SimpleNamespace], group: Group) -> dict[str, l
 
     def apart() -> None:
         with runs["both"].wrapped.no_sync():
-            train._step(runs["both"])
+            loop._step(runs["both"])
 
-    alone = {name: lambda name=name: train._step(runs[name]) if group.is_lead else None for name in ("one", "half")}
-    return together({**alone, "apart": apart, "both": lambda: train._step(runs["both"])}, ROUNDS, group)
+    alone = {name: lambda name=name: loop._step(runs[name]) if group.is_lead else None for name in ("one", "half")}
+    return together({**alone, "apart": apart, "both": lambda: loop._step(runs["both"])}, ROUNDS, group)
 
 
 def together(functions: Mapping[str, Callable], rounds: int, group: Group) -> dict[str, list[float]]:

@@ -28,7 +28,7 @@ from mscd.sampling.generate import generate
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
-LOADED = "mscd.rank, mscd.train"  # by a process that trains
+LOADED = "mscd.rank, mscd.training.loop"  # by a process that trains
 IMPORTS = {
     "mscd": "import time, torch; began = time.perf_counter(); import mscd; print(time.perf_counter() - began)",
     LOADED: f"""

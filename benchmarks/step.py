@@ -13,8 +13,8 @@ import torch
 from demo_run import BATCH, batch_of, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd import train
 from mscd.diffusion.edges import edge_table
+from mscd.training import loop
 
 
 def rows() -> list[Row]:
@@ -29,7 +29,7 @@ def rows() -> list[Row]:
 
 def floor_row(what: str, run: SimpleNamespace, rounds: int) -> Row:
     """Step / floor."""
-    times = medians(in_turns({"step": lambda: train._step(run), **parts_of(run)}, rounds))
+    times = medians(in_turns({"step": lambda: loop._step(run), **parts_of(run)}, rounds))
     floor = sum(value for name, value in times.items() if name != "step")
     return Row("step", f"step / floor, {what}", times["step"] / floor, 1.03, detail=milliseconds(times))
 

@@ -13,7 +13,7 @@ import torch
 from demo_run import network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd import train
+from mscd.training import loop
 
 BATCH = 64
 
@@ -29,7 +29,7 @@ def rows() -> list[Row]:
 
 def share_rows(what: str, run: SimpleNamespace, rounds: int) -> list[Row]:
     """Share of the step, and time over that of its traffic."""
-    functions = {"step": lambda: train._step(run), "update": updating(run), "traffic": traffic(run)}
+    functions = {"step": lambda: loop._step(run), "update": updating(run), "traffic": traffic(run)}
     times = medians(in_turns(functions, rounds, warmup=3))
     detail = milliseconds(times)
     return [

@@ -30,7 +30,7 @@ from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
 from mscd.report import COLUMNS
-from mscd.states import STATE_FORMAT
+from mscd.training.state import STATE_FORMAT
 
 FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")

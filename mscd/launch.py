@@ -16,9 +16,9 @@ from mscd.files.folder_lock import FolderLock
 from mscd.launch_local import end_local, train_inline, train_local
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.launch_slurm import end_on_slurm, train_on_slurm
-from mscd.leg import Leg, take_snapshot
 from mscd.machine import Machine
 from mscd.parallel.stop_request import is_gone
+from mscd.training.leg import Leg, take_snapshot
 
 log = logging.getLogger(__name__)
 END = {"inline": end_local, "local": end_local, "slurm": end_on_slurm}

@@ -17,10 +17,10 @@ from mscd.ended import cause_of
 from mscd.errors import UserError
 from mscd.job import loading
 from mscd.launch_record import LaunchRecord, fresh_folder
-from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.parallel.stop_request import StopRequest, is_gone
 from mscd.rank import run_rank
+from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
@@ -36,7 +36,7 @@ def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord
         import torch
 
         from mscd.parallel.group import process_group
-        from mscd.train import Interrupted, train_leg
+        from mscd.training.loop import Interrupted, train_leg
 
     if leg.finished.exists():
         return

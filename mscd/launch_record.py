@@ -9,7 +9,7 @@ from pathlib import Path
 from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
-from mscd.leg import Leg
+from mscd.training.leg import Leg
 
 NAME = "launch.json"
 

@@ -17,16 +17,16 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from mscd import slurm
-from mscd.attempts import read_attempts, starts_in_place
 from mscd.ended import RAISED, End, cause_of
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.launch_record import LaunchRecord, fresh_folder
-from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.parallel.stop_request import is_gone
 from mscd.provenance.code_version import copy_package
 from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
+from mscd.training.attempts import read_attempts, starts_in_place
+from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
 # A controller that is busy or being restarted refuses for a while.

@@ -17,10 +17,10 @@ from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT
 from mscd.config.run import Config, StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
 from mscd.diffusion.edges import STUDENT_GRID
-from mscd.leg import KEPT_HANDED, Leg
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
-from mscd.states import KEPT_ROLLING, STATE_FORMAT
+from mscd.training.leg import KEPT_HANDED, Leg
+from mscd.training.state import KEPT_ROLLING, STATE_FORMAT
 
 DIGEST = "0" * 64  # stands for any
 ZIP_NAME = "00000/img00000000.png"

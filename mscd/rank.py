@@ -13,15 +13,15 @@ import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
 from mscd import slurm
-from mscd.attempts import Superseded, starts_in_place
 from mscd.errors import UserError
 from mscd.job import loading
-from mscd.leg import Leg
 from mscd.machine import Machine
 from mscd.parallel.stop_request import StopRequest
+from mscd.training.attempts import Superseded, starts_in_place
+from mscd.training.leg import Leg
 
 if TYPE_CHECKING:
-    from mscd.train import Interrupted
+    from mscd.training.loop import Interrupted
 
 log = logging.getLogger(__name__)
 # Words: how a process ended. LOST is for one that another process of its group left behind.
@@ -74,7 +74,7 @@ def _train(
         import torch
 
         from mscd.parallel.group import process_group
-        from mscd.train import Interrupted, train_leg
+        from mscd.training.loop import Interrupted, train_leg
 
     torch.set_num_threads(machine.cpus_per_task)
     rank, size, gpus = environment.global_rank, environment.num_tasks, machine.gpus_per_node > 0

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from mscd.attempts import Attempts, Superseded, read_attempts, starts_in_place
 from mscd.errors import UserError
+from mscd.training.attempts import Attempts, Superseded, read_attempts, starts_in_place
 
 
 def test_only_the_newest_attempt_goes_on(tmp_path):

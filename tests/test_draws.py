@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mscd import draws
-from mscd.draws import generator, image_indices
+from mscd.training import randomness
+from mscd.training.randomness import generator, image_indices
 
 
 def order(seed, epoch, size):
@@ -27,5 +27,5 @@ def test_images_of_a_run_have_always_been_these():
 
 
 def test_an_order_takes_half_the_memory_where_its_numbers_fit():
-    kept = draws._order(0, 0, 1000)
+    kept = randomness._order(0, 0, 1000)
     assert kept.dtype == torch.int32 and torch.equal(kept.long(), order(0, 0, 1000))

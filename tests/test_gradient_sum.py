@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from mscd import train
 from mscd.config.run import NetworkSettings, TeacherSettings
 from mscd.data import dataset
-from mscd.leg import Leg
 from mscd.parallel.group import process_group
+from mscd.training import loop
+from mscd.training.leg import Leg
 
 # 3 MB of gradients: more than the first bucket, of 1 MB, holds.
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1)
@@ -47,12 +47,12 @@ def join(rank: int, folder: str) -> None:
     with process_group(rank, PROCESSES, rank, f"file://{folder}/rendezvous") as group:
         for pieces, images in PIECES.items():
             leg = Leg("teacher", "teacher", SETTINGS, str(folder / "train.zip"), str(folder / str(pieces)), 0, 1)
-            run = train._begin(leg, group, images, None, {})
+            run = loop._begin(leg, group, images, None, {})
             steps = [[] for _ in range(STEPS)]
             events = []
             watch(run, events)
             for step in steps:
-                train._step(run)
+                loop._step(run)
                 step += events
                 events.clear()
             (folder / f"{pieces}-{rank}.json").write_text(json.dumps(steps))
@@ -91,7 +91,7 @@ def sums(step):
 
 @pytest.mark.parametrize("pieces", PIECES)
 def test_a_step_sums_every_gradient_once_however_many_pieces_its_images_are_taken_in(folder, pieces):
-    parameters = list(train.EDMPrecond(8, 1, 10, **NETWORK.unet_options()).parameters())
+    parameters = list(loop.EDMPrecond(8, 1, 10, **NETWORK.unet_options()).parameters())
     for step in steps_of(folder, pieces):
         assert sum(bucket["bytes"] for bucket in sums(step)) == 4 * sum(p.numel() for p in parameters)
         assert sorted(n for bucket in sums(step) for n in bucket["parameters"]) == list(range(len(parameters)))

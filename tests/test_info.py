@@ -21,7 +21,7 @@ from mscd.networks import EDMPrecond
 from mscd.report import COLUMNS
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
-from mscd.states import StateFolder, TrainingState
+from mscd.training.state import StateFolder, TrainingState
 
 PICKLES = Path(__file__).parent / "golden/pickles"
 GRID = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

@@ -20,7 +20,7 @@ from mscd.launch import run_leg
 from mscd.launch_record import LaunchRecord, leg_identity
 from mscd.machine import Machine
 from mscd.parallel.group import Group
-from mscd.train import train_leg
+from mscd.training.loop import train_leg
 
 
 def test_the_lead_process_log_is_shown_and_the_snapshot_written(base, tmp_path, capfd):  # noqa: F811

@@ -6,7 +6,7 @@ import pytest
 from test_train import STUDENT
 
 from mscd.errors import UserError
-from mscd.leg import Leg, handed_kimgs, take_snapshot
+from mscd.training.leg import Leg, handed_kimgs, take_snapshot
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_taking_a_snapshot_may_be_cut_off_and_repeated(leg, tmp_path, monkeypatc
         os.rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mscd.leg.os.replace", cut)
+        patch.setattr("mscd.training.leg.os.replace", cut)
         with pytest.raises(UserError, match="could not be written .*disk full"):
             take_snapshot(leg)
     assert leg.finished.exists()
@@ -66,7 +66,7 @@ def test_taking_a_snapshot_may_be_cut_off_and_repeated(leg, tmp_path, monkeypatc
 
 def test_a_file_system_without_hard_links_gets_copies(leg, tmp_path, monkeypatch):
     finished(leg)
-    monkeypatch.setattr("mscd.leg.os.link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr("mscd.training.leg.os.link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
     take_snapshot(leg)
     assert (tmp_path / "run/30/ema.safetensors").read_text() == "new"
 

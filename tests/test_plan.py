@@ -11,12 +11,12 @@ from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
 from mscd.flops import classifier_cost, meta_network, network_cost, parameter_count
-from mscd.leg import take_snapshot
 from mscd.parallel.group import Group
 from mscd.plan import plan, validations
 from mscd.plan_disk import legs
 from mscd.plan_table import amount, markdown, quantity, table
-from mscd.train import train_leg
+from mscd.training.leg import take_snapshot
+from mscd.training.loop import train_leg
 
 ADM = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3}
 TRAINING = {"duration_kimg": 4, "snapshot_kimg": 2, "batch_size": 300, "learning_rate": 1e-3, "ema_halflife_kimg": 1}

@@ -6,12 +6,12 @@ import pytest
 from test_train import STUDENT
 
 from mscd import rank, slurm
-from mscd.attempts import Attempts
-from mscd.leg import Leg
 from mscd.parallel.stop_request import StopRequest
 from mscd.rank import FAILED, LOST_PEER, STOPPED
 from mscd.slurm import JobStatus
-from mscd.train import Interrupted
+from mscd.training.attempts import Attempts
+from mscd.training.leg import Leg
+from mscd.training.loop import Interrupted
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ UNUSED = {
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.data.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
-    "mscd.rank, mscd.train": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
+    "mscd.rank, mscd.training.loop": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
     "mscd.evaluation.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
 }
 TRAIN_A_STEP = """
 from mscd import data, train
 from mscd.config.training import NetworkSettings, TeacherSettings
 from mscd.parallel.group import Group
-from mscd.leg import Leg
+from mscd.training.leg import Leg
 network = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1)
 settings = TeacherSettings(
     network=network, duration_kimg=1, snapshot_kimg=1, batch_size=1000, learning_rate=1e-3, ema_halflife_kimg=1

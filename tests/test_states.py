@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mscd.networks import EDMPrecond
-from mscd.states import StateFolder, TrainingState
+from mscd.training.state import StateFolder, TrainingState
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mscd import objectives, train
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.data import dataset
-from mscd.leg import Leg, take_snapshot
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
+from mscd.training import loop, objectives
+from mscd.training.leg import Leg, take_snapshot
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {
@@ -40,7 +40,7 @@ def base(tmp_path_factory):
     dataset.pack("digits", folder / "train.zip", max_images=150)
     settings = TEACHER.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
     leg = Leg("teacher", "teacher", settings, str(folder / "train.zip"), str(folder / "teacher"), 0, 1)
-    train.train_leg(leg, Group())
+    loop.train_leg(leg, Group())
     take_snapshot(leg)
     return folder
 
@@ -50,7 +50,7 @@ def begun(base, run_dir, kind, device="cpu", batch_per_process=8, **changes):
     settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
     teacher = str(base / "teacher/1/ema.safetensors") if kind == "student" else None
     leg = Leg(kind, kind, settings, str(base / "train.zip"), str(run_dir), 0, 100, teacher=teacher)
-    run = train._begin(leg, Group(device=torch.device(device)), batch_per_process, None, {})
+    run = loop._begin(leg, Group(device=torch.device(device)), batch_per_process, None, {})
     run.stream = itertools.cycle([tuple(part.clone() for part in next(run.stream)) for _ in range(8)])
     return run
 
@@ -71,10 +71,10 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
     run = begun(base, tmp_path, kind)
-    train._step(run)
+    loop._step(run)
     with Waits() as waits:
         for _ in range(5):
-            train._step(run)
+            loop._step(run)
     assert waits.seen == []
     with Waits() as waits:
         run.ticks.fetch()
@@ -86,11 +86,11 @@ def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
 def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
     run = begun(base, tmp_path, kind, device="cuda")
     for _ in range(3):
-        train._step(run)
+        loop._step(run)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(200):  # the number of teacher steps changes on the way
-            train._step(run)
+            loop._step(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -102,7 +102,7 @@ def test_a_gpu_trains_to_the_same_bits_each_time(base, tmp_path, precision):
     for attempt in "ab":
         run = begun(base, tmp_path / attempt, "student", device="cuda", precision=precision)
         for _ in range(20):
-            train._step(run)
+            loop._step(run)
         ends.append(run.state.tensors())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -129,11 +129,11 @@ def resident() -> int:
 def test_steps_leave_no_more_memory_in_use(base, tmp_path):
     run = begun(base, tmp_path, "student", batch_per_process=16, anneal_kimg=0.0)
     for _ in range(50):
-        train._step(run)
+        loop._step(run)
     gc.collect()
     tensors, before = sum(torch.is_tensor(x) for x in gc.get_objects()), resident()
     for _ in range(250):
-        train._step(run)
+        loop._step(run)
     gc.collect()
     assert sum(torch.is_tensor(x) for x in gc.get_objects()) == tensors
     assert resident() - before < 4e6  # 16 kB a step would show
@@ -146,6 +146,6 @@ def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(base,
     run, asked = begun(base, tmp_path, "student", batch_per_process=16), []
     for _ in range(150):
         asked.append(objectives.teacher_steps(run.leg.settings, run.state.nimg))
-        train._step(run)
+        loop._step(run)
     assert asked[0] == 8 and asked[-1] == 32
     assert made == sorted(set(asked)) and len(made) == 25

@@ -15,18 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from mscd import draws, launch
+from mscd import launch
 from mscd.checkpoints import network_file
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.data import dataset
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
-from mscd.leg import Leg, take_snapshot
 from mscd.machine import Machine
-from mscd.objectives import MicroBatch, student_objective
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
-from mscd.train import Interrupted, _index_stream, _micro_batches, train_leg
+from mscd.training import randomness
+from mscd.training.leg import Leg, take_snapshot
+from mscd.training.loop import Interrupted, _index_stream, _micro_batches, train_leg
+from mscd.training.objectives import MicroBatch, student_objective
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
 COMMON = {
@@ -338,8 +339,8 @@ def test_ticks_record_what_is_to_be_watched(base, undisturbed):
 
 
 def test_draws_depend_on_seed_purpose_and_position_alone():
-    assert draws.seed_of(1, "noise", 5) == draws.seed_of(1, "noise", 5)
-    others = {draws.seed_of(*key) for key in [(1, "noise", 5), (2, "noise", 5), (1, "edge", 5), (1, "noise", 6)]}
+    assert randomness.seed_of(1, "noise", 5) == randomness.seed_of(1, "noise", 5)
+    others = {randomness.seed_of(*key) for key in [(1, "noise", 5), (2, "noise", 5), (1, "edge", 5), (1, "noise", 6)]}
     assert len(others) == 4
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscd.diffusion import betas
 from mscd.networks import EDMPrecond
-from mscd.updates import ALIGNMENT, Updates
+from mscd.training.optimizer import ALIGNMENT, Updates
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 BETAS = {"ema": 0.5, "phema-0.100": 0.9}

@@ -22,8 +22,8 @@ from cluster.training import (
     tell_slurm,
     wait_for,
 )
-from mscd.attempts import read_attempts, starts_in_place
 from mscd.rank import STARTS_WITHOUT_PROGRESS
+from mscd.training.attempts import read_attempts, starts_in_place
 
 FAULTS = 20
 LEGS, KIMG = 6, 8

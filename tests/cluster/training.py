@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 
 from mscd import slurm
-from mscd.attempts import read_attempts
 from mscd.launch_record import LaunchRecord
-from mscd.leg import Leg
 from mscd.machine import Machine
+from mscd.training.attempts import read_attempts
+from mscd.training.leg import Leg
 
 # In `low` so that a job of `high` preempts it; one process on each of two nodes.
 TWO_NODES = Machine("slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition="low")

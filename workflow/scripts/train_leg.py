@@ -7,8 +7,8 @@ from pathlib import Path
 from mscd.config.run import load_config
 from mscd.job import logged
 from mscd.launch import run_leg
-from mscd.leg import Leg
 from mscd.machine import machine_of
+from mscd.training.leg import Leg
 
 with logged(snakemake.log.text):
     config, model = load_config(snakemake.config), snakemake.wildcards.get("student", "teacher")

@@ -12,8 +12,8 @@ from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.denoising import denoising_loss
 from mscd.diffusion.edges import EdgeTable, annealed_steps, edge_table
-from mscd.draws import generator, seed_dropout
 from mscd.parallel.prefetch import sent_to
+from mscd.training.randomness import generator, seed_dropout
 
 GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
 

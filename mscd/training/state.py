@@ -16,10 +16,10 @@ import torch
 
 from mscd.checkpoints import network_file
 from mscd.errors import UserError
-from mscd.leg import STATE_NAME, handed_kimgs
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
-from mscd.updates import Updates
+from mscd.training.leg import STATE_NAME, handed_kimgs
+from mscd.training.optimizer import Updates
 
 STATE_FORMAT = "mscd-state-2"
 KEPT_ROLLING = 2

@@ -1,6 +1,6 @@
 """The training loop, of teachers and students alike: one leg of a run, from its state to its snapshot.
 
-Counters are the only state besides tensors (mscd.draws), so a leg may be cut anywhere and goes on to the same bytes.
+Counters are the only state besides tensors (mscd.training.randomness), so a leg may be cut anywhere and goes on to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from mscd.attempts import Attempts
 from mscd.checkpoints import network_file
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.dataset import ImageDataset, batches
-from mscd.diagnostics import TickDiagnostics, peak_memory_gb, plain
 from mscd.diffusion import betas
 from mscd.diffusion.edges import STUDENT_GRID
-from mscd.draws import generator, image_indices, seed_of
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
-from mscd.leg import STATE_NAME, Leg
 from mscd.machine import check_share
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
-from mscd.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.provenance.code_version import code_identity
-from mscd.states import Resumed, StateFolder, TrainingState
+from mscd.training.attempts import Attempts
+from mscd.training.diagnostics import TickDiagnostics, peak_memory_gb, plain
+from mscd.training.leg import STATE_NAME, Leg
+from mscd.training.objectives import MicroBatch, Objective, student_objective, teacher_objective, teacher_steps
+from mscd.training.randomness import generator, image_indices, seed_of
+from mscd.training.state import Resumed, StateFolder, TrainingState
 
 log = logging.getLogger(__name__)
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
@@ -65,7 +65,7 @@ def train_leg(
     stop: StopRequest | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Train one leg and leave its snapshot, ema, phema-* and state .safetensors, in leg.finished (mscd.leg).
+    """Train one leg and leave its snapshot, ema, phema-* and state .safetensors, in leg.finished (mscd.training.leg).
 
     batch_per_process: images a process takes through the network at once (None: its whole share); the rest is
     accumulated. stop: ends training when it comes true in the lead process. facts: what is to be recorded of this

@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from mscd.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
 from mscd.parallel.group import Group
+from mscd.training.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
 
 KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
 SIGMA_EDGES = (0.01, 0.1, 1.0, 10.0)
