@@ -149,19 +149,19 @@ def info(paths: tuple[Path, ...], as_json: bool, verify: bool) -> None:
     executing it. Of a network it tells architecture, parameters, precision, EMA, training images, data, segments and
     grid of a student, origin and licence.
     """
-    from mscd import info
     from mscd.errors import UserError
+    from mscd.reporting import file_info
 
     found, unreadable = {}, []
     for path in paths:
         try:
-            found[path] = {**info.describe(path), **({"verified": info.verify(path)} if verify else {})}
+            found[path] = {**file_info.describe(path), **({"verified": file_info.verify(path)} if verify else {})}
         except UserError as error:  # the other files are told all the same
             unreadable.append(str(error))
             click.echo(error, err=True)
         else:
             if not as_json:
-                click.echo(info.as_text(path, found[path]))
+                click.echo(file_info.as_text(path, found[path]))
     if as_json and found:
         listed = [{"file": str(path), **facts} for path, facts in found.items()]
         click.echo(json.dumps(listed if len(paths) > 1 else listed[0], indent=1))
@@ -237,7 +237,7 @@ def export(network: Path, folder: Path, table: Path | None) -> None:
     NETWORK is a student's .safetensors. The folder gets its weights, its settings, a model card (README.md) with
     licence and scores, and a program that samples it.
     """
-    from mscd.export import export
+    from mscd.reporting.export import export
 
     click.echo(f"{export(network, folder, table=table)}: see README.md there", err=True)
 

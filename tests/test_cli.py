@@ -127,7 +127,7 @@ def test_ctrl_c_is_exit_status_130_without_a_word(folder, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mscd.info.describe", interrupted)
+    monkeypatch.setattr("mscd.reporting.file_info.describe", interrupted)
     assert mscd("info", folder / "digits.zip", code=130).output == ""
 
 

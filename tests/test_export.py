@@ -20,9 +20,9 @@ import mscd
 from mscd.checkpoints.network_file import load_network, read_metadata, save_network
 from mscd.diffusion import samplers
 from mscd.errors import UserError
-from mscd.export import export
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import CC_BY_NC_SA
+from mscd.reporting.export import export
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mscd import figures
 from mscd.errors import UserError
+from mscd.reporting import curves
 from mscd.sampling.sample_file import write_samples
 
 
@@ -31,8 +31,8 @@ STUDENT = [("s8", kimg, ema, "euler", 8, 500 / kimg, 520 / kimg) for kimg in (25
 def drawn(monkeypatch):
     """The axes of the figures that are saved."""
     axes = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (axes.append(figure.axes[0]), save(figure, path)))
+    save = curves._save
+    monkeypatch.setattr(curves, "_save", lambda figure, path: (axes.append(figure.axes[0]), save(figure, path)))
     return axes
 
 
@@ -41,7 +41,7 @@ def labels(axes):
 
 
 def test_a_student_is_drawn_with_a_curve_an_ema_and_the_teachers_two_lines(drawn, tmp_path):
-    figures.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
+    curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
     (axes,) = drawn
     assert labels(axes) == [
         "ema",
@@ -58,7 +58,7 @@ def test_a_student_is_drawn_with_a_curve_an_ema_and_the_teachers_two_lines(drawn
 
 def test_teacher_and_best_students_are_drawn_against_nfe(drawn, tmp_path):
     s4 = ("s4", 50, "ema", "euler", 4, 15.0, 16.0)
-    figures.score_vs_nfe(
+    curves.score_vs_nfe(
         scores_of(*TEACHER, ("teacher", 400, "ema", "heun", 9, 7.0, 7.5), s4, *STUDENT), tmp_path / "a.png"
     )
     (axes,) = drawn
@@ -69,17 +69,17 @@ def test_teacher_and_best_students_are_drawn_against_nfe(drawn, tmp_path):
 
 
 def test_log_axes_have_plain_numbers_that_do_not_collide(drawn, tmp_path):
-    figures.score_vs_nfe(scores_of(*TEACHER, *STUDENT, ("s9", 50, "ema", "euler", 9, 9.9, 9.9)), tmp_path / "a.png")
+    curves.score_vs_nfe(scores_of(*TEACHER, *STUDENT, ("s9", 50, "ema", "euler", 9, 9.9, 9.9)), tmp_path / "a.png")
     (axes,) = drawn
     assert [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()] == ["8", "9", "35"]
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert figures._spread([8, 9, 16, 17, 18, 35], 1.1) == [8, 9, 16, 18, 35]
+    assert curves._spread([8, 9, 16, 17, 18, 35], 1.1) == [8, 9, 16, 18, 35]
 
 
 @pytest.mark.parametrize("rows", [STUDENT, STUDENT[:1], [*TEACHER[1:], *STUDENT]])
 def test_figures_need_neither_a_teacher_nor_a_second_snapshot(rows, tmp_path):
-    figures.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
-    figures.score_vs_nfe(scores_of(*rows), tmp_path / "b.png")
+    curves.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
+    curves.score_vs_nfe(scores_of(*rows), tmp_path / "b.png")
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size == (1260, 660)
@@ -87,15 +87,15 @@ def test_figures_need_neither_a_teacher_nor_a_second_snapshot(rows, tmp_path):
 
 def test_a_student_without_scores_is_refused_naming_those_there_are(tmp_path):
     with pytest.raises(UserError, match="no scores of student s5; there are scores of teacher, s8"):
-        figures.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s5")
+        curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s5")
 
 
 def test_equal_scores_give_equal_bytes_without_date_or_software(tmp_path):
     scores = scores_of(*TEACHER, *STUDENT, ("s8", 50, "posthoc-0.075", "euler", 8, 9.0, 9.5))
     for name in "ab":
-        figures.score_vs_kimg(scores, tmp_path / f"k{name}.png", "s8")
-        figures.score_vs_nfe(scores, tmp_path / f"n{name}.png")
-        figures.score_vs_ema_length(scores, tmp_path / f"l{name}.png", "s8")
+        curves.score_vs_kimg(scores, tmp_path / f"k{name}.png", "s8")
+        curves.score_vs_nfe(scores, tmp_path / f"n{name}.png")
+        curves.score_vs_ema_length(scores, tmp_path / f"l{name}.png", "s8")
     for kind in "knl":
         assert (tmp_path / f"{kind}a.png").read_bytes() == (tmp_path / f"{kind}b.png").read_bytes()
         with Image.open(tmp_path / f"{kind}a.png") as picture:
@@ -111,7 +111,7 @@ POSTHOC = [
 
 
 def test_score_against_ema_length_has_a_curve_a_snapshot_the_stored_ones_and_the_best(drawn, tmp_path):
-    figures.score_vs_ema_length(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
+    curves.score_vs_ema_length(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
     (axes,) = drawn
     assert labels(axes) == ["25 kimg", "50 kimg", "kept in training", "best: posthoc-0.060 at 25 kimg, 2.00"]
     first, _, stored, best = axes.get_lines()
@@ -124,7 +124,7 @@ def test_score_against_ema_length_has_a_curve_a_snapshot_the_stored_ones_and_the
 
 def test_many_snapshots_are_told_apart_by_shade_and_only_some_are_named(drawn, tmp_path):
     rows = [("s8", kimg, f"posthoc-{std:.3f}", "euler", 8, 100 / kimg) for kimg in range(1, 31) for std in (0.05, 0.1)]
-    figures.score_vs_ema_length(scores_of(*rows), tmp_path / "a.png", "s8")
+    curves.score_vs_ema_length(scores_of(*rows), tmp_path / "a.png", "s8")
     (axes,) = drawn
     lines = axes.get_lines()
     assert len(lines) == 31 and len({tuple(line.get_color()) for line in lines[:30]}) == 30
@@ -134,11 +134,11 @@ def test_many_snapshots_are_told_apart_by_shade_and_only_some_are_named(drawn, t
 
 def test_a_student_without_posthoc_scores_has_no_score_against_ema_length(tmp_path):
     with pytest.raises(UserError, match="no scores of averages of student s8 made after training"):
-        figures.score_vs_ema_length(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
+        curves.score_vs_ema_length(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
 
 
 def test_the_best_posthoc_average_is_a_mark_beside_the_curves_along_the_training(drawn, tmp_path):
-    figures.score_vs_kimg(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
+    curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
     (axes,) = drawn
     assert labels(axes)[:3] == ["ema", "phema-0.050", "best post hoc: posthoc-0.060"]
     mark = axes.get_lines()[2]
@@ -150,7 +150,7 @@ def test_two_samplers_of_equal_cost_have_marks_of_their_own_and_names_that_leave
     published = ("published-eight-step-student", 157698, "ema", "euler", 8, 2.3), ("other", 0, "ema", "euler", 2, 6.0)
     scores = scores_of(*TEACHER, heun, churned, *published)
     scores["nfe"] = scores["nfe"].where(scores["sampler"] != CHURN, 511)
-    figures.score_vs_nfe(scores, tmp_path / "a.png")
+    curves.score_vs_nfe(scores, tmp_path / "a.png")
     (axes,) = drawn
     _, plain, churn, *students = axes.get_lines()
     assert list(plain.get_xdata()) == [35, 511] and list(churn.get_xdata()) == [511]
@@ -167,7 +167,7 @@ def test_two_samplers_of_equal_cost_have_marks_of_their_own_and_names_that_leave
 def test_a_long_run_is_drawn_as_lines_without_marks(drawn, tmp_path):
     for last in (40, 41):
         rows = [("s8", 1000 * kimg, "ema", "euler", 8, 9 / kimg, 10 / kimg) for kimg in range(1, last + 1)]
-        figures.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
+        curves.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
     short, long = drawn
     assert [axes.get_lines()[0].get_marker() for axes in drawn] == ["o", "none"]
     assert len(short.collections) == 2 and len(long.collections) == 1  # the band stays
@@ -181,7 +181,7 @@ def pictures(seed, channels=1, size=8):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_enlarges_each_pixel_to_a_square_of_its_colour(tmp_path, channels):
     rows = [("teacher\n8 evaluations", pictures(0, channels)), ("student", pictures(1, channels))]
-    figures.image_grid(rows, tmp_path / "a.png", columns=4, scale=5)
+    curves.image_grid(rows, tmp_path / "a.png", columns=4, scale=5)
     with Image.open(tmp_path / "a.png") as picture:
         grid = np.asarray(picture)
     for _, images in rows:
@@ -194,8 +194,8 @@ def test_a_grid_enlarges_each_pixel_to_a_square_of_its_colour(tmp_path, channels
 
 @pytest.mark.parametrize(("size", "width"), [(8, 64), (16, 64), (48, 48), (64, 64), (128, 128)])
 def test_a_grid_enlarges_small_images_only(tmp_path, size, width):
-    figures.image_grid([("a", pictures(0, size=size))], tmp_path / "one.png", columns=1)
-    figures.image_grid([("a", pictures(0, size=size))], tmp_path / "two.png", columns=2)
+    curves.image_grid([("a", pictures(0, size=size))], tmp_path / "one.png", columns=1)
+    curves.image_grid([("a", pictures(0, size=size))], tmp_path / "two.png", columns=2)
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
         assert two.width - one.width == width + max(2, width // size // 2)
 
@@ -203,8 +203,8 @@ def test_a_grid_enlarges_small_images_only(tmp_path, size, width):
 def test_a_grid_takes_the_first_columns_of_sample_files_of_the_same_seeds(tmp_path):
     for name, last in (("a", 4), ("b", 9)):
         write_samples(tmp_path / f"{name}.npz", pictures(ord(name)), {"seeds": [0, last]})
-    figures.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "files.png", columns=4)
-    figures.image_grid([(name, pictures(ord(name))) for name in "ab"], tmp_path / "arrays.png", columns=4)
+    curves.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "files.png", columns=4)
+    curves.image_grid([(name, pictures(ord(name))) for name in "ab"], tmp_path / "arrays.png", columns=4)
     assert (tmp_path / "files.png").read_bytes() == (tmp_path / "arrays.png").read_bytes()
 
 
@@ -212,11 +212,11 @@ def test_a_grid_refuses_rows_of_other_seeds(tmp_path):
     for name, first in (("a", 0), ("b", 5)):
         write_samples(tmp_path / f"{name}.npz", pictures(0), {"seeds": [first, first + 4]})
     with pytest.raises(UserError, match=r"same seeds \(a: from 0, b: from 5\)"):
-        figures.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "a.png", columns=4)
+        curves.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "a.png", columns=4)
 
 
 def test_a_grid_refuses_too_few_images_and_other_sizes(tmp_path):
     with pytest.raises(UserError, match="student: 5 images, too few for a row of 6"):
-        figures.image_grid([("student", pictures(0))], tmp_path / "a.png", columns=6)
+        curves.image_grid([("student", pictures(0))], tmp_path / "a.png", columns=6)
     with pytest.raises(UserError, match=r"different sizes .*a: 8x8, b: 16x16"):
-        figures.image_grid([("a", pictures(0)), ("b", pictures(0, size=16))], tmp_path / "a.png", columns=4)
+        curves.image_grid([("a", pictures(0)), ("b", pictures(0, size=16))], tmp_path / "a.png", columns=4)

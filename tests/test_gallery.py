@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from mscd import gallery
 from mscd.config.run import SamplerSettings
+from mscd.reporting import comparison
 
 CHURN = {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 SAMPLERS = [
@@ -39,13 +39,13 @@ def scores_of(*rows):
 def shown(monkeypatch):
     """The rows that are generated: (label, network file, keywords of generate)."""
     rows, calls = [], []
-    monkeypatch.setattr(gallery, "generate", lambda network, dest, **how: calls.append((network, how)))
+    monkeypatch.setattr(comparison, "generate", lambda network, dest, **how: calls.append((network, how)))
 
     def grid(labelled, path, columns):
         assert columns == 3
         rows.extend((label, *call) for (label, _), call in zip(labelled, calls, strict=True))
 
-    monkeypatch.setattr(gallery, "image_grid", grid)
+    monkeypatch.setattr(comparison, "image_grid", grid)
     return rows
 
 
@@ -54,7 +54,7 @@ def test_the_teacher_is_sampled_as_it_scores_best_churn_and_all(shown, tmp_path,
     teacher = [
         ("teacher", 0, "ema", name, 8 if name == "euler" else 256, 5.0 - (i == best)) for i, name in enumerate(NAMES)
     ]
-    gallery.compare_images(scores_of(*teacher), tmp_path, SAMPLERS, tmp_path / "a.png", images=3)
+    comparison.compare_images(scores_of(*teacher), tmp_path, SAMPLERS, tmp_path / "a.png", images=3)
     ((_, network, how),) = shown
     assert network == tmp_path / "teacher/network.safetensors"
     assert {name: how[name] for name in SAMPLERS[best].model_dump()} == SAMPLERS[best].model_dump()
@@ -69,7 +69,7 @@ def test_published_students_and_posthoc_averages_are_found_beside_the_others(sho
         ("published", 157698, "ema", "euler", 8, 2.3),
         ("other", 0, "ema", "euler", 2, 6.0),
     )
-    gallery.compare_images(scores, tmp_path, SAMPLERS, tmp_path / "a.png", images=3)
+    comparison.compare_images(scores, tmp_path, SAMPLERS, tmp_path / "a.png", images=3)
     assert [(label, network.relative_to(tmp_path).as_posix()) for label, network, _ in shown] == [
         ("teacher\n8 NFE", "teacher/network.safetensors"),
         ("teacher\n2 NFE", "teacher/network.safetensors"),

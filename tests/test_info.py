@@ -16,9 +16,9 @@ from mscd.data import dataset
 from mscd.errors import UserError
 from mscd.evaluation.detector import Classifier, save_detector
 from mscd.evaluation.frechet import FeatureStatistics, write_reference
-from mscd.info import as_text, describe, verify
 from mscd.networks import EDMPrecond
-from mscd.report import COLUMNS
+from mscd.reporting.file_info import as_text, describe, verify
+from mscd.reporting.score_table import COLUMNS
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
 from mscd.training.state import StateFolder, TrainingState

@@ -7,8 +7,8 @@ import json
 import pandas as pd
 import pytest
 
-from mscd import report
 from mscd.errors import UserError
+from mscd.reporting import score_table
 
 BLOCKS = ([0, 99], [100, 199], [200, 299])
 
@@ -57,7 +57,7 @@ def run(put):
 
 
 def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run):
-    table = report.fid_table(report.read_scores(run))
+    table = score_table.fid_table(score_table.read_scores(run))
     assert list(table.columns) == (
         "model snapshot_kimg ema sampler steps nfe images metric min mean std network reference".split()
     )
@@ -68,7 +68,7 @@ def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run)
 
 
 def test_teacher_comes_first_then_students_by_number_snapshot_and_ema(run):
-    table = report.fid_table(report.read_scores(run))
+    table = score_table.fid_table(score_table.read_scores(run))
     rows = list(zip(table["model"], table["snapshot_kimg"], table["ema"], table["sampler"], strict=True))
     assert rows[:2] == [("teacher", 400, "ema", "euler"), ("teacher", 400, "ema", "heun")]
     assert rows[2:5] == [("s8", 50, "ema", "euler"), ("s8", 50, "phema-0.050", "euler"), ("s8", 100, "ema", "euler")]
@@ -77,37 +77,39 @@ def test_teacher_comes_first_then_students_by_number_snapshot_and_ema(run):
 
 def test_table_does_not_depend_on_the_order_of_the_files(run, tmp_path):
     for name, paths in (("a", run), ("b", run[::-1])):
-        report.write_table(report.read_scores(paths), tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
+        score_table.write_table(score_table.read_scores(paths), tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
     for kind in ("csv", "md"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
 def test_csv_holds_every_digit(put, tmp_path):
     value = 0.1 + 0.2
-    report.write_table(report.read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
     (row,) = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
     assert float(row["mean"]) == value
 
 
 def test_one_seed_block_has_no_deviation(put, tmp_path):
-    report.write_table(report.read_scores([put(5.0, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores([put(5.0, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
     assert pd.read_csv(tmp_path / "t.csv")["std"].isna().all()
     assert "nan" not in (tmp_path / "t.md").read_text()
 
 
 def test_churn_is_part_of_the_sampler_so_rows_with_and_without_stay_apart(put):
     churn = {"S_churn": 40.0, "S_max": None, "S_min": 0.05, "S_noise": 1.003}  # as score files have them
-    table = report.fid_table(report.read_scores([put(5.0, [0, 99]), put(4.0, [0, 99], churn=churn)]))
+    table = score_table.fid_table(score_table.read_scores([put(5.0, [0, 99]), put(4.0, [0, 99], churn=churn)]))
     assert list(table["sampler"]) == ["heun", "heun S_churn=40 S_min=0.05 S_max=inf S_noise=1.003"]
 
 
 def test_a_network_without_a_snapshot_number_has_an_empty_one(put, tmp_path):
-    report.write_table(report.read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(
+        score_table.read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md"
+    )
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("teacher,,ema,heun")
 
 
 def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
-    report.write_table(report.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 10 and len({len(row) for row in rows}) == 1
@@ -120,7 +122,7 @@ def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
 
 
 def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
-    report.write_table(report.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     sentences = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("- ")]
     assert sentences == [
         "- s8 at 8 NFE: 8.50, 1.42 times the teacher's best (6.00 at 35 NFE); the teacher at 8 NFE: 29.00",
@@ -129,7 +131,7 @@ def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
 
 
 def test_headline_compares_each_student_with_the_teacher(run):
-    numbers = report.headline(report.fid_table(report.read_scores(run)))
+    numbers = score_table.headline(score_table.fid_table(score_table.read_scores(run)))
     assert numbers == {
         "best/teacher": 6.0,
         "best/s8": 8.5,
@@ -140,10 +142,10 @@ def test_headline_compares_each_student_with_the_teacher(run):
 
 
 def test_score_curve_gives_the_mean_by_kimg(run):
-    scores = report.read_scores(run)
-    assert report.emas(scores, "s16") == ["ema", "phema-0.050"]
-    assert report.score_curve(scores, "s16", "ema") == [(50, 9.0), (100, 8.0)]
-    assert report.score_curve(scores, "s16", "phema-0.050") == [(50, 10.0), (100, 9.0)]
+    scores = score_table.read_scores(run)
+    assert score_table.emas(scores, "s16") == ["ema", "phema-0.050"]
+    assert score_table.score_curve(scores, "s16", "ema") == [(50, 9.0), (100, 8.0)]
+    assert score_table.score_curve(scores, "s16", "phema-0.050") == [(50, 10.0), (100, 9.0)]
 
 
 @pytest.mark.parametrize(
@@ -158,36 +160,36 @@ def test_score_curve_gives_the_mean_by_kimg(run):
 def test_scores_that_cannot_be_compared_do_not_share_a_table(put, change, named):
     first, second = put(5.0, [0, 99]), put(6.0, [100, 199], **change)
     with pytest.raises(UserError, match=named) as refusal:
-        report.read_scores([first, second])
+        score_table.read_scores([first, second])
     assert str(first) in str(refusal.value) and str(second) in str(refusal.value)
 
 
 def test_rows_over_other_seed_blocks_do_not_share_a_table(put):
     paths = [put(5.0, [0, 99]), put(5.0, [100, 199]), put(9.0, [0, 99], "s8", 50, "ema", "euler", 8)]
     with pytest.raises(UserError, match="same seed blocks.*seeds 0-99, 100-199.*seeds 0-99"):
-        report.read_scores(paths)
+        score_table.read_scores(paths)
 
 
 def test_one_score_given_twice_is_refused(put):
     with pytest.raises(UserError, match="the same score twice"):
-        report.read_scores([put(5.0, [0, 99]), put(5.5, [0, 99])])
+        score_table.read_scores([put(5.0, [0, 99]), put(5.5, [0, 99])])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"value": 1.0}', "null"])
 def test_a_file_that_is_no_score_is_named(tmp_path, text):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match="bad.json: not a score file"):
-        report.read_scores([tmp_path / "bad.json"])
+        score_table.read_scores([tmp_path / "bad.json"])
 
 
 def test_a_missing_score_is_named(tmp_path):
     with pytest.raises(UserError, match="gone.json: cannot read the score: No such file"):
-        report.read_scores([tmp_path / "gone.json"])
+        score_table.read_scores([tmp_path / "gone.json"])
 
 
 def test_no_scores_make_no_table():
     with pytest.raises(UserError, match="no scores"):
-        report.read_scores([])
+        score_table.read_scores([])
 
 
 @pytest.fixture
@@ -202,25 +204,25 @@ def posthoc(put, run):
 
 
 def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
-    scores = report.read_scores(posthoc)
-    table = report.fid_table(scores)
-    made = table[report.is_posthoc(table)]
+    scores = score_table.read_scores(posthoc)
+    table = score_table.fid_table(scores)
+    made = table[score_table.is_posthoc(table)]
     assert list(zip(made["model"], made["snapshot_kimg"], made["ema"], made["mean"], strict=True)) == [
         ("s8", 100, "posthoc-0.075", 8.0),
         ("s16", 100, "posthoc-0.200", 31.0),
     ]
     assert list(table.index) == list(range(len(table))) and len(table) == 2 + 8 + 2
-    assert report.headline(table)["best/s8"] == 8.0 and report.headline(table)["best/s16"] == 8.0
-    assert report.is_posthoc(scores).sum() == 3 * 7
+    assert score_table.headline(table)["best/s8"] == 8.0 and score_table.headline(table)["best/s16"] == 8.0
+    assert score_table.is_posthoc(scores).sum() == 3 * 7
 
 
 def test_posthoc_averages_are_no_curves_along_the_training(posthoc):
-    scores = report.read_scores(posthoc)
-    assert report.emas(scores, "s8") == report.emas(scores, "s16") == ["ema", "phema-0.050"]
+    scores = score_table.read_scores(posthoc)
+    assert score_table.emas(scores, "s8") == score_table.emas(scores, "s16") == ["ema", "phema-0.050"]
 
 
 def test_markdown_says_from_how_many_a_posthoc_average_was_chosen(posthoc, tmp_path):
-    report.write_table(report.read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
     text = (tmp_path / "t.md").read_text()
     assert "posthoc-0.075" in (tmp_path / "t.csv").read_text() and "posthoc-0.030" not in text
     chosen = "- s8: posthoc-0.075 at 100 kimg is the best of 6 averages made after training that were scored\n"
@@ -233,7 +235,7 @@ def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put
         for ema in ("ema", "phema-0.050"):
             value = 10 + abs(kimg - 70.2) + (ema != "ema")
             paths.append(put(value, [0, 99], "s8", kimg, ema, "euler", 8))
-    report.write_table(report.read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(score_table.read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if line.startswith("| ")][2:]
     shown = [["s8", str(kimg), ema] for kimg in (69, 70, 71, 100) for ema in ("ema", "phema-0.050")]
@@ -250,7 +252,7 @@ def test_a_student_may_have_a_name_that_elsewhere_means_nothing(tmp_path, name):
     rows = [("teacher", "", "ema", 1.0), (name, 25, "ema", 3.0)]
     table = tmp_path / "fid_table.csv"
     pd.DataFrame(rows, columns=["model", "snapshot_kimg", "ema", "mean"]).to_csv(table, index=False)
-    assert report.best_network(table, name) == tmp_path / f"students/{name}/25/ema.safetensors"
+    assert score_table.best_network(table, name) == tmp_path / f"students/{name}/25/ema.safetensors"
 
 
 def test_best_network_is_the_file_of_the_lowest_mean(tmp_path):
@@ -262,8 +264,8 @@ def test_best_network_is_the_file_of_the_lowest_mean(tmp_path):
     ]
     table = tmp_path / "fid_table.csv"
     pd.DataFrame(rows, columns=["model", "snapshot_kimg", "ema", "mean"]).to_csv(table, index=False)
-    assert report.best_network(table, "s8") == tmp_path / "students/s8/50/posthoc-0.075.safetensors"
+    assert score_table.best_network(table, "s8") == tmp_path / "students/s8/50/posthoc-0.075.safetensors"
     with pytest.raises(UserError, match="has no score of s2"):
-        report.best_network(table, "s2")
+        score_table.best_network(table, "s2")
     with pytest.raises(UserError, match="not a readable score table"):
-        report.best_network(tmp_path / "none.csv", "s8")
+        score_table.best_network(tmp_path / "none.csv", "s8")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mscd import sample_standalone
 from mscd.checkpoints.network_file import save_network
-from mscd.export import export
 from mscd.networks import EDMPrecond
+from mscd.reporting import standalone_sampler
+from mscd.reporting.export import export
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
@@ -37,10 +37,10 @@ def student(tmp_path_factory):
 @pytest.mark.parametrize("seeds", [range(5, 6), range(5, 7), range(60, 70), range(PIECE, PIECE + 9)])
 def test_pixels_are_those_of_mscd_generate_whatever_the_seeds(student, seeds, tmp_path, monkeypatch):
     network, folder = student
-    monkeypatch.setattr(sample_standalone, "__file__", str(folder / "sample.py"))
+    monkeypatch.setattr(standalone_sampler, "__file__", str(folder / "sample.py"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-    sample_standalone.main(asked, str(tmp_path / "images.ppm"))
+    standalone_sampler.main(asked, str(tmp_path / "images.ppm"))
     generate(network, tmp_path / "images.npz", seeds=seeds, device="cpu")
     images, columns = read_samples(tmp_path / "images.npz")[0], math.ceil(math.sqrt(len(seeds)))
     picture = np.asarray(Image.open(tmp_path / "images.ppm"))
@@ -56,7 +56,7 @@ def run(folder, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["0-3"], ["0-3", "a.ppm", "more"], ["3-", "a.ppm"], ["x", "a.ppm"]])
 def test_arguments_that_are_none_are_answered_with_the_usage(student, arguments):
     ended = run(student[1], *arguments)
-    assert ended.returncode == 1 and ended.stderr.strip() == sample_standalone.__doc__.strip()
+    assert ended.returncode == 1 and ended.stderr.strip() == standalone_sampler.__doc__.strip()
     assert not list(student[1].glob("*.ppm"))
 
 

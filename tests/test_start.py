@@ -15,7 +15,7 @@ DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
 UNUSED = {
     "mscd.config.run": {"torch", "scipy"} | DRAWS | FETCHES,
-    "mscd.figures, mscd.report": {"torch", "scipy", "pydantic"} | FETCHES,
+    "mscd.reporting.curves, mscd.reporting.score_table": {"torch", "scipy", "pydantic"} | FETCHES,
     "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,

@@ -5,9 +5,9 @@ from pathlib import Path
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.export import export
     from mscd.files.event_log import EventLog
-    from mscd.report import best_network
+    from mscd.reporting.export import export
+    from mscd.reporting.score_table import best_network
 
 with logged(snakemake.log.text):
     table, student = Path(snakemake.input.table), snakemake.wildcards.student

@@ -2,7 +2,7 @@
 
 from mscd.files.event_log import EventLog
 from mscd.job import logged
-from mscd.report import headline, read_scores, write_table
+from mscd.reporting.score_table import headline, read_scores, write_table
 
 with logged(snakemake.log.text):
     table = write_table(read_scores(snakemake.input.scores), snakemake.output.csv, snakemake.output.md)

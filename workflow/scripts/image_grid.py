@@ -7,9 +7,9 @@ from mscd.job import loading, logged
 with loading():
     from mscd.config.run import load_config
     from mscd.files.event_log import EventLog
-    from mscd.gallery import compare_images
     from mscd.parallel.group import this_device
-    from mscd.report import read_scores
+    from mscd.reporting.comparison import compare_images
+    from mscd.reporting.score_table import read_scores
 
 with logged(snakemake.log.text):
     samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent

@@ -3,9 +3,9 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.figures import score_vs_ema_length
     from mscd.files.event_log import EventLog
-    from mscd.report import read_scores
+    from mscd.reporting.curves import score_vs_ema_length
+    from mscd.reporting.score_table import read_scores
 
 with logged(snakemake.log.text):
     student = snakemake.wildcards.student

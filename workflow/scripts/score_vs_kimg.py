@@ -3,9 +3,9 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.figures import score_vs_kimg
     from mscd.files.event_log import EventLog
-    from mscd.report import emas, read_scores, score_curve
+    from mscd.reporting.curves import score_vs_kimg
+    from mscd.reporting.score_table import emas, read_scores, score_curve
 
 with logged(snakemake.log.text):
     scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student

@@ -3,9 +3,9 @@
 from mscd.job import loading, logged
 
 with loading():
-    from mscd.figures import score_vs_nfe
     from mscd.files.event_log import EventLog
-    from mscd.report import read_scores
+    from mscd.reporting.curves import score_vs_nfe
+    from mscd.reporting.score_table import read_scores
 
 with logged(snakemake.log.text):
     score_vs_nfe(read_scores(snakemake.input.scores), snakemake.output[0])

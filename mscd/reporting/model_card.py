@@ -10,7 +10,7 @@ import yaml
 
 from mscd.errors import UserError
 from mscd.provenance.code_version import code_identity
-from mscd.report import TEACHER, decimals_for
+from mscd.reporting.score_table import TEACHER, decimals_for
 
 # Beginnings of license texts, and the identifiers that the hub has for them.
 _HUB_LICENSES = {

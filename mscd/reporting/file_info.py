@@ -29,7 +29,7 @@ from mscd.evaluation.detector import FORMAT as CLASSIFIER_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.flops import meta_network, parameter_count
-from mscd.report import COLUMNS
+from mscd.reporting.score_table import COLUMNS
 from mscd.training.state import STATE_FORMAT
 
 FEW_BYTES = 1000  # of a file's beginning, by which its kind is told

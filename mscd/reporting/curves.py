@@ -19,7 +19,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mscd.diffusion.ema import std_of
 from mscd.errors import UserError
-from mscd.report import TEACHER, best_rows, curve, decimals_for, emas, fid_table, is_posthoc, teacher_euler
+from mscd.reporting.score_table import (
+    TEACHER,
+    best_rows,
+    curve,
+    decimals_for,
+    emas,
+    fid_table,
+    is_posthoc,
+    teacher_euler,
+)
 from mscd.sampling.sample_file import read_samples
 
 # Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.

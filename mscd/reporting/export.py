@@ -8,11 +8,11 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.card import model_card, scores_of
 from mscd.checkpoints.network_file import NETWORK_FORMAT, load_network, read_metadata
 from mscd.diffusion.edges import student_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
+from mscd.reporting.model_card import model_card, scores_of
 
 PACKAGE = Path(__file__).parent
 # What a network is made of: imports nothing but torch and the standard library.
