@@ -26,7 +26,7 @@ from mscd.data.images import encode_png
 from mscd.data.labels import image_name
 from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
-from mscd.plan import plan
+from mscd.planning.plan import plan
 from mscd.training import loop, randomness
 
 PART = "data"

@@ -14,9 +14,9 @@ from demo_run import BATCH, batch_of, network
 from harness import Row, in_turns, main, medians, milliseconds
 from plain_network import denoise
 
-from mscd.flops import meta_network, network_cost
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
+from mscd.planning.cost import meta_network, network_cost
 
 IMAGENET_BATCH = 64
 

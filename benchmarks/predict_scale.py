@@ -11,9 +11,9 @@ import dataclasses
 import math
 
 from mscd.config.run import Config, load_config
-from mscd.flops import parameter_count
-from mscd.plan import Plan, plan
-from mscd.plan_table import amount, quantity, table
+from mscd.planning.cost import parameter_count
+from mscd.planning.plan import Plan, plan
+from mscd.planning.tables import amount, quantity, table
 
 GPUS = (8, 32, 128)
 GPUS_PER_NODE = 4

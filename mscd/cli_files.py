@@ -275,8 +275,8 @@ def plan(config: Path, gpus: int, img_per_sec: float | None, tflops: float, imag
     GPU. Prints Markdown tables, to paste into a proposal.
     """
     from mscd.config.run import load_config
-    from mscd.plan import plan
-    from mscd.plan_table import markdown
+    from mscd.planning.plan import plan
+    from mscd.planning.tables import markdown
 
     planned = plan(load_config(config), images=images, name=str(config))
     click.echo(markdown(planned, gpus=gpus, images_per_second=img_per_sec, tflops=tflops), nl=False)

@@ -10,11 +10,11 @@ from mscd.data import dataset
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
-from mscd.flops import classifier_cost, meta_network, network_cost, parameter_count
 from mscd.parallel.group import Group
-from mscd.plan import plan, validations
-from mscd.plan_disk import legs
-from mscd.plan_table import amount, markdown, quantity, table
+from mscd.planning.cost import classifier_cost, meta_network, network_cost, parameter_count
+from mscd.planning.disk import legs
+from mscd.planning.plan import plan, validations
+from mscd.planning.tables import amount, markdown, quantity, table
 from mscd.training.leg import take_snapshot
 from mscd.training.loop import train_leg
 

@@ -28,7 +28,7 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import FORMAT as CLASSIFIER_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
-from mscd.flops import meta_network, parameter_count
+from mscd.planning.cost import meta_network, parameter_count
 from mscd.reporting.score_table import COLUMNS
 from mscd.training.state import STATE_FORMAT
 

@@ -7,9 +7,9 @@ import dataclasses
 from mscd.config.run import Config, DataSettings, TrainingSettings
 from mscd.errors import UserError
 from mscd.evaluation.validation import TEACHER_STEPS
-from mscd.flops import Cost, classifier_cost, meta_network, network_cost
 from mscd.networks import EDMPrecond
-from mscd.plan_disk import Files, kept_files, legs, passing_files, posthoc_count
+from mscd.planning.cost import Cost, classifier_cost, meta_network, network_cost
+from mscd.planning.disk import Files, kept_files, legs, passing_files, posthoc_count
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}
 INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mscd.flops import parameter_count
-from mscd.plan import Plan, Stage
-from mscd.plan_disk import Files
+from mscd.planning.cost import parameter_count
+from mscd.planning.disk import Files
+from mscd.planning.plan import Plan, Stage
 
 UNITS = ["", "k", "M", "G", "T", "P", "E", "Z"]
 
