@@ -28,11 +28,11 @@ from mscd.sampling.generate import generate
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
-LOADED = "mscd.rank, mscd.training.loop"  # by a process that trains
+LOADED = "mscd.launch.worker, mscd.training.loop"  # by a process that trains
 IMPORTS = {
     "mscd": "import time, torch; began = time.perf_counter(); import mscd; print(time.perf_counter() - began)",
     LOADED: f"""
-from mscd.job import loading
+from mscd.launch.script import loading
 with loading():
     import time, torch; began = time.perf_counter()
     import {LOADED}; print(time.perf_counter() - began)

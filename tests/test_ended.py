@@ -4,8 +4,8 @@ import pytest
 from submitit import LocalJob
 from submitit.core.utils import cloudpickle_dump
 
-from mscd.ended import cause_of
-from mscd.rank import FAILED, FINISHED, LOST, STOPPED
+from mscd.launch.outcome import cause_of
+from mscd.launch.worker import FAILED, FINISHED, LOST, STOPPED
 
 TRACE = """Traceback (most recent call last):
   File "train.py", line 5, in step

@@ -7,7 +7,7 @@ import pytest
 
 
 def run(tmp_path, body):
-    head = "import os, sys\nfrom mscd.errors import UserError\nfrom mscd.job import logged\n"
+    head = "import os, sys\nfrom mscd.errors import UserError\nfrom mscd.launch.script import logged\n"
     script = f"{head}with logged('logs/job.log') as tell:\n    {body}\n"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     return ran, (tmp_path / "logs/job.log").read_text()
@@ -17,7 +17,7 @@ def run(tmp_path, body):
 def test_garbage_is_looked_for_after_loading_as_before(looked):
     code = f"""
 import gc
-from mscd.job import loading
+from mscd.launch.script import loading
 gc.enable() if {looked} else gc.disable()
 try:
     with loading():

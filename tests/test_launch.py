@@ -16,9 +16,9 @@ from mscd.checkpoints import network_file
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.files.folder_lock import FolderLock
-from mscd.launch import run_leg
-from mscd.launch_record import LaunchRecord, leg_identity
-from mscd.machine import Machine
+from mscd.launch.record import LaunchRecord, leg_identity
+from mscd.launch.resources import Machine
+from mscd.launch.run_leg import run_leg
 from mscd.parallel.group import Group
 from mscd.training.loop import train_leg
 

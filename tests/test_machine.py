@@ -3,7 +3,7 @@
 import pytest
 
 from mscd.errors import UserError
-from mscd.machine import Machine, check_share, machine_of
+from mscd.launch.resources import Machine, check_share, machine_of
 
 SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
 

@@ -5,10 +5,10 @@ import signal
 import pytest
 from test_train import STUDENT
 
-from mscd import rank, slurm
+from mscd.launch import slurm_commands, worker
+from mscd.launch.slurm_commands import JobStatus
+from mscd.launch.worker import FAILED, LOST_PEER, STOPPED
 from mscd.parallel.stop_request import StopRequest
-from mscd.rank import FAILED, LOST_PEER, STOPPED
-from mscd.slurm import JobStatus
 from mscd.training.attempts import Attempts
 from mscd.training.leg import Leg
 from mscd.training.loop import Interrupted
@@ -24,9 +24,11 @@ def told(monkeypatch):
     """What Slurm is told, and the states that it answers with, the last one for ever."""
     said, states = [], ["RUNNING"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(slurm, "requeue", lambda job_id: said.append(f"requeue {job_id}"))
-    monkeypatch.setattr(slurm, "status", lambda job_id: JobStatus(states.pop(0) if len(states) > 1 else states[0]))
-    monkeypatch.setattr(rank.time, "sleep", lambda seconds: said.append("waited"))
+    monkeypatch.setattr(slurm_commands, "requeue", lambda job_id: said.append(f"requeue {job_id}"))
+    monkeypatch.setattr(
+        slurm_commands, "status", lambda job_id: JobStatus(states.pop(0) if len(states) > 1 else states[0])
+    )
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: said.append("waited"))
     return said, states
 
 
@@ -37,19 +39,19 @@ def stopped_by(*signals):
 
 
 def test_at_the_end_of_its_time_a_job_is_queued_again(leg, told):
-    outcome = rank._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    outcome = worker._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
     assert outcome[0] == STOPPED and told[0] == ["requeue 7"]
 
 
 def test_sigterm_alone_waits_for_what_slurm_does(leg, told):
     told[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
-    outcome = rank._go_on_later(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
+    outcome = worker._go_on_later(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
     assert outcome[0] == STOPPED and told[0] == ["waited", "waited"]
 
 
 def test_a_cancelled_job_is_left_at_once(leg, told):
     told[1][:] = ["CANCELLED"]
-    rank._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    worker._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
     assert told[0] == []
 
 
@@ -57,7 +59,7 @@ def test_a_cancelled_job_is_left_at_once(leg, told):
 def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, ended):
     for _ in range(starts):
         Attempts(leg.attempts).begin(100, {})
-    how, said = rank._go_on_later(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
+    how, said = worker._go_on_later(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
     assert how == ended and (how == STOPPED or "raise runtime in the profile" in said)
 
 

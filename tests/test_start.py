@@ -18,9 +18,9 @@ UNUSED = {
     "mscd.reporting.curves, mscd.reporting.score_table": {"torch", "scipy", "pydantic"} | FETCHES,
     "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
-    "mscd.launch": {"torch", "scipy"} | DRAWS | FETCHES,
+    "mscd.launch.run_leg": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.data.packing": {"torch", "scipy", "sklearn", "pydantic"} | DRAWS | FETCHES,
-    "mscd.rank, mscd.training.loop": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
+    "mscd.launch.worker, mscd.training.loop": {"scipy.linalg", "sklearn", "yaml"} | DRAWS | FETCHES | COMPILER,
     "mscd.evaluation.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
 }
 TRAIN_A_STEP = """

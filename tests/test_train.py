@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mscd import launch
 from mscd.checkpoints import network_file
 from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
 from mscd.data import dataset
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
-from mscd.machine import Machine
+from mscd.launch import run_leg
+from mscd.launch.resources import Machine
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training import randomness
@@ -66,7 +66,7 @@ def train(leg, **keywords):
 
 def launch_leg(leg, processes, log_dir):
     machine = Machine(processes=processes)
-    launch.run_leg(leg, machine, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
+    run_leg.run_leg(leg, machine, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
 
 
 def teacher_leg(base, run_dir, start, end, settings=TEACHER):
@@ -119,7 +119,7 @@ def start(leg, processes, log_dir):
     """Train the leg through submitit in a process group of its own."""
     pickled = pickle.dumps(leg).hex()
     code = (
-        "import pickle, sys; from mscd.launch import run_leg; from mscd.machine import Machine\n"
+        "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Machine\n"
         "from mscd.errors import UserError\n"
         f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
         f"files = dict(log_dir={str(log_dir)!r}, events=leg.run_dir + '/e.jsonl')\n"

@@ -28,7 +28,7 @@ from mscd.diffusion.edges import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
-from mscd.machine import check_share
+from mscd.launch.resources import check_share
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels

@@ -18,8 +18,8 @@ from cluster.training import (
     tell_slurm,
     wait_for,
 )
-from mscd import slurm
 from mscd.files.event_log import read_events
+from mscd.launch import slurm_commands
 
 KIMG = 8
 LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG})
@@ -123,7 +123,7 @@ def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed, when)
     training.launcher.send_signal(signal.SIGKILL)
     training.launcher.wait()
     if when == "it has finished":
-        wait_for(lambda: slurm.status(job_id).is_over, "the job")
+        wait_for(lambda: slurm_commands.status(job_id).is_over, "the job")
         assert training.leg.finished.exists() and not (training.folder / str(KIMG)).exists()
     training.start().finish()
     assert snapshot(training.folder, KIMG) == undisturbed and steps(training) == list(range(1, KIMG + 1))
@@ -155,7 +155,7 @@ def test_ctrl_c_cancels_the_job_and_says_so(training, undisturbed):
     job_id = training.job_id
     training.launcher.send_signal(signal.SIGINT)
     assert f"Slurm job {job_id} is cancelled" in training.fails(30)
-    wait_for(lambda: slurm.status(job_id).state == "CANCELLED", "the cancellation")
+    wait_for(lambda: slurm_commands.status(job_id).state == "CANCELLED", "the cancellation")
     training.start().finish()
     assert snapshot(training.folder, KIMG) == undisturbed
 
@@ -169,7 +169,7 @@ def test_other_settings_end_the_job_that_a_lost_launcher_left(base, tmp_path, tr
     other = LONG.model_copy(update={"learning_rate": 2e-3, "duration_kimg": kimg, "snapshot_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, other)
     training.start().finish()
-    assert f"cancelling Slurm job {job_id}" in training.log and slurm.status(job_id).state == "CANCELLED"
+    assert f"cancelling Slurm job {job_id}" in training.log and slurm_commands.status(job_id).state == "CANCELLED"
     assert (tmp_path / f"run/{kimg}/ema.safetensors").exists()
 
 
@@ -201,7 +201,9 @@ def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines
     line = training.fails(60)
     assert f"s4, leg to {KIMG} kimg: process 1 failed: MemoryError (logs: " in line
     assert "the last lines of process 1:\n" in training.log and "\nMemoryError\n" in training.log
-    assert slurm.status(training.job_id).state == "FAILED" and training.log.count("submitted as Slurm job") == 1
+    assert (
+        slurm_commands.status(training.job_id).state == "FAILED" and training.log.count("submitted as Slurm job") == 1
+    )
 
 
 def test_jobs_that_get_nowhere_are_given_up(training):

@@ -22,7 +22,7 @@ from cluster.training import (
     tell_slurm,
     wait_for,
 )
-from mscd.rank import STARTS_WITHOUT_PROGRESS
+from mscd.launch.worker import STARTS_WITHOUT_PROGRESS
 from mscd.training.attempts import read_attempts, starts_in_place
 
 FAULTS = 20

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from mscd import slurm
-from mscd.launch_record import LaunchRecord
-from mscd.machine import Machine
+from mscd.launch import slurm_commands
+from mscd.launch.record import LaunchRecord
+from mscd.launch.resources import Machine
 from mscd.training.attempts import read_attempts
 from mscd.training.leg import Leg
 
@@ -52,7 +52,7 @@ class Training:
         self.folder.mkdir(parents=True, exist_ok=True)
         task = pickle.dumps((self.leg, self.machine, self.parent)).hex()
         code = (
-            "import pickle, sys; from mscd.launch import run_leg; from mscd.errors import UserError\n"
+            "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.errors import UserError\n"
             f"leg, machine, parent = pickle.loads(bytes.fromhex('{task}'))\n"
             "files = dict(log_dir=leg.run_dir + '/logs', events=leg.run_dir + '/events.jsonl')\n"
             "try: run_leg(leg, machine, **files, parent=parent)\n"
@@ -103,7 +103,7 @@ class Training:
     def requeued(self, times: int = 1) -> None:
         """Until Slurm has put the job back into the queue."""
         job_id = self.job_id
-        wait_for(lambda: slurm.status(job_id).restarts >= times, "the requeue", 180)
+        wait_for(lambda: slurm_commands.status(job_id).restarts >= times, "the requeue", 180)
 
 
 def newest_state(run_dir: Path) -> int:
@@ -140,7 +140,9 @@ def requeue(job_id: str) -> None:
 def lose_node(job_id: str) -> None:
     """n2 is set down, and comes back when the job has been taken from it."""
     tell_slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    wait_for(lambda: slurm.status(job_id).restarts or slurm.status(job_id).is_over, "the loss of the node")
+    wait_for(
+        lambda: slurm_commands.status(job_id).restarts or slurm_commands.status(job_id).is_over, "the loss of the node"
+    )
     kill_all(job_id)  # what ran on a dead node is dead
     if tell_slurm("sinfo", "--noheader", "--nodes=n2", "--partition=main", "--format=%t").startswith("down"):
         tell_slurm("scontrol", "update", "nodename=n2", "state=resume")

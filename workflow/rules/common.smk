@@ -12,7 +12,7 @@ from mscd.provenance.urls import is_address, local_path
 from mscd.config.run import check_source, digest, load_config, read_yaml
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
-from mscd.machine import check_share, machine_of
+from mscd.launch.resources import check_share, machine_of
 
 # The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
 # of the time until the first job starts.

@@ -2,7 +2,7 @@
 
 from mscd.config.run import load_config
 from mscd.files.event_log import EventLog
-from mscd.job import logged
+from mscd.launch.script import logged
 from mscd.provenance.fetch import fetch_for
 from mscd.provenance.licenses import license_text
 

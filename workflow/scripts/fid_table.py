@@ -1,7 +1,7 @@
 """Put all scores in one table."""
 
 from mscd.files.event_log import EventLog
-from mscd.job import logged
+from mscd.launch.script import logged
 from mscd.reporting.score_table import headline, read_scores, write_table
 
 with logged(snakemake.log.text):

@@ -1,6 +1,6 @@
 """Sample a network for a block of seeds."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.run import load_config

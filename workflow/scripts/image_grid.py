@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.run import load_config

@@ -5,7 +5,7 @@ import shutil
 from mscd.config.run import load_config
 from mscd.files.atomic import written_whole
 from mscd.files.event_log import EventLog
-from mscd.job import logged
+from mscd.launch.script import logged
 from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):

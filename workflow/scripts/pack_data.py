@@ -6,7 +6,7 @@ from pathlib import Path
 from mscd.config.run import load_config
 from mscd.data.packing import pack
 from mscd.files.event_log import EventLog
-from mscd.job import logged
+from mscd.launch.script import logged
 from mscd.provenance.urls import is_address
 
 with logged(snakemake.log.text):

@@ -1,6 +1,6 @@
 """Reconstruct the average of another length of a student's snapshot."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.checkpoints.posthoc_ema import reconstruct

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.run import load_config

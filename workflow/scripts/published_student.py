@@ -1,6 +1,6 @@
 """Make a published student one of the models that are scored."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.checkpoints.convert import convert

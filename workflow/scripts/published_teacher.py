@@ -2,7 +2,7 @@
 
 import json
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.checkpoints.convert import convert

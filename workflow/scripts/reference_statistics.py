@@ -1,6 +1,6 @@
 """Mean and covariance of the detector's features over the data set."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.run import load_config

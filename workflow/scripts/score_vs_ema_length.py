@@ -1,6 +1,6 @@
 """Draw the score of a student against the length of its average."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.files.event_log import EventLog

@@ -1,6 +1,6 @@
 """Draw the score of one student against its training, and tell it to the run database as a curve."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.files.event_log import EventLog

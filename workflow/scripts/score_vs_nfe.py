@@ -1,6 +1,6 @@
 """Draw score against network evaluations, teacher and students in one figure."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.files.event_log import EventLog

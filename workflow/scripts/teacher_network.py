@@ -6,7 +6,7 @@ from pathlib import Path
 from mscd.checkpoints.metadata import read_metadata
 from mscd.files.atomic import written_whole
 from mscd.files.event_log import EventLog
-from mscd.job import logged
+from mscd.launch.script import logged
 
 with logged(snakemake.log.text):
     source = {"made_from": snakemake.input[0], **read_metadata(snakemake.input[0])}

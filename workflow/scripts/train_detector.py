@@ -1,6 +1,6 @@
 """Train the classifier whose features images are compared by."""
 
-from mscd.job import loading, logged
+from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.run import load_config

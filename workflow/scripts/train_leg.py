@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from mscd.config.run import load_config
-from mscd.job import logged
-from mscd.launch import run_leg
-from mscd.machine import machine_of
+from mscd.launch.resources import machine_of
+from mscd.launch.run_leg import run_leg
+from mscd.launch.script import logged
 from mscd.training.leg import Leg
 
 with logged(snakemake.log.text):

@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import submitit
 
-from mscd.ended import cause_of
 from mscd.errors import UserError
-from mscd.job import loading
-from mscd.launch_record import LaunchRecord, fresh_folder
-from mscd.machine import Machine
+from mscd.launch.outcome import cause_of
+from mscd.launch.record import LaunchRecord, fresh_folder
+from mscd.launch.resources import Machine
+from mscd.launch.script import loading
+from mscd.launch.worker import run_rank
 from mscd.parallel.stop_request import StopRequest, is_gone
-from mscd.rank import run_rank
 from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)

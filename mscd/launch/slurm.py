@@ -16,15 +16,15 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from mscd import slurm
-from mscd.ended import RAISED, End, cause_of
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
-from mscd.launch_record import LaunchRecord, fresh_folder
-from mscd.machine import Machine
+from mscd.launch import slurm_commands
+from mscd.launch.outcome import RAISED, End, cause_of
+from mscd.launch.record import LaunchRecord, fresh_folder
+from mscd.launch.resources import Machine
+from mscd.launch.worker import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
 from mscd.parallel.stop_request import is_gone
 from mscd.provenance.code_version import copy_package
-from mscd.rank import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
 from mscd.training.attempts import read_attempts, starts_in_place
 from mscd.training.leg import Leg
 
@@ -53,7 +53,7 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
     job would not mend, when this process is told to stop (then the job is cancelled), and when the process `parent` is
     gone (then it goes on).
     """
-    slurm.check_there()
+    slurm_commands.check_there()
     with _interruptible():
         try:
             record = _attach(leg, record)
@@ -82,9 +82,9 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
 def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
     """Cancel the job of a record, if it lives, and wait until it is gone."""
     job_id = _job_id(record)
-    if job_id and not _over(_patiently(slurm.status, job_id)):
+    if job_id and not _over(_patiently(slurm_commands.status, job_id)):
         log.info("%s: cancelling Slurm job %s, which is of other settings or inputs", leg, job_id)
-        _patiently(slurm.cancel, job_id)
+        _patiently(slurm_commands.cancel, job_id)
         _wait_until_gone(job_id)
 
 
@@ -93,7 +93,7 @@ def _attach(leg: Leg, record: LaunchRecord) -> LaunchRecord:
     job_id = _job_id(record)
     if job_id is None:
         return record
-    status = _patiently(slurm.status, job_id)
+    status = _patiently(slurm_commands.status, job_id)
     if _over(status):
         _wait_until_gone(job_id)
         log.info("%s: Slurm job %s of an earlier launcher is %s", leg, job_id, status.state if status else "gone")
@@ -104,7 +104,7 @@ def _attach(leg: Leg, record: LaunchRecord) -> LaunchRecord:
 
 def _job_id(record: LaunchRecord) -> str | None:
     """The record's job, by its name where the launcher was lost before it learned the id."""
-    return record.job_id or (_patiently(slurm.find, record.name) if record.name else None)
+    return record.job_id or (_patiently(slurm_commands.find, record.name) if record.name else None)
 
 
 def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> LaunchRecord:
@@ -128,8 +128,8 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
                 ) from error
             log.warning("%s: sbatch: %s; trying again in %d s", leg, said, SECONDS_BETWEEN)
             time.sleep(SECONDS_BETWEEN)
-            if accepted := _patiently(slurm.find, name):  # without the file that submitit gives it afterwards
-                _patiently(slurm.cancel, accepted)
+            if accepted := _patiently(slurm_commands.find, name):  # without the file that submitit gives it afterwards
+                _patiently(slurm_commands.cancel, accepted)
         else:
             log.info("%s: submitted as Slurm job %s (logs: %s)", leg, job_id, folder)
             return record.changed(leg, job_id=job_id)
@@ -164,16 +164,16 @@ def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None) -> slurm.JobStatus | None:
+def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None) -> slurm_commands.JobStatus | None:
     """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm.
 
     Raises _Orphaned when the process `parent` is gone.
     """
     told, restarts, seen = None, 0, 0
     while True:
-        status = _patiently(slurm.status, record.job_id, parent=parent)
+        status = _patiently(slurm_commands.status, record.job_id, parent=parent)
         if leg.finished.exists() and status and status.state == "PENDING":  # requeued in its last moments
-            _patiently(slurm.cancel, record.job_id)
+            _patiently(slurm_commands.cancel, record.job_id)
         if _over(status):
             log.info("%s: Slurm job %s is over: %s", leg, record.job_id, status.state if status else "unknown to Slurm")
             return status
@@ -194,7 +194,7 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None)
             time.sleep(min(1.0, machine.poll_seconds))
 
 
-def _in_words(status: slurm.JobStatus) -> str:
+def _in_words(status: slurm_commands.JobStatus) -> str:
     if status.state == "PENDING":
         start = "" if status.start in ("", "N/A") else f"; expected to start {status.start}"
         return f"queued ({status.reason}{start})" if status.reason != "None" else "queued"
@@ -211,7 +211,7 @@ def _progress(leg: Leg) -> str | None:
     return f"{kimg} of {leg.end_kimg} kimg, {speed:.0f} img/s, {left} left"
 
 
-def _why_again(leg: Leg, record: LaunchRecord, status: slurm.JobStatus | None, cause: End | None) -> str:
+def _why_again(leg: Leg, record: LaunchRecord, status: slurm_commands.JobStatus | None, cause: End | None) -> str:
     """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
     state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
     if state in CAUSES:
@@ -242,21 +242,21 @@ def _stopped(leg: Leg) -> str:
     if job_id is None:
         return "stopped"
     try:
-        job_id = record.job_id or slurm.find(record.name)
+        job_id = record.job_id or slurm_commands.find(record.name)
         if job_id:
-            slurm.cancel(job_id)
-    except slurm.SlurmAway as error:
+            slurm_commands.cancel(job_id)
+    except slurm_commands.SlurmAway as error:
         return f"stopped, but Slurm does not answer ({error}): scancel {job_id} by hand, or start again to wait for it"
     return f"stopped; Slurm job {job_id} is cancelled, and when started again the leg goes on from the state it saves"
 
 
-def _over(status: slurm.JobStatus | None) -> bool:
+def _over(status: slurm_commands.JobStatus | None) -> bool:
     return status is None or status.is_over
 
 
 def _wait_until_gone(job_id: str) -> None:
     """Until no process of an ended job is left."""
-    while (status := _patiently(slurm.status, job_id)) and (status.completing or not status.is_over):
+    while (status := _patiently(slurm_commands.status, job_id)) and (status.completing or not status.is_over):
         time.sleep(1.0)
 
 
@@ -266,7 +266,7 @@ def _patiently(ask: Callable, *arguments: str, parent: int | None = None) -> obj
     while True:
         try:
             return ask(*arguments)
-        except slurm.SlurmAway as error:
+        except slurm_commands.SlurmAway as error:
             if not away:
                 log.warning("Slurm does not answer (%s); asking again every 10 s", error)
             away = True

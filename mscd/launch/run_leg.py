@@ -13,10 +13,10 @@ from pathlib import Path
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog
 from mscd.files.folder_lock import FolderLock
-from mscd.launch_local import end_local, train_inline, train_local
-from mscd.launch_record import LaunchRecord, leg_identity
-from mscd.launch_slurm import end_on_slurm, train_on_slurm
-from mscd.machine import Machine
+from mscd.launch.local import end_local, train_inline, train_local
+from mscd.launch.record import LaunchRecord, leg_identity
+from mscd.launch.resources import Machine
+from mscd.launch.slurm import end_on_slurm, train_on_slurm
 from mscd.parallel.stop_request import is_gone
 from mscd.training.leg import Leg, take_snapshot
 

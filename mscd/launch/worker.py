@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
-from mscd import slurm
 from mscd.errors import UserError
-from mscd.job import loading
-from mscd.machine import Machine
+from mscd.launch import slurm_commands
+from mscd.launch.resources import Machine
+from mscd.launch.script import loading
 from mscd.parallel.stop_request import StopRequest
 from mscd.training.attempts import Superseded, starts_in_place
 from mscd.training.leg import Leg
@@ -105,14 +105,14 @@ def _go_on_later(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> tuple
         )
     deadline = time.monotonic() + SECONDS_TO_BE_KILLED
     try:
-        while (status := slurm.status(os.environ["SLURM_JOB_ID"])) and status.state in RUNS:
+        while (status := slurm_commands.status(os.environ["SLURM_JOB_ID"])) and status.state in RUNS:
             if signal.SIGUSR2 in stop.signals:
                 log.info("%s; asking Slurm to run the job again", interrupted)
-                slurm.requeue(os.environ["SLURM_JOB_ID"])
+                slurm_commands.requeue(os.environ["SLURM_JOB_ID"])
                 break
             if time.monotonic() > deadline:
                 break
             time.sleep(2.0)
-    except slurm.SlurmAway as error:
+    except slurm_commands.SlurmAway as error:
         log.warning("the job could not be requeued (%s); its launcher submits another", error)
     return STOPPED, str(interrupted)

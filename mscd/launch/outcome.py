@@ -7,7 +7,7 @@ import dataclasses
 import submitit
 from submitit.core.utils import pickle_load
 
-from mscd.rank import FAILED, FINISHED, LOST, STOPPED
+from mscd.launch.worker import FAILED, FINISHED, LOST, STOPPED
 
 RAISED, KILLED = "raised", "killed"
 # The first of these that some process ended by is the cause of the others.
