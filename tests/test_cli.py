@@ -15,7 +15,7 @@ from file_server import running
 from PIL import Image
 
 from mscd.checkpoints.network_file import load_network, read_metadata, save_network
-from mscd.cli import main
+from mscd.cli.main import main
 from mscd.data import dataset
 from mscd.evaluation.detector import Classifier, save_detector
 from mscd.networks import EDMPrecond
@@ -77,7 +77,7 @@ def calls(monkeypatch):
 
 def test_help_needs_no_torch_and_shows_examples():
     code = (
-        "import sys, contextlib\nfrom mscd.cli import main\n"
+        "import sys, contextlib\nfrom mscd.cli.main import main\n"
         "for line in ([], ['plan'], ['generate'], ['pack']):\n"
         "    with contextlib.suppress(SystemExit):\n        main([*line, '--help'])\n"
         "assert not {'torch', 'numpy', 'pydantic'} & sys.modules.keys()\n"

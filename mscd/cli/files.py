@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli_options import Command, Count, Digest, Number, Size, existing, new, obtained
+from mscd.cli.options import Command, Count, Digest, Number, Size, existing, new, obtained
 
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 

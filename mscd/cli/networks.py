@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli_options import Command, Count, Digest, Number, Seeds, existing, new, obtained
+from mscd.cli.options import Command, Count, Digest, Number, Seeds, existing, new, obtained
 
 
 @click.command(

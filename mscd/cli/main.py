@@ -9,8 +9,9 @@ import logging
 
 import click
 
-from mscd import __version__, cli_files, cli_scores
-from mscd.cli_options import SETTINGS
+from mscd import __version__
+from mscd.cli import files, networks
+from mscd.cli.options import SETTINGS
 from mscd.errors import UserError
 
 EPILOG = """
@@ -70,14 +71,14 @@ def main() -> None:
 
 
 for command in (
-    cli_files.pack,
-    cli_scores.reference,
-    cli_files.convert,
-    cli_files.info,
-    cli_scores.generate,
-    cli_scores.score,
-    cli_files.ema,
-    cli_files.export,
-    cli_files.plan,
+    files.pack,
+    networks.reference,
+    files.convert,
+    files.info,
+    networks.generate,
+    networks.score,
+    files.ema,
+    files.export,
+    files.plan,
 ):
     main.add_command(command)
