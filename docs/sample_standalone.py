@@ -1,1 +1,1 @@
-../mscd/sample_standalone.py
+../mscd/reporting/standalone_sampler.py

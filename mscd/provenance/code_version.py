@@ -14,7 +14,7 @@ from pathlib import Path
 from mscd import __version__
 from mscd.errors import UserError
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # Beside the package in a copy: what was known of the original, which a copy cannot find out, having no git.
 COPIED_IDENTITY = PACKAGE.parent / "identity.json"
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.reporting.model_card import model_card, scores_of
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # What a network is made of: imports nothing but torch and the standard library.
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 

@@ -215,10 +215,10 @@ def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> flo
 def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
     """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
-    betas = {"ema": betas.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    decays = {"ema": betas.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
     for std in settings.phema_stds:
-        betas[f"phema-{std:.3f}"] = betas.power_ema_beta(std, nimg_before + batch, batch)
-    return betas
+        decays[f"phema-{std:.3f}"] = betas.power_ema_beta(std, nimg_before + batch, batch)
+    return decays
 
 
 def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:

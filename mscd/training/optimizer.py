@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adam import adam
 
-from mscd.diffusion import betas
-
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGEST_GRADIENT = 1e5
 ALIGNMENT = 64  # elements at whose multiples parameters begin, so that kernels find each as aligned as by itself
@@ -70,7 +68,7 @@ class Updates:
             fused=True,
         )
         for name, beta in betas.items():
-            betas.update([self._averages[name]], [self._weights], beta)
+            self._averages[name].lerp_(self._weights, 1 - beta)
         return norm
 
     def _gather(self) -> None:
