@@ -1,6 +1,6 @@
 """Reading against training, and what processes that read hold in memory: `python benchmarks/data.py`.
 
-Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.dataset.pack` packs them, and a zip that lists as many
+Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.packing.pack` packs them, and a zip that lists as many
 files as ImageNet has images.
 """
 
@@ -21,9 +21,10 @@ from demo_run import BATCH, CONFIGS, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 
 from mscd.config.run import load_config
-from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches
 from mscd.data.images import encode_png
 from mscd.data.labels import image_name
+from mscd.data.packing import pack
 from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
 from mscd.planning.plan import plan

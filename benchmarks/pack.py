@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mscd.data.dataset import pack
+from mscd.data.packing import pack
 
 
 def main() -> None:

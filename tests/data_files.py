@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mscd.data.dataset import pack
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 

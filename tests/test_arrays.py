@@ -20,7 +20,8 @@ from data_files import (
 )
 
 from mscd.data.cifar10 import read_cifar10
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 # --- CIFAR-10 ---

@@ -6,6 +6,7 @@ import torch
 from nvidia_pickle import write_pickle
 
 from mscd.checkpoints import network_file
+from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -24,7 +25,7 @@ def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
     back = network_file.load_network(tmp_path / "n.safetensors")
     assert not back.training and back.init_kwargs == net.init_kwargs
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), back.state_dict().values(), strict=True))
-    assert network_file.read_metadata(tmp_path / "n.safetensors")["digest"] == digest
+    assert read_metadata(tmp_path / "n.safetensors")["digest"] == digest
 
 
 def test_equal_content_gives_equal_bytes_and_other_content_another_digest(net, tmp_path):
@@ -47,7 +48,7 @@ def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart
 
 def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(net, tmp_path):
     tensors = net.state_dict()
-    metadata = {"format": network_file.NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
+    metadata = {"format": NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
     missing = {k: v for k, v in tensors.items() if k != "model.map_layer0.bias"}
     network_file.save_tensors(tmp_path / "a.safetensors", missing, metadata)
     with pytest.raises(UserError, match="another network.*map_layer0.bias.*missing"):

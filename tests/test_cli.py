@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from file_server import running
 from PIL import Image
 
-from mscd.checkpoints.network_file import load_network, read_metadata, save_network
+from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.network_file import load_network, save_network
 from mscd.cli.main import main
-from mscd.data import dataset
+from mscd.data import dataset, packing
 from mscd.evaluation.detector import Classifier, save_detector
 from mscd.networks import EDMPrecond
 from mscd.sampling.sample_file import read_samples
@@ -48,7 +49,7 @@ def folder(tmp_path_factory):
         about = {"model": "s3", "ema": f"phema-{std}", "student": STUDENT, "run": "r", **ABOUT}
         save_network(folder / f"phema-{std}.safetensors", net, about)
     save_detector(folder / "classifier.safetensors", Classifier(8, 1, 10), {"data": "abc", "held_out_accuracy": 0.9})
-    dataset.pack("digits", folder / "digits.zip", max_images=40)
+    packing.pack("digits", folder / "digits.zip", max_images=40)
     return folder
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mscd.config.base import digest
 from mscd.config.docs import docs
-from mscd.config.run import Config, check_source, digest, load_config
+from mscd.config.run import Config, check_source, load_config
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 

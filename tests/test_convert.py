@@ -5,7 +5,7 @@ import torch
 from nvidia_pickle import write_pickle
 from pickle_watch import GOLDEN, small_net
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import metadata, network_file
 from mscd.checkpoints.convert import convert, pickle_metadata
 from mscd.checkpoints.edm_pickle import read_pickle
 from mscd.errors import UserError
@@ -16,9 +16,9 @@ GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
     made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
-    assert network_file.read_metadata(tmp_path / "n.safetensors") == {
+    assert metadata.read_metadata(tmp_path / "n.safetensors") == {
         **made,
-        "format": network_file.NETWORK_FORMAT,
+        "format": metadata.NETWORK_FORMAT,
         "network": read_pickle(GOLDEN / "teacher_adm.pkl").network.init_kwargs,
     }
     assert {name: made[name] for name in ("model", "snapshot_kimg", "ema", "student", "origin")} == {

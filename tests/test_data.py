@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches
 from mscd.data.images import encode_png
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 

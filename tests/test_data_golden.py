@@ -10,8 +10,9 @@ import torch
 from golden_data import FOLDER, load
 from PIL import Image
 
-from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches
 from mscd.data.images import encode_png
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 GOLDEN, CASES = load("dataset")

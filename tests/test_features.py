@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mscd.config.reference import ClassifierSettings
 from standin_detector import write_standin
 
 from mscd.checkpoints.network_file import save_tensors
-from mscd.config.run import ClassifierSettings
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
+from mscd.data.packing import pack
 from mscd.errors import UserError
 from mscd.evaluation import detector
 from mscd.evaluation.detector import (

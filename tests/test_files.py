@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from mscd.data.dataset import pack
+from mscd.data.packing import pack
 from mscd.errors import UserError
 from mscd.files.atomic import append_line, written_whole
 

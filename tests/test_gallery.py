@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mscd.config.run import SamplerSettings
+from mscd.config.scoring import SamplerSettings
 from mscd.reporting import comparison
 
 CHURN = {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}

@@ -13,7 +13,8 @@ import pytest
 import torch
 from nvidia_pickle import write_pickle
 
-from mscd.checkpoints.network_file import read_metadata, save_network
+from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.network_file import save_network
 from mscd.data.dataset import ImageDataset
 from mscd.diffusion import samplers
 from mscd.errors import UserError

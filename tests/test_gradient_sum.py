@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from mscd.config.network import NetworkSettings
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from mscd.config.run import NetworkSettings, TeacherSettings
-from mscd.data import dataset
+from mscd.config.training import TeacherSettings
+from mscd.data import packing
 from mscd.parallel.group import process_group
 from mscd.training import loop
 from mscd.training.leg import Leg
@@ -63,7 +64,7 @@ def join(rank: int, folder: str) -> None:
 def folder(tmp_path_factory):
     """Where each process has left what it saw."""
     folder = tmp_path_factory.mktemp("sum")
-    dataset.pack("digits", folder / "train.zip", max_images=96)
+    packing.pack("digits", folder / "train.zip", max_images=96)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     processes = [
         subprocess.Popen(

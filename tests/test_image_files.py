@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
+from mscd.data.packing import pack
 from mscd.errors import UserError
 from mscd.sampling.image_writers import GRID_IMAGES, check_dest, grid, write_images
 from mscd.sampling.sample_file import read_samples

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mscd.checkpoints.network_file import save_network
-from mscd.data import dataset
+from mscd.data import packing
 from mscd.errors import UserError
 from mscd.evaluation.detector import Classifier, save_detector
 from mscd.evaluation.frechet import FeatureStatistics, write_reference
@@ -133,7 +133,7 @@ def test_provenance_of_another_form_is_told_as_none(tmp_path, provenance):
 
 
 def test_generated_images_with_a_damaged_provenance_are_one_line(tmp_path):
-    dataset.pack("digits", tmp_path / "digits.zip", max_images=3)
+    packing.pack("digits", tmp_path / "digits.zip", max_images=3)
     with zipfile.ZipFile(tmp_path / "digits.zip", "a") as archive:
         archive.writestr("provenance.json", "{")
     with pytest.raises(UserError, match=r"digits.zip: its provenance.json is no JSON [^\n]*$"):
@@ -168,7 +168,7 @@ def test_samples_of_others_are_told_by_their_shape(tmp_path):
 
 
 def test_images_are_counted_in_zips_and_folders(tmp_path):
-    dataset.pack("digits", tmp_path / "digits.zip", max_images=30)
+    packing.pack("digits", tmp_path / "digits.zip", max_images=30)
     with zipfile.ZipFile(tmp_path / "digits.zip") as archive:
         archive.extractall(tmp_path / "folder")
     facts = {"kind": "images", "images": 30, "resolution": 8, "channels": 1, "classes": 10}

@@ -14,8 +14,9 @@ from data_files import image_bytes, refusal, tar_bytes, write_cifar10, write_mni
 import mscd.data.archives
 import mscd.data.zip_format
 from mscd.data.archives import ZipFiles
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
 from mscd.data.images import encode_png
+from mscd.data.packing import pack
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 

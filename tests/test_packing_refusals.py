@@ -7,7 +7,8 @@ import pytest
 from data_files import random_images, write_images, zipped
 from PIL import Image
 
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 

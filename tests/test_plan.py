@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mscd.config.run import load_config
-from mscd.data import dataset
+from mscd.data import packing
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
@@ -121,7 +121,7 @@ def run_folder(tmp_path_factory):
     """What training TINY's teacher and student s2 leaves behind."""
     folder, config = tmp_path_factory.mktemp("run"), load_config(TINY)
     torch.set_num_threads(1)
-    dataset.pack("digits", folder / "train.zip", max_images=120)
+    packing.pack("digits", folder / "train.zip", max_images=120)
     teacher = str(folder / "teacher/4/ema.safetensors")
     trained = [("teacher", "teacher", config.teacher, None), ("s2", "students/s2", config.students["s2"], teacher)]
     for model, run_dir, settings, teacher in trained:

@@ -11,14 +11,8 @@ import torch
 from golden_data import load
 
 from mscd.checkpoints import posthoc_ema
-from mscd.checkpoints.network_file import (
-    NETWORK_FORMAT,
-    load_network,
-    load_tensors,
-    read_metadata,
-    save_network,
-    save_tensors,
-)
+from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.network_file import load_network, load_tensors, save_network, save_tensors
 from mscd.diffusion import betas
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond

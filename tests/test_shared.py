@@ -16,7 +16,8 @@ import pytest
 import torch
 from data_files import random_images, write_images
 
-from mscd.data.dataset import ImageDataset, batches, pack
+from mscd.data.dataset import ImageDataset, batches
+from mscd.data.packing import pack
 from mscd.parallel import shared_memory
 from mscd.parallel.group import ALONE, process_group
 from mscd.parallel.shared_memory import shared_by_node

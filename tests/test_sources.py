@@ -12,8 +12,9 @@ from data_files import image_bytes, refusal, tar_bytes, write_bytes
 from PIL import Image
 
 from mscd.data.archives import TarFiles
-from mscd.data.dataset import ImageDataset, pack
+from mscd.data.dataset import ImageDataset
 from mscd.data.images import encode_png
+from mscd.data.packing import pack
 from mscd.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -6,10 +6,11 @@ import os
 
 import pytest
 import torch
+from mscd.config.network import NetworkSettings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
-from mscd.data import dataset
+from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.data import packing
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
 from mscd.training import loop, objectives
@@ -37,7 +38,7 @@ def base(tmp_path_factory):
     """A folder with packed digits and a teacher of one short leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("step")
-    dataset.pack("digits", folder / "train.zip", max_images=150)
+    packing.pack("digits", folder / "train.zip", max_images=150)
     settings = TEACHER.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
     leg = Leg("teacher", "teacher", settings, str(folder / "train.zip"), str(folder / "teacher"), 0, 1)
     loop.train_leg(leg, Group())

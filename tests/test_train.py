@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mscd.config.network import NetworkSettings
 
 from mscd.checkpoints import network_file
-from mscd.config.run import NetworkSettings, StudentSettings, TeacherSettings
-from mscd.data import dataset
+from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.data import packing
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.launch import run_leg
@@ -52,7 +53,7 @@ def base(tmp_path_factory):
     """A folder with packed digits and a teacher of one leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("train")
-    dataset.pack("digits", folder / "train.zip", max_images=150)
+    packing.pack("digits", folder / "train.zip", max_images=150)
     train(teacher_leg(folder, folder / "teacher", 0, 3))
     return folder
 
@@ -345,7 +346,7 @@ def test_draws_depend_on_seed_purpose_and_position_alone():
 
 
 def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
-    dataset.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
+    packing.pack("digits", tmp_path / "big.zip", resolution=16, max_images=20)
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), data=str(tmp_path / "big.zip"))
     with pytest.raises(UserError, match="don't fit the teacher"):
         train(leg)

@@ -20,7 +20,7 @@ import safetensors
 import torch
 from tqdm import tqdm
 
-from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.diffusion.ema import LARGEST_STD, reach, std_of
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole

@@ -59,7 +59,7 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
     archive, MNIST's files, `digits` for the 8x8 digits that come with scikit-learn, or the http(s) address of an
     archive. Prints what was packed, as JSON.
     """
-    from mscd.data.dataset import pack
+    from mscd.data.packing import pack
     from mscd.provenance.urls import is_address
 
     if dest.suffix != ".zip":

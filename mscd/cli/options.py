@@ -99,7 +99,7 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
 
     Raises UserError where nothing is there, and for another file than that of the sha256.
     """
-    from mscd.config.run import FileSettings
+    from mscd.config.base import FileSettings
     from mscd.errors import UserError
     from mscd.files.atomic import sha256_of
     from mscd.provenance.fetch import fetch_for

@@ -6,23 +6,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from mscd.config.run import (
-    ClassifierSettings,
-    Config,
-    DataSettings,
-    FileSettings,
-    InceptionSettings,
-    NetworkSettings,
-    PosthocSettings,
-    PublishedStudent,
-    PublishedTeacher,
-    ReferenceSettings,
-    SamplerSettings,
-    ScoringSettings,
-    Settings,
-    StudentSettings,
-    TeacherSettings,
-)
+from mscd.config.base import FileSettings, Settings
+from mscd.config.data import DataSettings
+from mscd.config.network import NetworkSettings
+from mscd.config.reference import ClassifierSettings, InceptionSettings, ReferenceSettings
+from mscd.config.run import Config
+from mscd.config.scoring import PosthocSettings, SamplerSettings, ScoringSettings
+from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 
 DOCS_HEADER = """\
 # Settings

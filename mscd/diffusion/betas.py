@@ -10,9 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mscd.diffusion.ema import posthoc_coefficients, std_to_exponent
-
-__all__ = ["ema_beta", "posthoc_coefficients", "power_ema_beta", "std_to_exponent", "update"]
+from mscd.diffusion.ema import std_to_exponent
 
 
 def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int, batch_size: int) -> float:

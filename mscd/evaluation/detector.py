@@ -24,7 +24,7 @@ from mscd.parallel.group import ALONE, Group
 from mscd.parallel.prefetch import hand_over, on_device, on_host
 
 if TYPE_CHECKING:
-    from mscd.config.run import ClassifierSettings
+    from mscd.config.reference import ClassifierSettings
     from mscd.files.event_log import EventLog
 
 log = logging.getLogger(__name__)

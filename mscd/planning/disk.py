@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT
-from mscd.config.run import Config, StudentSettings, TeacherSettings, TrainingSettings
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT
+from mscd.config.run import Config
+from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.networks import EDMPrecond

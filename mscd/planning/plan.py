@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from mscd.config.run import Config, DataSettings, TrainingSettings
+from mscd.config.data import DataSettings
+from mscd.config.run import Config
+from mscd.config.training import TrainingSettings
 from mscd.errors import UserError
 from mscd.evaluation.validation import TEACHER_STEPS
 from mscd.networks import EDMPrecond

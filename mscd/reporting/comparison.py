@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from mscd.config.run import SamplerSettings
+from mscd.config.scoring import SamplerSettings
 from mscd.reporting.curves import image_grid
 from mscd.reporting.score_table import TEACHER, best_rows, fid_table, network_path, sampler_name
 from mscd.sampling.generate import generate, nfe

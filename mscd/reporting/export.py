@@ -8,7 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.checkpoints.network_file import NETWORK_FORMAT, load_network, read_metadata
+from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.edges import student_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole

@@ -19,7 +19,8 @@ import safetensors
 
 from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_pickle
-from mscd.checkpoints.network_file import METADATA_KEY, NETWORK_FORMAT, load_tensors, read_metadata
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.network_file import load_tensors
 from mscd.data.archives import open_files
 from mscd.data.dataset import ImageDataset
 from mscd.data.images import is_image

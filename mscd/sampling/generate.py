@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_pickle
-from mscd.checkpoints.network_file import is_pickle, load_network, read_metadata
+from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.network_file import is_pickle, load_network
 from mscd.diffusion import samplers
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of

@@ -20,10 +20,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import metadata, network_file
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.dataset import ImageDataset, batches
-from mscd.diffusion import betas
+from mscd.diffusion.betas import ema_beta, power_ema_beta
+
+pass
 from mscd.diffusion.edges import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
@@ -215,9 +217,9 @@ def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> flo
 def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
     """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
-    decays = {"ema": betas.ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    decays = {"ema": ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
     for std in settings.phema_stds:
-        decays[f"phema-{std:.3f}"] = betas.power_ema_beta(std, nimg_before + batch, batch)
+        decays[f"phema-{std:.3f}"] = power_ema_beta(std, nimg_before + batch, batch)
     return decays
 
 
@@ -240,7 +242,7 @@ def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[Train
     else:
         teacher = network_file.load_network(leg.teacher, group.device)
         _check_data(leg, teacher, dataset)
-        teacher_digest = network_file.read_metadata(leg.teacher)["digest"]
+        teacher_digest = metadata.read_metadata(leg.teacher)["digest"]
         if settings.compile:
             compile_blocks(teacher, settings.compile)
         objective = student_objective(settings, teacher)
@@ -391,7 +393,7 @@ def _write_snapshot(run: _Run) -> None:
         },
         "student": student,
         "run": run.folder.fingerprint,
-        **(network_file.origin_of(network_file.read_metadata(leg.teacher)) if leg.teacher else {}),
+        **(network_file.origin_of(metadata.read_metadata(leg.teacher)) if leg.teacher else {}),
     }
     for name, net in run.state.averages.items():
         network_file.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})

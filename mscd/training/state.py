@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from mscd.checkpoints import network_file
+from mscd.checkpoints.metadata import read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
@@ -113,7 +114,7 @@ class StateFolder:
     def _is_own(self, path: Path) -> bool:
         """Whether a state may be gone on from: one of this run, and undamaged as far as its header tells."""
         try:
-            metadata = network_file.read_metadata(path)
+            metadata = read_metadata(path)
         except UserError:
             return False
         return (metadata.get("format"), metadata.get("fingerprint")) == (STATE_FORMAT, self.fingerprint)
@@ -132,7 +133,7 @@ class StateFolder:
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:
-                metadata = network_file.read_metadata(path)
+                metadata = read_metadata(path)
                 if metadata.get("fingerprint") != self.fingerprint:
                     log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
                     continue
@@ -150,7 +151,7 @@ class StateFolder:
 
 def _score(path: Path) -> float:
     try:
-        score = network_file.read_metadata(path)["score"]
+        score = read_metadata(path)["score"]
     except UserError:
         return math.inf  # a damaged file is never the best; reading it to resume says so
     return math.inf if score is None else score

@@ -16,7 +16,7 @@ from nvidia_pickle import write_pickle
 from project import Project
 from standin_detector import write_standin
 
-from mscd.checkpoints.network_file import read_metadata
+from mscd.checkpoints.metadata import read_metadata
 from mscd.data.dataset import ImageDataset
 from mscd.networks import EDMPrecond
 
