@@ -13,7 +13,7 @@ from golden_data import load
 from mscd.checkpoints import posthoc_ema
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.checkpoints.network_file import load_network, load_tensors, save_network, save_tensors
-from mscd.diffusion import betas
+from mscd.diffusion import betas, ema
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -63,7 +63,7 @@ def run(tmp_path_factory):
         for weight in weights:
             weight.add_(torch.randn_like(weight), alpha=0.01)
         for std, average in averages.items():
-            betas.update(average, weights, betas.power_ema_beta(std, nimg, BATCH))
+            betas.update(average, weights, ema.power_ema_beta(std, nimg, BATCH))
         for std in STORED if nimg // 1000 in KIMGS and nimg % 1000 == 0 else ():
             kimg = nimg // 1000
             files[std, kimg] = folder / f"{kimg}-{std}.safetensors"

@@ -6,7 +6,7 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd.diffusion import edges
+from mscd.diffusion import edges, sigmas
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 golden, _ = load("schedules")
@@ -24,8 +24,8 @@ def rel(a, b):
 
 def grids(case):
     segments, steps = (int(part[1:]) for part in case.split("_"))
-    student = edges.student_sigmas(segments, **GRID)
-    return student, edges.teacher_sigmas(steps, student, **GRID)
+    student = sigmas.student_sigmas(segments, **GRID)
+    return student, sigmas.teacher_sigmas(steps, student, **GRID)
 
 
 def cases(prefix, name=None):
@@ -36,13 +36,13 @@ def cases(prefix, name=None):
 @pytest.mark.parametrize("case", cases("karras"))
 def test_karras_grid_equals_golden(case):
     n, low, high, rho = golden[f"karras/{case}/params"].tolist()
-    ours = edges.karras_sigmas(int(n), sigma_min=low, sigma_max=high, rho=rho)
+    ours = sigmas.karras_sigmas(int(n), sigma_min=low, sigma_max=high, rho=rho)
     assert rel(ours, golden[f"karras/{case}/sigmas"]) <= 1e-12
 
 
 @pytest.mark.parametrize("case", cases("student"))
 def test_student_grid_equals_golden(case):
-    assert rel(edges.student_sigmas(int(case[1:]), **GRID), golden[f"student/{case}"]) <= 1e-12
+    assert rel(sigmas.student_sigmas(int(case[1:]), **GRID), golden[f"student/{case}"]) <= 1e-12
 
 
 @pytest.mark.parametrize("case", cases("teacher"))
@@ -55,7 +55,7 @@ def test_teacher_grid_and_segment_bounds_equal_golden(case):
 
 def test_removal_of_near_duplicates_equals_golden():
     student, teacher = (torch.as_tensor(golden[f"filter/{name}"]) for name in ("student", "teacher"))
-    kept = edges.without_student_nodes(teacher, student)
+    kept = sigmas.without_student_nodes(teacher, student)
     assert kept.tolist() == golden["filter/out"].tolist()
     assert (edges.segment_bounds(student, kept).numpy() == golden["filter/bounds"]).all()
 
@@ -74,7 +74,7 @@ def test_edge_weights_equal_golden(key):
 @pytest.mark.parametrize("case", cases("anneal"))
 def test_annealed_steps_equal_golden(case):
     start, end, over = golden[f"anneal/{case}/params"].tolist()
-    ours = [edges.annealed_steps(k, int(start), int(end), over) for k in golden[f"anneal/{case}/kimg"].tolist()]
+    ours = [sigmas.annealed_steps(k, int(start), int(end), over) for k in golden[f"anneal/{case}/kimg"].tolist()]
     assert ours == golden[f"anneal/{case}/T"].tolist()
 
 
@@ -131,7 +131,7 @@ def test_uniform_sampling_draws_every_segment_alike():
 def test_node_anchor_puts_its_share_exactly_on_the_nodes_the_student_is_sampled_at():
     plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, node_anchor=0.25)
     extra = table.rows(torch.arange(len(plain), len(table)))
-    assert extra.sigma_t.tolist() == edges.student_sigmas(8)[:-1].tolist()
+    assert extra.sigma_t.tolist() == sigmas.student_sigmas(8)[:-1].tolist()
     assert float(extra.probability.sum()) == pytest.approx(0.25, rel=1e-12)
     assert extra.segment.tolist() == list(range(8)) and bool(extra.is_terminal[-1])
 

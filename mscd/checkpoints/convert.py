@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from mscd.checkpoints.edm_pickle import Pickled, read_pickle
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import is_pickle, load_network, save_network
-from mscd.diffusion.edges import STUDENT_GRID
+from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precond import UNETS

@@ -13,18 +13,8 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from mscd.config.base import FileSettings, Name, Settings
 from mscd.config.error_text import describe
-from mscd.config.scoring import (
-    DataSettings,
-    PosthocSettings,
-    ReferenceSettings,
-    ScoringSettings,
-)
-from mscd.config.training import (
-    PublishedStudent,
-    PublishedTeacher,
-    StudentSettings,
-    TeacherSettings,
-)
+from mscd.config.scoring import DataSettings, PosthocSettings, ReferenceSettings, ScoringSettings
+from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 from mscd.provenance.urls import is_address, local_path

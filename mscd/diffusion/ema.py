@@ -117,3 +117,20 @@ def _correlations(
     g_out = np.array([std_to_exponent(std) for std in out_std])
     stored = profile_correlation(t_in, g_in, t_in.T, g_in.T)
     return stored, profile_correlation(t_in, g_in, t_out, g_out), profile_correlation(t_out, g_out, t_out, g_out)
+
+
+def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int, batch_size: int) -> float:
+    """Decay of one step of the classic EMA: 0.5^(batch / h), h = min(halflife, rampup x images seen before the step).
+
+    halflife_kimg in thousands of images; rampup_ratio None for no ramp-up; nimg_before, batch_size in images. At the
+    very start of a ramp-up it is 0: the average becomes the weights.
+    """
+    halflife = halflife_kimg * 1000
+    if rampup_ratio is not None:
+        halflife = min(halflife, rampup_ratio * nimg_before)
+    return 0.5 ** (batch_size / max(halflife, 1e-8))
+
+
+def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
+    """Decay of one step of the power-function EMA (equation 10): (1 - batch/n)^(gamma + 1), n images after the step."""
+    return (1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mscd.diffusion.edges import karras_sigmas
+from mscd.diffusion.sigmas import karras_sigmas
 
 
 def _time_steps(net: Callable, steps: int, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:

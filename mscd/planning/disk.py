@@ -17,7 +17,7 @@ from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT
 from mscd.config.run import Config
 from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
-from mscd.diffusion.edges import STUDENT_GRID
+from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
 from mscd.training.leg import KEPT_HANDED, Leg

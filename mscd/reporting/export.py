@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.checkpoints.network_file import load_network
-from mscd.diffusion.edges import student_sigmas
+from mscd.diffusion.sigmas import student_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.reporting.model_card import model_card, scores_of

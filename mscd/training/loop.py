@@ -23,10 +23,10 @@ from tqdm import tqdm
 from mscd.checkpoints import metadata, network_file
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.dataset import ImageDataset, batches
-from mscd.diffusion.betas import ema_beta, power_ema_beta
+from mscd.diffusion.ema import ema_beta, power_ema_beta
 
 pass
-from mscd.diffusion.edges import STUDENT_GRID
+from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog

@@ -11,7 +11,8 @@ import torch
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.denoising import denoising_loss
-from mscd.diffusion.edges import EdgeTable, annealed_steps, edge_table
+from mscd.diffusion.edges import EdgeTable, edge_table
+from mscd.diffusion.sigmas import annealed_steps
 from mscd.parallel.prefetch import sent_to
 from mscd.training.randomness import generator, seed_dropout
 
