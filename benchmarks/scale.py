@@ -24,7 +24,7 @@ from harness import Row, in_turns, main, medians, milliseconds, seconds
 from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
-from mscd.checkpoints.network_file import content_digest, save_tensors
+from mscd.checkpoints.tensor_file import content_digest, save_tensors
 from mscd.parallel.group import ALONE, Group, process_group
 from mscd.planning.cost import parameter_count
 from mscd.training import loop

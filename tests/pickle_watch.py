@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_data import FOLDER
 
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -22,7 +22,7 @@ def audit(event, _args):
 
 
 sys.addaudithook(audit)
-read_pickle(
+read_edm_pickle(
     GOLDEN / "teacher_adm.pkl"
 )  # imports what torch imports at its first network, so that no later import is ours
 
@@ -41,7 +41,7 @@ def nothing_runs():
 def refusal(path):
     """The line that a file is refused with, nothing having run."""
     with nothing_runs(), pytest.raises(UserError) as error:
-        read_pickle(path)
+        read_edm_pickle(path)
     text = str(error.value)
     assert text.startswith(f"{path}: ") and "\n" not in text and len(text) < len(str(path)) + 400
     return text.removeprefix(f"{path}: ")

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from nvidia_pickle import write_pickle
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import network_file, tensor_file
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
@@ -41,7 +41,7 @@ def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart
     safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="not one of mscd"):
         network_file.load_network(tmp_path / "foreign.safetensors")
-    network_file.save_tensors(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"format": "mscd-state-1"})
+    tensor_file.save_tensors(tmp_path / "state.safetensors", {"w": torch.zeros(1)}, {"format": "mscd-state-1"})
     with pytest.raises(UserError, match="not a network"):
         network_file.load_network(tmp_path / "state.safetensors")
 
@@ -50,15 +50,13 @@ def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(n
     tensors = net.state_dict()
     metadata = {"format": NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
     missing = {k: v for k, v in tensors.items() if k != "model.map_layer0.bias"}
-    network_file.save_tensors(tmp_path / "a.safetensors", missing, metadata)
+    tensor_file.save_tensors(tmp_path / "a.safetensors", missing, metadata)
     with pytest.raises(UserError, match="another network.*map_layer0.bias.*missing"):
         network_file.load_network(tmp_path / "a.safetensors")
-    network_file.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
+    tensor_file.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
     with pytest.raises(UserError, match="another network.*more.*extra"):
         network_file.load_network(tmp_path / "b.safetensors")
-    network_file.save_tensors(
-        tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata
-    )
+    tensor_file.save_tensors(tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata)
     with pytest.raises(UserError, match=r"another network.*map_layer0.bias.*\[3\], wanted \[32\]"):
         network_file.load_network(tmp_path / "c.safetensors")
 

@@ -7,7 +7,7 @@ from pickle_watch import GOLDEN, small_net
 
 from mscd.checkpoints import metadata, network_file
 from mscd.checkpoints.convert import convert, pickle_metadata
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.errors import UserError
 
 ORIGIN = {"source": "https://example.org/net.pkl", "sha256": "0" * 64, "license": "CC BY-NC-SA 4.0 (non-commercial)"}
@@ -19,7 +19,7 @@ def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
     assert metadata.read_metadata(tmp_path / "n.safetensors") == {
         **made,
         "format": metadata.NETWORK_FORMAT,
-        "network": read_pickle(GOLDEN / "teacher_adm.pkl").network.init_kwargs,
+        "network": read_edm_pickle(GOLDEN / "teacher_adm.pkl").network.init_kwargs,
     }
     assert {name: made[name] for name in ("model", "snapshot_kimg", "ema", "student", "origin")} == {
         "model": "teacher",
@@ -51,7 +51,7 @@ def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tm
 
 def test_a_snapshot_that_does_not_say_that_it_is_a_students_keeps_its_images_but_not_as_a_teacher(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net(), nimg=5000_400)
-    said = pickle_metadata(read_pickle(tmp_path / "n.pkl"))
+    said = pickle_metadata(read_edm_pickle(tmp_path / "n.pkl"))
     assert {name: said[name] for name in ("model", "snapshot_kimg", "ema", "student", "nimg")} == {
         "model": None,
         "snapshot_kimg": 5000,

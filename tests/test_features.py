@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mscd.config.reference import ClassifierSettings
 from standin_detector import write_standin
 
-from mscd.checkpoints.network_file import save_tensors
+from mscd.checkpoints.tensor_file import save_tensors
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError

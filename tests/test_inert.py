@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nvidia_pickle import dump, persistent, student_loss, write_pickle
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.pickled_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
 from mscd.errors import UserError
 from mscd.files.safe_pickle import Refused
@@ -296,7 +296,7 @@ def read_or_refused(path, content):
     path.write_bytes(content)
     with nothing_runs():
         try:
-            return read_pickle(path)
+            return read_edm_pickle(path)
         except UserError as error:
             assert str(error).startswith(f"{path}: refused: ") and "\n" not in str(error)
 

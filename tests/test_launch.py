@@ -12,7 +12,7 @@ import psutil
 import pytest
 from test_train import STUDENT, base, launch_leg, snapshot, student_leg, train  # noqa: F401 (base is a fixture)
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import tensor_file
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.files.folder_lock import FolderLock
@@ -149,10 +149,10 @@ def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):  # noqa: F811
 def test_a_change_of_the_training_code_between_two_legs_is_told(base, tmp_path, caplog):  # noqa: F811
     train(student_leg(base, tmp_path, 0, 1))
     path = tmp_path / "1/state.safetensors"
-    tensors, metadata = network_file.load_tensors(path)
+    tensors, metadata = tensor_file.load_tensors(path)
     del metadata["digest"]
     metadata["code"]["digest"] = "0" * 64
-    network_file.save_tensors(path, tensors, metadata)
+    tensor_file.save_tensors(path, tensors, metadata)
     train(student_leg(base, tmp_path, 1, 2))
     assert "the training code changed from" in caplog.text and "at 1000 images" in caplog.text
     tags = [e["tags"] for e in read_events(tmp_path / "e.jsonl") if e["event"] == "tags"]

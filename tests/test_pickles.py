@@ -13,7 +13,7 @@ from nvidia_pickle import EasyDict, Persistent, dump, persistent, record, studen
 from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 
 from mscd.checkpoints import network_file
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.errors import UserError
 
 KWARGS = json.loads((GOLDEN / "kwargs.json").read_text())
@@ -38,10 +38,10 @@ def test_golden_checkpoints_match_the_reference_and_run_nothing(name):
 
 
 def test_a_student_says_its_segments_grid_and_images():
-    student = read_pickle(GOLDEN / "student_phema.pkl")
+    student = read_edm_pickle(GOLDEN / "student_phema.pkl")
     assert student.student == {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     assert (student.average, student.nimg, student.dataset["resolution"]) == ("ema", 157698048, 16)
-    teacher = read_pickle(GOLDEN / "teacher_adm.pkl")
+    teacher = read_edm_pickle(GOLDEN / "teacher_adm.pkl")
     assert (teacher.student, teacher.nimg, teacher.dataset) == (None, None, {})
 
 
@@ -53,7 +53,7 @@ def test_a_written_network_comes_back_equal_however_old_its_form(segments, torch
     content = (tmp_path / "n.pkl").read_bytes()
     assert (b"cuda:0" in content, b"numpy.core.multiarray" in content) == (torch1, torch1)
     with nothing_runs():
-        back = read_pickle(tmp_path / "n.pkl")
+        back = read_edm_pickle(tmp_path / "n.pkl")
     assert back.network.init_kwargs == net.init_kwargs and back.network.precision == "fp16"
     assert list(back.network.state_dict()) == list(net.state_dict())
     assert all(map(torch.equal, back.network.state_dict().values(), net.state_dict().values()))
@@ -63,9 +63,9 @@ def test_a_written_network_comes_back_equal_however_old_its_form(segments, torch
 def test_net_is_read_where_there_is_no_ema_and_ema_where_there_are_both(tmp_path):
     first, second = small_net(), small_net(dropout=0.5)
     write_pickle(tmp_path / "net.pkl", first, key="net")
-    assert read_pickle(tmp_path / "net.pkl").average == "net"
+    assert read_edm_pickle(tmp_path / "net.pkl").average == "net"
     dump(tmp_path / "both.pkl", {"net": persistent(first), "ema": persistent(second)})
-    both = read_pickle(tmp_path / "both.pkl")
+    both = read_edm_pickle(tmp_path / "both.pkl")
     assert (both.average, both.network.init_kwargs["dropout"]) == ("ema", 0.5)
 
 
@@ -76,12 +76,12 @@ def test_weights_of_other_precisions_views_and_layouts_become_float32(tmp_path):
     for stored in (weight.half(), weight.bfloat16(), weight.double(), weight.t().contiguous().t()):
         layer.register_parameter("weight", torch.nn.Parameter(stored, requires_grad=False))
         dump(tmp_path / "n.pkl", {"ema": told})
-        read = read_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight
+        read = read_edm_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight
         assert read.dtype == torch.float32 and read.is_contiguous() and torch.equal(read, stored.float())
     part = torch.stack([weight * 2, weight])[1]
     layer.register_parameter("weight", torch.nn.Parameter(part, requires_grad=False))
     dump(tmp_path / "n.pkl", {"ema": told})
-    assert torch.equal(read_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight, weight)
+    assert torch.equal(read_edm_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight, weight)
 
 
 def test_constructor_arguments_may_be_given_by_position(tmp_path):
@@ -89,12 +89,12 @@ def test_constructor_arguments_may_be_given_by_position(tmp_path):
     kwargs = told.__dict__["_init_kwargs"]
     told.__dict__["_init_args"] = tuple(kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
     dump(tmp_path / "n.pkl", {"ema": told})
-    assert read_pickle(tmp_path / "n.pkl").network.init_kwargs == small_net().init_kwargs
+    assert read_edm_pickle(tmp_path / "n.pkl").network.init_kwargs == small_net().init_kwargs
 
 
 def test_written_files_have_the_form_of_the_golden_ones(tmp_path):
     for name in ("teacher_adm", "teacher_ddpmpp_augment", "teacher_ncsnpp", "student_phema"):
-        golden = read_pickle(GOLDEN / f"{name}.pkl")
+        golden = read_edm_pickle(GOLDEN / f"{name}.pkl")
         segments = golden.student and golden.student["segments"]
         write_pickle(tmp_path / "n.pkl", golden.network, student_segments=segments, nimg=golden.nimg)
         assert globals_of(tmp_path / "n.pkl") == globals_of(GOLDEN / f"{name}.pkl")
@@ -150,7 +150,7 @@ def test_losses_pipes_and_dicts_of_teachers_are_passed_over(tmp_path):
     dump(tmp_path / "n.pkl", content)
     assert b"dnnlib.util" in (tmp_path / "n.pkl").read_bytes()
     with nothing_runs():
-        read = read_pickle(tmp_path / "n.pkl")
+        read = read_edm_pickle(tmp_path / "n.pkl")
     assert (read.student, read.dataset) == (None, {"path": "data.zip", "resolution": 8})
 
 
@@ -284,7 +284,7 @@ def test_facts_that_are_none_are_refused(tmp_path):
         assert "does not say its segments (S) and grid" in refusal(tmp_path / "n.pkl")
         loss.__dict__.update(kept)
     dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
-    assert read_pickle(tmp_path / "n.pkl").student["segments"] == 2
+    assert read_edm_pickle(tmp_path / "n.pkl").student["segments"] == 2
 
 
 VALUES = [
@@ -323,7 +323,7 @@ def test_any_constructor_arguments_are_read_or_refused(tmp_path_factory, options
     path = tmp_path_factory.getbasetemp() / "options.pkl"
     dump(path, {"ema": told})
     try:
-        read_pickle(path)
+        read_edm_pickle(path)
     except UserError as error:
         text = str(error)
         assert text.startswith(f"{path}: refused: ") and "\n" not in text and len(text) < len(str(path)) + 500

@@ -12,7 +12,8 @@ from golden_data import load
 
 from mscd.checkpoints import posthoc_ema
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
-from mscd.checkpoints.network_file import load_network, load_tensors, save_network, save_tensors
+from mscd.checkpoints.network_file import load_network, save_network
+from mscd.checkpoints.tensor_file import load_tensors, save_tensors
 from mscd.diffusion import betas, ema
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
@@ -39,9 +40,9 @@ def test_reconstruction_equals_golden(tmp_path, case):
     for j, std in enumerate(g["out_std"].tolist()):
         if (case, std) == ("2", 0.2):  # a single stored std of 0.05 does not reach that far
             with pytest.raises(UserError, match="do not reach std 0.2: they would miss 56% of its profile"):
-                posthoc_ema.reconstruct(paths, tmp_path / "out", std=std)
+                posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=std)
             continue
-        made = posthoc_ema.reconstruct(paths, tmp_path / "out", std=std)
+        made = posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=std)
         coefficients = [part["coefficient"] for part in made["posthoc"]["stored"]]
         assert np.abs(coefficients - g["coefs"][:, j]).max() <= 1e-7 * np.abs(g["coefs"]).max()
         weights = load_tensors(tmp_path / "out")[0]["w"].numpy()
@@ -78,7 +79,7 @@ def distance(a, b, names):
 
 def test_a_length_between_the_stored_ones_is_close_to_the_one_tracked_in_training(run, tmp_path):
     files, tracked = run
-    made = posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.07)
+    made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.07)
     short, long, between = (load_tensors(path)[0] for path in (files[0.05, 20], files[0.1, 20], tmp_path / "a"))
     assert made["posthoc"]["misfit"] < 0.05
     error = distance(between, tracked, tracked)
@@ -88,7 +89,7 @@ def test_a_length_between_the_stored_ones_is_close_to_the_one_tracked_in_trainin
 @pytest.mark.parametrize("kimg", [10, 20])
 def test_a_stored_length_at_a_stored_snapshot_is_that_snapshot(run, tmp_path, kimg):
     files, _ = run
-    posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.1, kimg=kimg)
+    posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.1, kimg=kimg)
     made, stored = load_tensors(tmp_path / "a")[0], load_tensors(files[0.1, kimg])[0]
     assert made.keys() == stored.keys()
     assert all(torch.allclose(made[name], stored[name], rtol=1e-6, atol=1e-7) for name in stored)
@@ -96,7 +97,7 @@ def test_a_stored_length_at_a_stored_snapshot_is_that_snapshot(run, tmp_path, ki
 
 def test_the_result_is_a_network_of_the_run_that_says_what_it_was_made_of(run, tmp_path):
     files, _ = run
-    made = posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.075, kimg=10)
+    made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.075, kimg=10)
     assert read_metadata(tmp_path / "a") == made
     assert {name: made[name] for name in FACTS} == FACTS
     assert (made["ema"], made["snapshot_kimg"], made["nimg"]) == ("posthoc-0.075", 10, 10_000)
@@ -115,15 +116,15 @@ def test_the_result_is_a_network_of_the_run_that_says_what_it_was_made_of(run, t
 
 def test_equal_input_gives_equal_bytes_whatever_its_order_and_what_came_later(run, tmp_path):
     files, _ = run
-    posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.075, kimg=15)
+    posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.075, kimg=15)
     earlier = [path for (_, kimg), path in files.items() if kimg <= 15]
-    posthoc_ema.reconstruct(earlier[::-1], tmp_path / "b", std=0.075)
+    posthoc_ema.reconstruct_ema(earlier[::-1], tmp_path / "b", std=0.075)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_the_file_is_what_save_tensors_would_write(run, tmp_path):
     files, _ = run
-    made = posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.075)
+    made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.075)
     tensors, metadata = load_tensors(tmp_path / "a")
     assert save_tensors(tmp_path / "b", tensors, {k: v for k, v in metadata.items() if k != "digest"}) == made["digest"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -132,40 +133,40 @@ def test_the_file_is_what_save_tensors_would_write(run, tmp_path):
 def test_a_length_made_only_roughly_is_made_and_said(run, tmp_path, caplog):
     files, _ = run
     with caplog.at_level(logging.WARNING):
-        made = posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.2)
+        made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.2)
     assert made["posthoc"]["misfit"] == pytest.approx(0.223, abs=1e-3)
     assert "make std 0.2 only roughly: they miss 22 % of its profile" in caplog.text
 
 
 def test_one_file_makes_itself_alone(run, tmp_path):
     path = run[0][0.05, 20]
-    posthoc_ema.reconstruct([path], tmp_path / "a", std=0.05)
+    posthoc_ema.reconstruct_ema([path], tmp_path / "a", std=0.05)
     made, stored = load_tensors(tmp_path / "a")[0], load_tensors(path)[0]
     assert all(torch.equal(made[name], stored[name]) for name in stored)
     with pytest.raises(UserError, match="alone makes no average but itself"):
-        posthoc_ema.reconstruct([path], tmp_path / "b", std=0.06)
+        posthoc_ema.reconstruct_ema([path], tmp_path / "b", std=0.06)
 
 
 @pytest.mark.parametrize("std", [0, -0.1, 0.281, 0.0755, float("nan")])
 def test_a_std_that_is_none_is_refused(run, tmp_path, std):
     with pytest.raises(UserError, match="std is above 0, at most 0.28 and of three decimals"):
-        posthoc_ema.reconstruct(list(run[0].values()), tmp_path / "a", std=std)
+        posthoc_ema.reconstruct_ema(list(run[0].values()), tmp_path / "a", std=std)
 
 
 def test_what_cannot_be_reached_from_what_is_stored_is_refused(run, tmp_path):
     files = run[0]
     with pytest.raises(UserError, match=r"up to 20 kimg, of std 0.05, 0.1, do not reach std 0.01: they would miss 66%"):
-        posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.01)
+        posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.01)
     with pytest.raises(UserError, match="no stored average at 12 kimg; there are some at 5, 10, 15, 20 kimg"):
-        posthoc_ema.reconstruct(list(files.values()), tmp_path / "a", std=0.07, kimg=12)
+        posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.07, kimg=12)
     with pytest.raises(UserError, match="no stored averages given"):
-        posthoc_ema.reconstruct([], tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema([], tmp_path / "a", std=0.07)
 
 
 def test_averages_too_alike_to_be_told_apart_are_refused(tmp_path):
     paths = [snapshot(tmp_path / f"{i}", {"w": torch.ones(1)}, 0.05 + i / 1000, 20) for i in range(6)]
     with pytest.raises(UserError, match="too alike to make one of std 0.07"):
-        posthoc_ema.reconstruct(paths, tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_snapshots_of_different_runs_are_refused(tmp_path, change):
     first = snapshot(tmp_path / "first", {"w": torch.ones(1)}, 0.05, 20)
     other = snapshot(tmp_path / "other", {"w": torch.ones(1)}, 0.1, 20, **change)
     with pytest.raises(UserError, match=f"first and .*other are of different runs .their '{next(iter(change))}'"):
-        posthoc_ema.reconstruct([other, first], tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema([other, first], tmp_path / "a", std=0.07)
 
 
 def test_two_runs_are_told_apart_before_equal_averages_are(tmp_path):
@@ -192,7 +193,7 @@ def test_two_runs_are_told_apart_before_equal_averages_are(tmp_path):
         for std in STORED:
             paths.append(snapshot(tmp_path / f"{model}-{std}", {"w": torch.ones(1)}, std, 20, model=model))
     with pytest.raises(UserError, match="are of different runs .their 'model' differs"):
-        posthoc_ema.reconstruct(paths, tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
 
 
 @pytest.mark.parametrize("weights", [{"v": torch.ones(2)}, {"w": torch.ones(3)}, {"w": torch.ones(2).double()}])
@@ -202,24 +203,24 @@ def test_snapshots_of_different_networks_are_refused(tmp_path, weights):
         snapshot(tmp_path / "b", weights, 0.1, 20),
     ]
     with pytest.raises(UserError, match="are of different networks"):
-        posthoc_ema.reconstruct(paths, tmp_path / "out", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=0.07)
 
 
 def test_a_count_that_differs_is_no_weight_to_be_averaged(tmp_path):
     paths = [snapshot(tmp_path / f"{i}", {"n": torch.tensor(i)}, (0.05, 0.1)[i], 20) for i in range(2)]
     with pytest.raises(UserError, match="n is no weight, yet it differs"):
-        posthoc_ema.reconstruct(paths, tmp_path / "out", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=0.07)
 
 
 def test_one_average_given_twice_and_files_that_are_none_are_refused(run, tmp_path):
     files = run[0]
     with pytest.raises(UserError, match="are the same average; give it once"):
-        posthoc_ema.reconstruct([files[0.05, 20], files[0.1, 20], files[0.05, 20]], tmp_path / "a", std=0.07)
-    posthoc_ema.reconstruct(list(files.values()), tmp_path / "made", std=0.07)
+        posthoc_ema.reconstruct_ema([files[0.05, 20], files[0.1, 20], files[0.05, 20]], tmp_path / "a", std=0.07)
+    posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "made", std=0.07)
     with pytest.raises(UserError, match="made: not a stored power-function average.*'posthoc-0.070'"):
-        posthoc_ema.reconstruct([tmp_path / "made", files[0.1, 20]], tmp_path / "a", std=0.06)
+        posthoc_ema.reconstruct_ema([tmp_path / "made", files[0.1, 20]], tmp_path / "a", std=0.06)
     with pytest.raises(UserError, match="gone: no such file"):
-        posthoc_ema.reconstruct([tmp_path / "gone"], tmp_path / "a", std=0.05)
+        posthoc_ema.reconstruct_ema([tmp_path / "gone"], tmp_path / "a", std=0.05)
 
 
 def test_a_damaged_snapshot_is_found_out_and_nothing_written(tmp_path):
@@ -228,10 +229,10 @@ def test_a_damaged_snapshot_is_found_out_and_nothing_written(tmp_path):
     damaged[-3] ^= 1
     paths[1].write_bytes(damaged)
     with pytest.raises(UserError, match=f"{paths[1].name}: damaged"):
-        posthoc_ema.reconstruct(paths, tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
     paths[1].write_bytes(damaged[:-4])
     with pytest.raises(UserError, match=f"{paths[1].name}.*damaged"):
-        posthoc_ema.reconstruct(paths, tmp_path / "a", std=0.07)
+        posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
     assert not (tmp_path / "a").exists()
 
 

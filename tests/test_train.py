@@ -16,7 +16,7 @@ import pytest
 import torch
 from mscd.config.network import NetworkSettings
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import network_file, tensor_file
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.errors import UserError
@@ -89,10 +89,10 @@ def undisturbed(base):
 def snapshot(run_dir, kimg=3):
     """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
     folder = Path(run_dir) / str(kimg)
-    tensors, metadata = network_file.load_tensors(folder / "state.safetensors")
+    tensors, metadata = tensor_file.load_tensors(folder / "state.safetensors")
     kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
     networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
-    return {**networks, "state": network_file.content_digest(tensors, kept)}
+    return {**networks, "state": tensor_file.content_digest(tensors, kept)}
 
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, tmp_path):
         with pytest.raises(UserError, match="could not be written.*free some space"):
             train(student_leg(base, disk / "run", 0, 6, settings))
         (state, *_) = sorted((disk / "run/rolling").glob("*"), reverse=True)
-        network_file.load_tensors(state)
+        tensor_file.load_tensors(state)
         (disk / "ballast").unlink()
         train(student_leg(base, disk / "run", 0, 6, settings))
         assert (disk / "run/6/ema.safetensors").exists()
@@ -260,10 +260,10 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_stat
     train(student_leg(base, tmp_path, 0, 1))
     wild = STUDENT.model_copy(update={"max_nonfinite_steps": 3})
     shutil.copytree(tmp_path / "1", tmp_path / "keep")
-    tensors, metadata = network_file.load_tensors(tmp_path / "1/state.safetensors")
+    tensors, metadata = tensor_file.load_tensors(tmp_path / "1/state.safetensors")
     tensors["net.model.map_layer0.weight"].fill_(float("nan"))
     metadata.pop("digest")
-    network_file.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
+    tensor_file.save_tensors(tmp_path / "1/state.safetensors", tensors, metadata)
     with pytest.raises(UserError, match=r"not finite for \d+ steps in a row.*last good state is .*1/state.safetensors"):
         train(student_leg(base, tmp_path, 1, 2, wild))
     assert not list((tmp_path / "rolling").glob("*"))

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Mapping
 
-from mscd.checkpoints.edm_pickle import Pickled, read_pickle
+from mscd.checkpoints.edm_pickle import EDMCheckpoint, read_edm_pickle
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import is_pickle, load_network, save_network
 from mscd.diffusion.sigmas import STUDENT_GRID
@@ -55,7 +55,7 @@ def convert(
     return {**metadata, "digest": save_network(dest, net, metadata)}
 
 
-def pickle_metadata(pickled: Pickled) -> dict:
+def pickle_metadata(pickled: EDMCheckpoint) -> dict:
     """What a pickled checkpoint says of itself, as metadata of our network files; its model is not known (None)."""
     net = pickled.network
     return {
@@ -74,7 +74,7 @@ def pickle_metadata(pickled: Pickled) -> dict:
 
 
 def _of_pickle(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
-    pickled = read_pickle(source)
+    pickled = read_edm_pickle(source)
     return pickled.network, pickle_metadata(pickled)
 
 

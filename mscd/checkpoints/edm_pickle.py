@@ -50,7 +50,7 @@ LONGEST_WORD, LONGEST_FACT, MOST_SEGMENTS = 50, 1000, 1000
 
 
 @dataclass(frozen=True)
-class Pickled:
+class EDMCheckpoint:
     """What a pickled checkpoint holds.
 
     network: on the CPU, in eval mode, without gradients, float32 weights. average: which entry of the file it is, "ema"
@@ -66,7 +66,7 @@ class Pickled:
     dataset: dict
 
 
-def read_pickle(path: str | os.PathLike) -> Pickled:
+def read_edm_pickle(path: str | os.PathLike) -> EDMCheckpoint:
     """Read a pickled checkpoint; nothing that it names is imported and nothing that it carries is run.
 
     Holds one copy of the chosen network's weights; the file itself is mapped, not read into memory.
@@ -137,7 +137,7 @@ CALLS = {
 }
 
 
-def _checkpoint(root: object, size: int) -> Pickled:
+def _checkpoint(root: object, size: int) -> EDMCheckpoint:
     """What the value of a file of `size` bytes says."""
     average = next((name for name in ("ema", "net") if isinstance(root, dict) and root.get(name) is not None), None)
     if average is None:
@@ -146,7 +146,7 @@ def _checkpoint(root: object, size: int) -> Pickled:
     if nimg is not None and not (isinstance(nimg, int) and nimg >= 0):
         raise Refused("its 'nimg' is not a number of images")
     facts = dataset.items() if isinstance(dataset, dict) else ()
-    return Pickled(
+    return EDMCheckpoint(
         network=_network(root[average], size),
         average=average,
         nimg=nimg,

@@ -30,7 +30,7 @@ PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata t
 NOTABLE_MISFIT = 0.1
 
 
-def reconstruct(
+def reconstruct_ema(
     stored: Sequence[str | os.PathLike], dest: str | os.PathLike, *, std: float, kimg: int | None = None
 ) -> dict:
     """Write to `dest` the network averaged with relative standard deviation `std` that ends at snapshot `kimg`.

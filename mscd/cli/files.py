@@ -204,10 +204,10 @@ def ema(stored: tuple[Path, ...], std: float, kimg: int | None, out: Path | None
     widths between them, more snapshots make more. It is told how far the result is from the average asked for, and
     refused where that is too far. Needs the memory of one network.
     """
-    from mscd.checkpoints.posthoc_ema import reconstruct
+    from mscd.checkpoints.posthoc_ema import reconstruct_ema
 
     out = out or Path(f"posthoc-{std:.3f}.safetensors")
-    made = reconstruct(stored, out, std=std, kimg=kimg)
+    made = reconstruct_ema(stored, out, std=std, kimg=kimg)
     click.echo(
         f"{out}: {made['model']}, {made['snapshot_kimg']} kimg, {made['ema']}, digest {made['digest']}", err=True
     )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mscd.checkpoints.network_file import load_tensors, save_tensors
+from mscd.checkpoints.tensor_file import load_tensors, save_tensors
 from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
 from mscd.evaluation.frechet import FeatureStatistics, load_reference, store_reference, write_reference

@@ -18,9 +18,9 @@ import numpy as np
 import safetensors
 
 from mscd.checkpoints.convert import pickle_metadata
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
-from mscd.checkpoints.network_file import load_tensors
+from mscd.checkpoints.tensor_file import load_tensors
 from mscd.data.archives import open_files
 from mscd.data.dataset import ImageDataset
 from mscd.data.images import is_image
@@ -161,7 +161,7 @@ def _state_facts(metadata: Mapping, sizes: Mapping[str, int]) -> dict:
 
 
 def _pickle(path: Path) -> dict:
-    pickled = read_pickle(path)
+    pickled = read_edm_pickle(path)
     told = {name: value for name, value in pickle_metadata(pickled).items() if name not in ("model", "data")}
     return {
         "kind": "pickled checkpoint",

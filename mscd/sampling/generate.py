@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from mscd.checkpoints.convert import pickle_metadata
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import is_pickle, load_network
 from mscd.diffusion import samplers
@@ -125,7 +125,7 @@ def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond,
     """The network and what its file says of it, as network files of ours have it."""
     if not is_pickle(path):
         return load_network(path, device), {"student": None, **read_metadata(path)}
-    pickled, digest = read_pickle(path), sha256_of(path)
+    pickled, digest = read_edm_pickle(path), sha256_of(path)
     named = {"model": Path(path).stem, "digest": digest, "origin": origin(path, digest)}
     return pickled.network.to(device), {**pickle_metadata(pickled), **named}
 

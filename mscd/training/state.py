@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mscd.checkpoints import network_file
+from mscd.checkpoints import tensor_file
 from mscd.checkpoints.metadata import read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
@@ -96,7 +96,7 @@ class StateFolder:
         """Write `state` to `path`, whole or not at all; `score` (lower is better) goes with it."""
         metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
         code = dataclasses.asdict(code_identity())
-        network_file.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
+        tensor_file.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
     def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
         """Dump a rolling state; of those that this run has, the last two and the best scored stay."""
@@ -140,7 +140,7 @@ class StateFolder:
                 if metadata["format"] != STATE_FORMAT:
                     log.warning("%s was written by another version of mscd: not resumed", path)
                     continue
-                tensors, metadata = network_file.load_tensors(path)
+                tensors, metadata = tensor_file.load_tensors(path)
             except UserError as error:
                 log.warning("%s; falling back to the state before it", error)
                 continue

@@ -3,12 +3,12 @@
 from mscd.launch.script import loading, logged
 
 with loading():
-    from mscd.checkpoints.posthoc_ema import reconstruct
+    from mscd.checkpoints.posthoc_ema import reconstruct_ema
     from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
     std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)
-    made = reconstruct(list(snakemake.input), snakemake.output[0], std=std, kimg=kimg)
+    made = reconstruct_ema(list(snakemake.input), snakemake.output[0], std=std, kimg=kimg)
     events = EventLog(snakemake.log.events)
     events.start()
     events.params({"std": std, "snapshot_kimg": kimg})
