@@ -20,7 +20,7 @@ import torch
 from demo_run import BATCH, CONFIGS, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.data.dataset import ImageDataset, batches
 from mscd.data.images import encode_png
 from mscd.data.labels import image_name

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group, this_device

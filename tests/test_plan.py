@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.data import packing
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table

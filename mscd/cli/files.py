@@ -274,7 +274,7 @@ def plan(config: Path, gpus: int, img_per_sec: float | None, tflops: float, imag
     CONFIG is the workflow's settings, a YAML file. FLOPs are counted on the network itself. Needs no data, download or
     GPU. Prints Markdown tables, to paste into a proposal.
     """
-    from mscd.config.run import load_config
+    from mscd.config.loading import load_config
     from mscd.planning.plan import plan
     from mscd.planning.tables import markdown
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mscd.provenance.urls import is_address, local_path
-from mscd.config.run import check_source, load_config, read_yaml
+from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock

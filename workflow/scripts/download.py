@@ -1,6 +1,6 @@
 """Download a file that others published, and check it."""
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.files.event_log import EventLog
 from mscd.launch.script import logged
 from mscd.provenance.fetch import fetch_for

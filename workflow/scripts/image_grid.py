@@ -5,7 +5,7 @@ from pathlib import Path
 from mscd.launch.script import loading, logged
 
 with loading():
-    from mscd.config.run import load_config
+    from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import this_device
     from mscd.reporting.comparison import compare_images

@@ -2,7 +2,7 @@
 
 import shutil
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.files.atomic import written_whole
 from mscd.files.event_log import EventLog
 from mscd.launch.script import logged

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.data.packing import pack
 from mscd.files.event_log import EventLog
 from mscd.launch.script import logged

@@ -6,7 +6,7 @@ from pathlib import Path
 from mscd.launch.script import loading, logged
 
 with loading():
-    from mscd.config.run import load_config
+    from mscd.config.loading import load_config
     from mscd.evaluation.detector import adopt_reference
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for

@@ -4,7 +4,7 @@ from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.checkpoints.convert import convert
-    from mscd.config.run import load_config
+    from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for
 

@@ -3,7 +3,7 @@
 from mscd.launch.script import loading, logged
 
 with loading():
-    from mscd.config.run import load_config
+    from mscd.config.loading import load_config
     from mscd.evaluation.detector import reference_statistics
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import this_device

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from mscd.config.run import load_config
+from mscd.config.loading import load_config
 from mscd.launch.resources import machine_of
 from mscd.launch.run_leg import run_leg
 from mscd.launch.script import logged
