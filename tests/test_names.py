@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscd.data.name_table import Names
+from mscd.data.name_table import NameTable
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)  # surrogates too: names of files may hold them
 
 
 @given(st.lists(TEXTS, unique=True).map(sorted), TEXTS)
 def test_names_are_as_the_list(texts, other):
-    names = Names(texts)
+    names = NameTable(texts)
     assert list(names) == texts and len(names) == len(texts)
     assert [names[np.int64(k)] for k in range(len(texts))] == texts
     assert [names.index(text) for text in texts] == list(range(len(texts)))
@@ -23,7 +23,7 @@ def test_names_are_as_the_list(texts, other):
 
 
 def test_a_place_or_name_that_is_not_there_is_refused():
-    names = Names(["a", "b"])
+    names = NameTable(["a", "b"])
     assert names[-1] == "b"
     with pytest.raises(IndexError):
         names[2]
@@ -34,5 +34,5 @@ def test_a_place_or_name_that_is_not_there_is_refused():
 
 
 def test_a_name_of_a_million_takes_its_bytes_and_its_bound():
-    names = Names(f"{number:07d}.png" for number in range(10**6))
+    names = NameTable(f"{number:07d}.png" for number in range(10**6))
     assert len(pickle.dumps(names)) < 10**6 * (11 + 4) + 1000

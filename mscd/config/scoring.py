@@ -5,14 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.config.base import (
-    Kimg,
-    NonNegative,
-    PhemaStd,
-    Positive,
-    Settings,
-    operational,
-)
+from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
 
 
 class SamplerSettings(Settings):

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from mscd.data import zip_format
-from mscd.data.name_table import Names
+from mscd.data.name_table import NameTable
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 
@@ -47,7 +47,7 @@ class FolderFiles:
             folder = os.path.relpath(root, self.path).replace(os.sep, "/")
             prefix = "" if folder == "." else f"{folder}/"
             found += [prefix + name for name in names if _is_visible(prefix + name)]
-        self.names = Names(sorted(found))
+        self.names = NameTable(sorted(found))
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
@@ -106,7 +106,7 @@ class _Archive:
         """Take over the visible ones of `names`, sorted as text, and their rows of `table`; of equal names the last."""
         order = sorted((k for k, name in enumerate(names) if _is_visible(name)), key=names.__getitem__)
         order = [k for k, after in pairwise([*order, None]) if after is None or names[k] != names[after]]
-        self.names = Names(names[k] for k in order)
+        self.names = NameTable(names[k] for k in order)
         self._table = table[np.array(order, dtype=np.int64)]
 
     def digest(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 
-class Names(Sequence[str]):
+class NameTable(Sequence[str]):
     """Sorted texts, each made into a string when it is asked for. In memory they are two objects, however many."""
 
     def __init__(self, names: Iterable[str]):

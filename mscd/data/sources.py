@@ -17,6 +17,7 @@ from mscd.data import cifar10
 from mscd.data.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_files
 from mscd.data.images import decode, is_image
 from mscd.data.labels import labels_of_folders, named_as_packed, read_labels
+from mscd.data.mnist import is_idx, mnist_in, read_mnist
 from mscd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,11 @@ def open_source(source: str | os.PathLike, *, as_text: bool = False, drop_alpha:
     if source == "digits":
         return _of_arrays("digit", *_digits())
     if os.path.isdir(source):
-        if (mnist := cifar10.mnist_in(source)) is not None:
-            return _of_arrays("image", *cifar10.read_mnist(mnist))
+        if (mnist := mnist_in(source)) is not None:
+            return _of_arrays("image", *read_mnist(mnist))
     elif os.path.exists(source):
-        if cifar10.is_idx(source):
-            return _of_arrays("image", *cifar10.read_mnist(source))
+        if is_idx(source):
+            return _of_arrays("image", *read_mnist(source))
         if looks_like_tar(source) and cifar10.is_cifar10(source):
             return _of_arrays("image", *cifar10.read_cifar10(source))
     return _of_tree(open_files(source), as_text, drop_alpha)
