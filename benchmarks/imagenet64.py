@@ -20,7 +20,7 @@ import torch
 
 from mscd.checkpoints.convert import convert
 from mscd.checkpoints.network_file import load_network
-from mscd.evaluation.detector import adopt_reference
+from mscd.evaluation.reference import adopt_reference
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.sampling.generate import generate

@@ -14,7 +14,8 @@ import scipy.linalg
 import torch
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd.evaluation.detector import Classifier, Detector, load_detector, save_detector, statistics_of
+from mscd.evaluation.classifier import Classifier, save_detector
+from mscd.evaluation.detector import Detector, load_detector, statistics_of
 from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
 from mscd.files.atomic import sha256_of
 from mscd.sampling.sample_file import read_batches, write_samples

@@ -18,7 +18,7 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.cli.main import main
 from mscd.data import dataset, packing
-from mscd.evaluation.detector import Classifier, save_detector
+from mscd.evaluation.classifier import Classifier, save_detector
 from mscd.networks import EDMPrecond
 from mscd.sampling.sample_file import read_samples
 

@@ -13,7 +13,7 @@ from standin_detector import write_standin
 
 from mscd.checkpoints.network_file import save_network
 from mscd.data.packing import pack
-from mscd.evaluation import detector
+from mscd.evaluation import classifier
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import ALONE, group_of_torchrun
@@ -68,7 +68,7 @@ def inputs(tmp_path_factory):
         save_network(folder / f"{precision}.safetensors", net, about)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        detector.save_detector(folder / "classifier.safetensors", detector.Classifier(8, 1, 10), {})
+        classifier.save_detector(folder / "classifier.safetensors", classifier.Classifier(8, 1, 10), {})
     pack("digits", folder / "train.zip")  # 1797 images: four batches, the last one smaller
     many = np.random.default_rng(0).integers(0, 256, [1030, 8, 8, 1], dtype=np.uint8)  # three
     network = {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "digest": "n" * 64}

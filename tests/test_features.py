@@ -14,17 +14,15 @@ from mscd.checkpoints.tensor_file import save_tensors
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError
-from mscd.evaluation import detector
-from mscd.evaluation.detector import (
-    Classifier,
-    Detector,
-    dataset_statistics,
-    load_detector,
-    save_detector,
-    statistics_of,
-    train_classifier,
-)
-from mscd.evaluation.frechet import FeatureStatistics, load_reference
+from mscd.evaluation import detector as detector_module
+from mscd.evaluation.classifier import _accuracy, _shifted
+from mscd.evaluation.detector import Detector, batches
+from mscd.evaluation.reference import reference_statistics
+from mscd.evaluation.classifier import Classifier, save_detector, train_classifier
+from mscd.evaluation.detector import Detector, load_detector, statistics_of
+from mscd.evaluation.reference import dataset_statistics
+from mscd.evaluation.frechet import FeatureStatistics
+from mscd.evaluation.reference import load_reference
 from mscd.files.event_log import EventLog, read_events
 
 QUICK = SimpleNamespace(epochs=2, batch_size=128, learning_rate=2e-3, held_out=0.2, min_accuracy=0.0, seed=0)
@@ -84,8 +82,8 @@ def test_held_out_images_are_never_trained_on_and_are_what_accuracy_is_measured_
             used[torch.is_grad_enabled()].update(indices.tolist())
             yield from features_batches(dataset, [indices])
 
-    features_batches = detector.batches
-    monkeypatch.setattr(detector, "batches", recorded)
+    features_batches = batches
+    monkeypatch.setattr(detector_module, "batches", recorded)
     train_classifier(digits, QUICK)
     assert len(used[False]) == round(0.2 * 1797)
     assert used[True] | used[False] == set(range(1797)) and not used[True] & used[False]
@@ -96,9 +94,9 @@ def test_accuracy_is_the_share_of_right_answers(digits, saved):
     images, labels = digits.images_in_memory(), torch.from_numpy(digits.labels)
     right = classifier(images.float() / 127.5 - 1).argmax(1) == labels
     indices = torch.arange(1797)
-    assert detector._accuracy(classifier, digits, indices) == right.sum().item() / 1797
-    assert detector._accuracy(classifier, digits, indices[right]) == 1
-    assert detector._accuracy(classifier, digits, indices[~right]) == 0
+    assert _accuracy(classifier, digits, indices) == right.sum().item() / 1797
+    assert _accuracy(classifier, digits, indices[right]) == 1
+    assert _accuracy(classifier, digits, indices[~right]) == 0
 
 
 def test_loss_and_accuracy_are_logged_by_kimg(digits, tmp_path):
@@ -146,13 +144,13 @@ def test_other_resolutions_are_refused(resolution):
 
 def test_shifts_move_each_image_by_its_own_offset_within_reach():
     images = torch.arange(200 * 2 * 36, dtype=torch.float32).reshape(200, 2, 6, 6)
-    shifted = detector._shifted(images, 1, torch.Generator().manual_seed(0))
+    shifted = _shifted(images, 1, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
     offsets = set()
     for image, out in zip(padded, shifted, strict=True):
         offsets.update((y, x) for y in range(3) for x in range(3) if torch.equal(out, image[:, y : y + 6, x : x + 6]))
     assert offsets == {(y, x) for y in range(3) for x in range(3)}
-    assert torch.equal(detector._shifted(images, 0, torch.Generator()), images)
+    assert torch.equal(_shifted(images, 0, torch.Generator()), images)
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch(digits, saved):
@@ -273,9 +271,9 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
 
 def test_statistics_that_cannot_be_written_are_named_before_they_are_computed(digits, saved, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(detector.Detector, "__call__", pytest.fail)
+    monkeypatch.setattr(Detector, "__call__", pytest.fail)
     with pytest.raises(UserError, match="file/a.npz: could not be written"):
-        detector.reference_statistics(digits.path, saved[0], tmp_path / "file/a.npz")
+        reference_statistics(digits.path, saved[0], tmp_path / "file/a.npz")
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mscd.errors import UserError
-from mscd.evaluation.frechet import FeatureStatistics, frechet_distance, load_reference, write_reference
+from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
+from mscd.evaluation.reference import load_reference, write_reference
 
 GOLDEN, CASES = load("fid")
 seeds = st.integers(0, 2**32 - 1)

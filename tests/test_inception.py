@@ -10,7 +10,7 @@ from standin_detector import write_standin
 from torch import nn
 
 from mscd.errors import UserError
-from mscd.evaluation import detector, inception
+from mscd.evaluation import classifier, inception
 from mscd.evaluation.detector import load_detector
 
 
@@ -179,7 +179,7 @@ def test_the_settings_default_to_the_file_of_fid():
 
 def test_a_classifier_is_held_to_its_sha256_if_one_is_given(tmp_path):
     path = tmp_path / "classifier.safetensors"
-    detector.save_detector(path, detector.Classifier(8, 1, 10), {})
+    classifier.save_detector(path, classifier.Classifier(8, 1, 10), {})
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_detector(path, sha256=sha256).name == "classifier"
     with pytest.raises(UserError, match=f"classifier.safetensors: its sha256 is {sha256}, wanted 0000"):

@@ -14,8 +14,9 @@ from PIL import Image
 from mscd.checkpoints.network_file import save_network
 from mscd.data import packing
 from mscd.errors import UserError
-from mscd.evaluation.detector import Classifier, save_detector
-from mscd.evaluation.frechet import FeatureStatistics, write_reference
+from mscd.evaluation.classifier import Classifier, save_detector
+from mscd.evaluation.frechet import FeatureStatistics
+from mscd.evaluation.reference import write_reference
 from mscd.networks import EDMPrecond
 from mscd.reporting.file_info import as_text, describe, verify
 from mscd.reporting.score_table import COLUMNS

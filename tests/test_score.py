@@ -8,9 +8,12 @@ import torch
 from standin_detector import write_standin
 
 from mscd.errors import UserError
-from mscd.evaluation import frechet, inception
-from mscd.evaluation.detector import Classifier, Detector, adopt_reference, load_detector, save_detector
-from mscd.evaluation.frechet import FeatureStatistics, frechet_distance, load_reference
+from mscd.evaluation import inception, reference as reference_module
+from mscd.evaluation.classifier import Classifier, save_detector
+from mscd.evaluation.detector import Detector, load_detector
+from mscd.evaluation.reference import adopt_reference
+from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
+from mscd.evaluation.reference import load_reference
 from mscd.evaluation.score import score
 from mscd.sampling.sample_file import write_samples
 
@@ -33,7 +36,7 @@ def write_reference(path, detector: Detector, images, *, name_detector=True):
     statistics = FeatureStatistics(detector.dim)
     statistics.update(detector(torch.from_numpy(images).permute(0, 3, 1, 2)))
     made_with = {"detector": {"name": detector.name, "digest": detector.digest}} if name_detector else {}
-    frechet.write_reference(
+    reference_module.write_reference(
         path,
         *statistics.mean_and_covariance(),
         {"resolution": images.shape[1], "channels": images.shape[3], **made_with},

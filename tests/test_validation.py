@@ -11,7 +11,8 @@ from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F4
 
 from mscd.checkpoints import network_file
 from mscd.errors import UserError
-from mscd.evaluation import detector
+from mscd.evaluation import classifier
+from mscd.evaluation.reference import adopt_reference, reference_statistics
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
@@ -26,14 +27,14 @@ def detectors(base, tmp_path_factory):  # noqa: F811
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp(f"detector{seed}")
         settings = ClassifierSettings(epochs=2, min_accuracy=0.0, seed=seed)
-        detector.train_detector(
+        classifier.train_detector(
             base / "train.zip",
             settings,
             folder / "classifier.safetensors",
             folder / "c.json",
             events=EventLog(folder / "e.jsonl"),
         )
-        detector.reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
+        reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
         folders.append(folder)
     return folders
 
@@ -83,7 +84,7 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
     sha256 = write_standin(files[0], dim=16)
-    detector.reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
+    reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
     leg = dataclasses.replace(
         student_leg(base, tmp_path, 0, 1, SCORED), detector=str(files[0]), reference=str(files[1])
     )
@@ -103,7 +104,7 @@ def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolu
     sha256 = write_standin(files[0], dim=16)
     np.savez(tmp_path / "published.npz", mu=np.zeros(16), sigma=np.eye(16))
     about = {"detector_sha256": sha256, "resolution": resolution, "channels": channels}
-    detector.adopt_reference(tmp_path / "published.npz", *files, **about)
+    adopt_reference(tmp_path / "published.npz", *files, **about)
     net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
     with pytest.raises(UserError, match=f"the network makes 8x8 images of 1 channels, but .* is of {resolution}x"):
         Validation(SCORED, *files, Group()).score(net)

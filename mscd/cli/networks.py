@@ -135,7 +135,7 @@ def reference(
     """
     if (data is None) == (published is None) or (published is not None and resolution is None):
         raise click.UsageError("give either DATA, or --published and --resolution")
-    from mscd.evaluation.detector import adopt_reference, reference_statistics
+    from mscd.evaluation.reference import adopt_reference, reference_statistics
     from mscd.parallel.group import group_of_torchrun
 
     network, _ = obtained(detector, sha256)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 import scipy
 import torch
 
 from mscd.errors import UserError
-from mscd.files.atomic import NPZ_FAULTS, written_whole
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
@@ -119,70 +111,3 @@ class FeatureStatistics:
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.count}: use more images")
         return self.mean.copy(), self.scatter / (self.count - 1)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Statistics to score against: mu [D], sigma [D, D] float64, what they were made of, and the file's sha256."""
-
-    mu: np.ndarray
-    sigma: np.ndarray
-    provenance: dict
-    digest: str
-
-
-def write_reference(path: str | os.PathLike, mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
-    """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
-    with written_whole(path) as file:
-        store_reference(file, mu, sigma, provenance)
-
-
-def store_reference(file: IO[bytes], mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
-    """`write_reference` to an open file."""
-    np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
-
-
-def load_reference(path: str | os.PathLike) -> Reference:
-    """Read reference statistics, ours or a published file that holds only mu and sigma (provenance is then {}).
-
-    UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit, and if it says
-    otherwise than files of ours which detector and which images it is of.
-    """
-    try:
-        content = Path(path).read_bytes()
-        arrays = _read_npz(content)
-        provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else {}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such reference file") from error
-    except (*NPZ_FAULTS, KeyError) as error:
-        raise UserError(f"{path}: no readable .npz of reference statistics ({error}); damaged or cut short?") from error
-    for name in ("mu", "sigma"):
-        if name not in arrays:
-            raise UserError(f"{path}: holds no array '{name}' (found: {', '.join(arrays) or 'nothing'})")
-    mu, sigma = arrays["mu"], arrays["sigma"]
-    if mu.ndim != 1 or sigma.shape != mu.shape * 2 or not all(x.dtype.kind == "f" for x in (mu, sigma)):
-        got = f"mu {mu.dtype}{list(mu.shape)} and sigma {sigma.dtype}{list(sigma.shape)}"
-        raise UserError(f"{path}: needs real mu [D] and sigma [D, D], got {got}")
-    if not np.isfinite(mu).all() or not np.allclose(sigma, sigma.T):
-        raise UserError(f"{path}: mu is not finite or sigma is not a symmetric matrix of finite numbers")
-    if not _is_ours(provenance):
-        raise UserError(f"{path}: what it says of its detector and images is not of mscd's form; make it again")
-    return Reference(mu.astype(np.float64), sigma.astype(np.float64), provenance, hashlib.sha256(content).hexdigest())
-
-
-def _is_ours(provenance: object) -> bool:
-    """Whether provenance names no detector, or name and digest of one with the size of the images."""
-    if not isinstance(provenance, dict):
-        return False
-    detector = provenance.get("detector")
-    if detector is None:
-        return True
-    named = isinstance(detector, dict) and all(isinstance(detector.get(name), str) for name in ("name", "digest"))
-    return named and all(type(provenance.get(name)) is int for name in ("resolution", "channels"))
-
-
-def _read_npz(content: bytes) -> dict[str, np.ndarray]:
-    file = np.load(io.BytesIO(content), allow_pickle=False)
-    if isinstance(file, np.ndarray):
-        raise ValueError("it is a single array")
-    return {name: file[name] for name in file.files}

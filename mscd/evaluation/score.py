@@ -13,7 +13,8 @@ import torch
 
 from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, load_detector, statistics_of
-from mscd.evaluation.frechet import Reference, frechet_distance, load_reference
+from mscd.evaluation.frechet import frechet_distance
+from mscd.evaluation.reference import Reference, load_reference
 from mscd.files.atomic import written_whole
 from mscd.parallel.group import ALONE, Group
 from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches

@@ -11,8 +11,9 @@ import torch
 from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.diffusion import samplers
 from mscd.evaluation.detector import load_detector, statistics_of
-from mscd.evaluation.frechet import frechet_distance, load_reference
+from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.inception import is_torchscript
+from mscd.evaluation.reference import load_reference
 from mscd.evaluation.score import check_reference, check_shape
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mscd.evaluation.detector import Classifier
+from mscd.evaluation.classifier import Classifier
 from mscd.networks import EDMPrecond
 
 # PyTorch counts matrix products and convolutions, which is all that matters, but attention only on the meta device:

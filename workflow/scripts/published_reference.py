@@ -7,7 +7,7 @@ from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.loading import load_config
-    from mscd.evaluation.detector import adopt_reference
+    from mscd.evaluation.reference import adopt_reference
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for
 

@@ -4,7 +4,7 @@ from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.loading import load_config
-    from mscd.evaluation.detector import reference_statistics
+    from mscd.evaluation.reference import reference_statistics
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import this_device
 

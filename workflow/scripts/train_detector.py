@@ -4,7 +4,7 @@ from mscd.launch.script import loading, logged
 
 with loading():
     from mscd.config.loading import load_config
-    from mscd.evaluation.detector import train_detector
+    from mscd.evaluation.classifier import train_detector
     from mscd.files.event_log import EventLog
 
 with logged(snakemake.log.text):
