@@ -13,7 +13,7 @@ from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group, this_device
-from mscd.training import loop
+from mscd.training import batches, setup
 from mscd.training.diagnostics import TickDiagnostics
 from mscd.training.objectives import student_objective
 from mscd.training.state import TrainingState
@@ -60,7 +60,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
     group = group or Group(device=this_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
     state = TrainingState(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
-    slices = loop._micro_batches(settings.batch_size, group, None)
+    slices = batches.micro_batches(settings.batch_size, group, None)
     images, _, labels = batch_of(net, settings.batch_size // group.size)
     pixels = (images.cpu() * 40 + 128).clip(0, 255).to(torch.uint8)
     return SimpleNamespace(
@@ -70,7 +70,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
         slices=slices,
         stream=itertools.repeat((pixels, labels.cpu())),
         objective=student_objective(settings, teacher),
-        wrapped=loop._wrap(net, group, len(pixels)),
+        wrapped=setup.wrap(net, group, len(pixels)),
         ticks=TickDiagnostics(group),
         teacher=teacher,
     )

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from mscd.config.training import TeacherSettings
 from mscd.data import packing
 from mscd.parallel.group import process_group
-from mscd.training import loop
+from mscd.training import loop, setup
 from mscd.training.leg import Leg
 
 # 3 MB of gradients: more than the first bucket, of 1 MB, holds.
@@ -48,7 +48,7 @@ def join(rank: int, folder: str) -> None:
     with process_group(rank, PROCESSES, rank, f"file://{folder}/rendezvous") as group:
         for pieces, images in PIECES.items():
             leg = Leg("teacher", "teacher", SETTINGS, str(folder / "train.zip"), str(folder / str(pieces)), 0, 1)
-            run = loop._begin(leg, group, images, None, {})
+            run = setup.begin(leg, group, images, None, {})
             steps = [[] for _ in range(STEPS)]
             events = []
             watch(run, events)

@@ -3,7 +3,8 @@
 import pytest
 
 from mscd.errors import UserError
-from mscd.launch.resources import Machine, check_share, machine_of
+from mscd.launch.resources import Machine, machine_of
+from mscd.training.batches import check_share
 
 SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
 

@@ -13,7 +13,7 @@ from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
-from mscd.training import loop, objectives
+from mscd.training import loop, objectives, setup
 from mscd.training.leg import Leg, take_snapshot
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
@@ -51,7 +51,7 @@ def begun(base, run_dir, kind, device="cpu", batch_per_process=8, **changes):
     settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
     teacher = str(base / "teacher/1/ema.safetensors") if kind == "student" else None
     leg = Leg(kind, kind, settings, str(base / "train.zip"), str(run_dir), 0, 100, teacher=teacher)
-    run = loop._begin(leg, Group(device=torch.device(device)), batch_per_process, None, {})
+    run = setup.begin(leg, Group(device=torch.device(device)), batch_per_process, None, {})
     run.stream = itertools.cycle([tuple(part.clone() for part in next(run.stream)) for _ in range(8)])
     return run
 

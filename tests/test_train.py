@@ -27,7 +27,8 @@ from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training import randomness
 from mscd.training.leg import Leg, take_snapshot
-from mscd.training.loop import Interrupted, _index_stream, _micro_batches, train_leg
+from mscd.training.loop import Interrupted, train_leg
+from mscd.training.batches import index_stream, micro_batches
 from mscd.training.objectives import MicroBatch, student_objective
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
@@ -284,18 +285,18 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="3 processes cannot share 100 images evenly"):
-        _micro_batches(100, Group(size=3), None)
+        micro_batches(100, Group(size=3), None)
     with pytest.raises(UserError, match="2 processes of 30 images at once cannot share 100"):
-        _micro_batches(100, Group(size=2), 30)
+        micro_batches(100, Group(size=2), 30)
 
 
 def test_processes_together_see_every_row_once_and_every_image_once_a_pass():
-    rows = [r for rank in range(4) for r in _micro_batches(16, Group(rank=rank, size=4), 2)]
+    rows = [r for rank in range(4) for r in micro_batches(16, Group(rank=rank, size=4), 2)]
     assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
-    stream = _index_stream(7, 0, 10, [slice(0, 10)], 25)
+    stream = index_stream(7, 0, 10, [slice(0, 10)], 25)
     seen = torch.cat([next(stream) for _ in range(5)])
     assert sorted(seen[:25].tolist()) == list(range(25)) and sorted(seen[25:].tolist()) == list(range(25))
-    later = _index_stream(7, 30, 10, [slice(0, 10)], 25)
+    later = index_stream(7, 30, 10, [slice(0, 10)], 25)
     assert torch.equal(next(later), seen[30:40])
 
 

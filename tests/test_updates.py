@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscd.diffusion import betas
 from mscd.networks import EDMPrecond
-from mscd.training.optimizer import ALIGNMENT, Updates
+from mscd.training.optimizer import ALIGNMENT, AdamWithAverages
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 BETAS = {"ema": 0.5, "phema-0.100": 0.9}
@@ -41,7 +41,7 @@ def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(n
     net, averages = nets
     plain, plain_averages = copy.deepcopy(net), copy.deepcopy(averages)
     optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
-    updates = Updates(net, averages)
+    updates = AdamWithAverages(net, averages)
     for step in range(4):
         set_gradients(net, step, poison and step == 1)
         set_gradients(plain, step, poison and step == 1)
@@ -64,7 +64,7 @@ def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(n
 
 def test_the_norm_is_of_the_gradient_before_the_guard(nets):
     net, averages = nets
-    updates = Updates(net, averages)
+    updates = AdamWithAverages(net, averages)
     set_gradients(net, 0)
     expected = torch.cat([parameter.grad.flatten() for parameter in net.parameters()]).double().norm()
     assert float(updates.update(1e-3, BETAS, 0)) == pytest.approx(float(expected), rel=1e-5)
@@ -77,7 +77,7 @@ def test_the_norm_is_of_the_gradient_before_the_guard(nets):
 
 def test_gradients_are_taken_away_and_a_missing_one_is_zero(nets):
     net, averages = nets
-    updates, (first, *_) = Updates(net, averages), net.parameters()
+    updates, (first, *_) = AdamWithAverages(net, averages), net.parameters()
     set_gradients(net, 0)
     first.grad = None
     before = first.detach().clone()
@@ -96,7 +96,7 @@ def test_gradients_are_taken_away_and_a_missing_one_is_zero(nets):
 def test_parameters_are_aligned_views_that_keep_their_values_and_names(nets):
     net, averages = nets
     before, state = tensors(net), copy.deepcopy(net.state_dict())
-    Updates(net, averages)
+    AdamWithAverages(net, averages)
     for parameter, value in zip(net.parameters(), before, strict=True):
         assert torch.equal(parameter, value) and parameter.is_contiguous() and parameter.is_leaf
         assert parameter.storage_offset() % ALIGNMENT == 0 and parameter.requires_grad
@@ -122,7 +122,7 @@ def test_the_number_of_kernels_does_not_grow_with_the_number_of_parameters():
     counts = []
     for blocks in (1, 3):
         net = EDMPrecond(8, 1, 0, **{**OPTIONS, "num_blocks": blocks})
-        updates = Updates(net, {name: copy.deepcopy(net) for name in BETAS})
+        updates = AdamWithAverages(net, {name: copy.deepcopy(net) for name in BETAS})
         set_gradients(net, 0)
         with Kernels() as kernels:
             updates.update(1e-3, BETAS, 0)

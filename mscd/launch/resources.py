@@ -80,13 +80,3 @@ def machine_of(resources: Mapping[str, object], threads: int, where: str) -> Mac
     if machine.launcher == "slurm" and machine.runtime < 1:
         raise UserError(f"{where}: runtime (minutes a job may take) is missing in the profile")
     return machine
-
-
-def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
-    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
-    if batch_size % (processes * max(batch_per_process, 1)):
-        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
-        raise UserError(
-            f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
-            "change it, or processes and batch_per_process in the profile"
-        )

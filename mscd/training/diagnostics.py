@@ -81,7 +81,7 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def plain(metrics: dict[str, float]) -> str:
+def log_line(metrics: dict[str, float]) -> str:
     """The metrics that a person watches, in one line."""
     shown = ("loss", "learning_rate", "gradient_norm", "teacher_steps", "images_per_second")
     parts = (f"{name} {metrics[name]:.4g}" for name in shown if math.isfinite(metrics.get(name, math.nan)))

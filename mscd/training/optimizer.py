@@ -11,12 +11,15 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adam import adam
 
+from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.diffusion.ema import ema_beta, power_ema_beta
+
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGEST_GRADIENT = 1e5
 ALIGNMENT = 64  # elements at whose multiples parameters begin, so that kernels find each as aligned as by itself
 
 
-class Updates:
+class AdamWithAverages:
     """Adam and the averages of a network: `update` takes one step.
 
     net: the network in training, on its device; averages: networks like it, by name. Their parameters become views of
@@ -103,3 +106,18 @@ def _views(vector: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[t
 
 def _padded(parameter: torch.nn.Parameter) -> int:
     return -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+
+
+def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
+    """Learning rate of the step that begins at image nimg: a linear ramp from 0 over lr_rampup_kimg, then constant."""
+    ramp = settings.lr_rampup_kimg * 1000
+    return settings.learning_rate * (min(nimg / ramp, 1.0) if ramp else 1.0)
+
+
+def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
+    """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
+    batch = settings.batch_size
+    decays = {"ema": ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    for std in settings.phema_stds:
+        decays[f"phema-{std:.3f}"] = power_ema_beta(std, nimg_before + batch, batch)
+    return decays

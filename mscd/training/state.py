@@ -20,7 +20,7 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
 from mscd.training.leg import STATE_NAME, handed_kimgs
-from mscd.training.optimizer import Updates
+from mscd.training.optimizer import AdamWithAverages
 
 STATE_FORMAT = "mscd-state-2"
 KEPT_ROLLING = 2
@@ -41,7 +41,7 @@ class TrainingState:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.updates = Updates(self.net, self.averages)
+        self.updates = AdamWithAverages(self.net, self.averages)
 
     def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
         """Take the step whose gradients `net` has, of batch_size images; returns their norm (updates.Updates)."""
