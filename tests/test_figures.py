@@ -7,6 +7,7 @@ from PIL import Image
 
 from mscd.errors import UserError
 from mscd.reporting import curves
+from mscd.sampling import image_grid
 from mscd.sampling.sample_file import write_samples
 
 
@@ -181,7 +182,7 @@ def pictures(seed, channels=1, size=8):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_enlarges_each_pixel_to_a_square_of_its_colour(tmp_path, channels):
     rows = [("teacher\n8 evaluations", pictures(0, channels)), ("student", pictures(1, channels))]
-    curves.image_grid(rows, tmp_path / "a.png", columns=4, scale=5)
+    image_grid.image_grid(rows, tmp_path / "a.png", columns=4, scale=5)
     with Image.open(tmp_path / "a.png") as picture:
         grid = np.asarray(picture)
     for _, images in rows:
@@ -194,8 +195,8 @@ def test_a_grid_enlarges_each_pixel_to_a_square_of_its_colour(tmp_path, channels
 
 @pytest.mark.parametrize(("size", "width"), [(8, 64), (16, 64), (48, 48), (64, 64), (128, 128)])
 def test_a_grid_enlarges_small_images_only(tmp_path, size, width):
-    curves.image_grid([("a", pictures(0, size=size))], tmp_path / "one.png", columns=1)
-    curves.image_grid([("a", pictures(0, size=size))], tmp_path / "two.png", columns=2)
+    image_grid.image_grid([("a", pictures(0, size=size))], tmp_path / "one.png", columns=1)
+    image_grid.image_grid([("a", pictures(0, size=size))], tmp_path / "two.png", columns=2)
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
         assert two.width - one.width == width + max(2, width // size // 2)
 
@@ -203,8 +204,8 @@ def test_a_grid_enlarges_small_images_only(tmp_path, size, width):
 def test_a_grid_takes_the_first_columns_of_sample_files_of_the_same_seeds(tmp_path):
     for name, last in (("a", 4), ("b", 9)):
         write_samples(tmp_path / f"{name}.npz", pictures(ord(name)), {"seeds": [0, last]})
-    curves.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "files.png", columns=4)
-    curves.image_grid([(name, pictures(ord(name))) for name in "ab"], tmp_path / "arrays.png", columns=4)
+    image_grid.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "files.png", columns=4)
+    image_grid.image_grid([(name, pictures(ord(name))) for name in "ab"], tmp_path / "arrays.png", columns=4)
     assert (tmp_path / "files.png").read_bytes() == (tmp_path / "arrays.png").read_bytes()
 
 
@@ -212,11 +213,11 @@ def test_a_grid_refuses_rows_of_other_seeds(tmp_path):
     for name, first in (("a", 0), ("b", 5)):
         write_samples(tmp_path / f"{name}.npz", pictures(0), {"seeds": [first, first + 4]})
     with pytest.raises(UserError, match=r"same seeds \(a: from 0, b: from 5\)"):
-        curves.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "a.png", columns=4)
+        image_grid.image_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "a.png", columns=4)
 
 
 def test_a_grid_refuses_too_few_images_and_other_sizes(tmp_path):
     with pytest.raises(UserError, match="student: 5 images, too few for a row of 6"):
-        curves.image_grid([("student", pictures(0))], tmp_path / "a.png", columns=6)
+        image_grid.image_grid([("student", pictures(0))], tmp_path / "a.png", columns=6)
     with pytest.raises(UserError, match=r"different sizes .*a: 8x8, b: 16x16"):
-        curves.image_grid([("a", pictures(0)), ("b", pictures(0, size=16))], tmp_path / "a.png", columns=4)
+        image_grid.image_grid([("a", pictures(0)), ("b", pictures(0, size=16))], tmp_path / "a.png", columns=4)

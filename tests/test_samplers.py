@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mscd.diffusion import samplers
+from mscd.sampling.seeds import SeededDraws, seeded_noise_and_labels
 from mscd.networks import EDMPrecond
 
 golden, info = load("sampler")
@@ -61,7 +62,7 @@ def test_pixels_equal_golden(network):
 
 
 def test_draws_of_seeds_equal_golden():
-    draws = samplers.SeededDraws(golden["stacked/seeds"].tolist())
+    draws = SeededDraws(golden["stacked/seeds"].tolist())
     noise, labels = draws.noise_and_labels((3, 8, 8), 10)
     assert (noise.numpy() == golden["stacked/latents"]).all()
     assert (labels.argmax(1).numpy() == golden["stacked/labels"]).all()
@@ -69,10 +70,10 @@ def test_draws_of_seeds_equal_golden():
 
 
 def test_a_seed_draws_the_same_in_any_company():
-    whole, labels = samplers.seeded_noise_and_labels(range(6), (1, 8, 8), 10)
-    part, part_labels = samplers.seeded_noise_and_labels([4, 2], (1, 8, 8), 10)
+    whole, labels = seeded_noise_and_labels(range(6), (1, 8, 8), 10)
+    part, part_labels = seeded_noise_and_labels([4, 2], (1, 8, 8), 10)
     assert torch.equal(part, whole[[4, 2]]) and torch.equal(part_labels, labels[[4, 2]])
-    assert samplers.seeded_noise_and_labels([0], (1, 8, 8), 0)[1] is None
+    assert seeded_noise_and_labels([0], (1, 8, 8), 0)[1] is None
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -143,7 +144,7 @@ def test_pixels_of_bytes_survive_and_others_are_clipped(values):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_seeds_draws_are_those_of_a_generator_of_its_own(shape, dtype):
     seeds = [0, 1, 7, 2**31, 2**32 + 5]
-    draws, alone = samplers.SeededDraws(seeds), [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+    draws, alone = SeededDraws(seeds), [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
     for _ in range(2):
         assert torch.equal(draws.randn(shape, dtype), torch.cat([_normal(shape, dtype, g) for g in alone]))
         want = torch.cat([torch.randint(1000, [1], generator=g) for g in alone])

@@ -18,6 +18,7 @@ from mscd.evaluation.score import check_reference, check_shape
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
+from mscd.sampling.seeds import seeded_noise_and_labels
 
 BATCH = 256
 TEACHER_STEPS = 18
@@ -53,7 +54,7 @@ class Validation:
         shape = (net.img_channels, net.img_resolution, net.img_resolution)
         for first in range(rows.start, rows.stop, BATCH):
             seeds = range(first, min(first + BATCH, rows.stop))
-            noise, labels = samplers.seeded_noise_and_labels(seeds, shape, net.label_dim, self.group.device)
+            noise, labels = seeded_noise_and_labels(seeds, shape, net.label_dim, self.group.device)
             if isinstance(self.settings, StudentSettings):
                 images = samplers.euler(net, noise, labels, steps=self.settings.segments)
             else:

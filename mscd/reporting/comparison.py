@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from mscd.config.scoring import SamplerSettings
-from mscd.reporting.curves import image_grid
 from mscd.reporting.score_table import TEACHER, best_rows, fid_table, network_path, sampler_name
 from mscd.sampling.generate import generate, nfe
+from mscd.sampling.image_grid import image_grid
 
 
 def compare_images(

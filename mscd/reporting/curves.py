@@ -13,9 +13,7 @@ import pandas as pd
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from PIL import Image, ImageDraw, ImageFont
 
 from mscd.diffusion.ema import std_of
 from mscd.errors import UserError
@@ -29,7 +27,6 @@ from mscd.reporting.score_table import (
     is_posthoc,
     teacher_euler,
 )
-from mscd.sampling.sample_file import read_samples
 
 # Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -217,59 +214,3 @@ def _score_label(scores: pd.DataFrame) -> str:
 
 def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
-
-
-def image_grid(
-    rows: Sequence[tuple[str, str | Path | np.ndarray]],
-    path: str | Path,
-    *,
-    columns: int = 16,
-    scale: int | None = None,
-) -> None:
-    """A PNG: a labelled row for each (label, samples), its first `columns` images enlarged `scale` times, pixels sharp.
-
-    samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. scale None: images of less than 64
-    pixels are enlarged to about that. Raises UserError where the rows have too few images, other sizes or other seeds.
-    """
-    images = _grid_images(rows, columns)
-    if len({row.shape[1:3] for row in images}) != 1:
-        labelled = zip((label for label, _ in rows), images, strict=True)
-        sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
-        raise UserError(f"images of different sizes do not share a grid ({sizes})")
-    scale = scale or max(1, TILE // images[0].shape[1])
-    tile, gap = images[0].shape[1] * scale, max(2, scale // 2)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), size=max(13, tile // 4))
-    margin = 2 * font.size
-    indent = margin + math.ceil(max(_text_width(label, font) for label, _ in rows)) + font.size
-    size = (indent + columns * (tile + gap) - gap + margin, 2 * margin + len(rows) * (tile + gap) - gap)
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
-    for i, ((label, _), row) in enumerate(zip(rows, images, strict=True)):
-        top = margin + i * (tile + gap)
-        draw.multiline_text((indent - font.size, top + tile / 2), label, INK, font, anchor="rm", align="right")
-        for j, image in enumerate(row):
-            pixels = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            picture.paste(Image.fromarray(pixels), (indent + j * (tile + gap), top))
-    picture.save(path, format="PNG", optimize=True)
-
-
-def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:
-    return max(font.getlength(line) for line in label.split("\n"))
-
-
-def _grid_images(rows: Sequence[tuple[str, str | Path | np.ndarray]], columns: int) -> list[np.ndarray]:
-    """The first `columns` images of each row, uint8 [columns, H, W, 3]."""
-    grid, first_seeds = [], {}
-    for label, samples in rows:
-        if isinstance(samples, np.ndarray):
-            images = samples
-        else:
-            images, provenance = read_samples(samples)
-            first_seeds[label] = provenance["seeds"][0]
-        if len(images) < columns:
-            raise UserError(f"{label}: {len(images)} images, too few for a row of {columns}")
-        grid.append(np.broadcast_to(images[:columns], (columns, *images.shape[1:3], 3)))
-    if len(set(first_seeds.values())) > 1:
-        seeds = ", ".join(f"{label}: from {seed}" for label, seed in first_seeds.items())
-        raise UserError(f"rows of one grid need the same seeds ({seeds}); generate them again")
-    return grid

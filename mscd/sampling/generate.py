@@ -27,6 +27,7 @@ from mscd.parallel.prefetch import on_host
 from mscd.provenance.licenses import origin
 from mscd.sampling.image_writers import check_dest, write_images
 from mscd.sampling.sample_file import made_by
+from mscd.sampling.seeds import SeededDraws
 
 HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
 CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
@@ -216,7 +217,7 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
 
     A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
     """
-    draws = samplers.SeededDraws(seeds, next(net.parameters()).device)
+    draws = SeededDraws(seeds, next(net.parameters()).device)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
     noise, labels = draws.noise_and_labels(shape, net.label_dim)
     classes = None if labels is None else labels.argmax(1)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import written_whole
 from mscd.parallel.prefetch import hand_over
+from mscd.sampling.image_grid import grid
 from mscd.sampling.sample_file import save_samples
 
 Batches = Iterator[tuple[np.ndarray, list[int] | None]]
@@ -125,23 +125,6 @@ def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, 
     add("provenance.json", json.dumps(provenance, sort_keys=True, indent=1, allow_nan=False).encode())
     labelled = labels[0][1] is not None
     add("dataset.json", json.dumps({"labels": labels if labelled else None}).encode())
-
-
-def grid(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [N, H, W, C] as one picture [H', W'] (grey) or [H', W', 3], row by row, near a square of images.
-
-    Small ones are enlarged by a whole factor, pixel by pixel; empty places and the gaps are white.
-    """
-    count, height, width, channels = images.shape
-    scale = max(1, TILE // max(height, width))
-    columns = math.ceil(math.sqrt(count))
-    down, right = height * scale + GAP, width * scale + GAP
-    picture = np.full([math.ceil(count / columns) * down + GAP, columns * right + GAP, channels], 255, np.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * down + GAP, number % columns * right + GAP
-        tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
-        picture[top : top + height * scale, left : left + width * scale] = tile
-    return _plain(picture)
 
 
 def _plain(image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,47 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class SeededDraws:
+    """Random draws in which row i depends on seeds[i] alone, at any batch size; one generator a seed (modulo 2^32)."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.generators = [torch.Generator(self.device).manual_seed(int(seed) % (1 << 32)) for seed in seeds]
+
+    def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Unit normal [len(seeds), *shape]."""
+        draws = torch.empty([len(self.generators), *shape], dtype=dtype, device=self.device)
+        for row, generator in zip(draws.unbind(), self.generators, strict=True):
+            row.normal_(generator=generator)
+        return draws
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
+        """Unit normal of x's shape and dtype; x has a row a seed."""
+        return self.randn(x.shape[1:], x.dtype)
+
+    def randint(self, high: int) -> torch.Tensor:
+        """Uniform over 0 .. high - 1, int64 [len(seeds)]."""
+        draws = torch.empty(len(self.generators), dtype=torch.int64, device=self.device)
+        for row, generator in zip(draws.unbind(), self.generators, strict=True):
+            row.random_(0, high, generator=generator)
+        return draws
+
+    def noise_and_labels(self, shape: Sequence[int], label_dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A seed's first two draws: latents [N, *shape], then classes, one-hot float32 [N, label_dim] (None for 0)."""
+        noise = self.randn(shape)
+        if not label_dim:
+            return noise, None
+        return noise, torch.nn.functional.one_hot(self.randint(label_dim), label_dim).float()
+
+
+def seeded_noise_and_labels(
+    seeds: Sequence[int], shape: Sequence[int], label_dim: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Latents [N, *shape] (float32, unit normal) and one-hot labels [N, label_dim] (None for 0) of the seeds."""
+    return SeededDraws(seeds, device).noise_and_labels(shape, label_dim)
