@@ -10,7 +10,7 @@ import logging
 import click
 
 from mscd import __version__
-from mscd.cli import files, networks
+from mscd.cli import convert, ema, export, generate, info, pack, plan, reference, score
 from mscd.cli.options import SETTINGS
 from mscd.errors import UserError
 
@@ -71,14 +71,14 @@ def main() -> None:
 
 
 for command in (
-    files.pack,
-    networks.reference,
-    files.convert,
-    files.info,
-    networks.generate,
-    networks.score,
-    files.ema,
-    files.export,
-    files.plan,
+    pack.pack,
+    reference.reference,
+    convert.convert,
+    info.info,
+    generate.generate,
+    score.score,
+    ema.ema,
+    export.export,
+    plan.plan,
 ):
     main.add_command(command)

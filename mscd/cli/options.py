@@ -111,3 +111,14 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
     if not Path(source).is_file():
         raise UserError(f"{source}: no such file; give its path or an http(s) address")
     return Path(source), origin(source, sha256_of(source), license)
+
+
+DETECTOR = (
+    "Network whose features images are compared by: a classifier.safetensors of mscd, or the TorchScript Inception, as "
+    "a path or http(s) address."
+)
+
+
+DETECTOR_SHA256 = (
+    "sha256 of a TorchScript detector other than the Inception of FID. Its code runs, so no other file is opened."
+)

@@ -1,0 +1,66 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, existing, new, obtained
+
+
+@click.command(
+    cls=Command,
+    short_help="Make statistics to score against.",
+    examples=[
+        (
+            "Of a packed data set, under the classifier of a run:",
+            "mscd reference results/digits/data/train.zip \\\n"
+            "     --detector results/digits/reference/classifier.safetensors --out digits.npz",
+        ),
+        (
+            "The published statistics of ImageNet-64:",
+            "mscd reference --published https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz \\\n"
+            "     --resolution 64 --detector inception-2015-12-05.pt --out imagenet-64x64.npz",
+        ),
+    ],
+)
+@click.argument("data", required=False, type=existing())
+@click.option("--detector", required=True, help=DETECTOR)
+@click.option("--sha256", type=Digest(), help=DETECTOR_SHA256)
+@click.option(
+    "--published",
+    help="Path or http(s) address of an .npz with mu and sigma of Inception's features, to take "
+    "over instead of computing them from DATA.",
+)
+@click.option("--resolution", type=Count(1), help="Width in pixels of the images that --published is of.")
+@click.option("--channels", type=click.Choice([1, 3]), default=3, help="Channels of the images that --published is of.")
+@click.option("--out", type=new(dir_okay=False), required=True, help="Reference file to write, an .npz.")
+def reference(
+    data: Path | None,
+    detector: str,
+    sha256: str | None,
+    published: str | None,
+    resolution: int | None,
+    channels: int,
+    out: Path,
+) -> None:
+    """Make the statistics that samples are scored against: mean and covariance of the features of real images.
+
+    DATA is a zip or folder of `mscd pack`. Published statistics are taken over with --published instead. The file says
+    which detector and which images it belongs to, and `mscd score` refuses any others. Uses the GPU where there is one,
+    and several processes under torchrun.
+    """
+    if (data is None) == (published is None) or (published is not None and resolution is None):
+        raise click.UsageError("give either DATA, or --published and --resolution")
+    from mscd.evaluation.reference import adopt_reference, reference_statistics
+    from mscd.parallel.group import group_of_torchrun
+
+    network, _ = obtained(detector, sha256)
+    if published is not None:
+        path, origin = obtained(published)
+        about = {"resolution": resolution, "channels": channels, "origin": origin}
+        adopt_reference(path, network, out, detector_sha256=sha256, **about)
+        return
+    with group_of_torchrun() as group:
+        reference_statistics(data, network, out, device=group.device, group=group, detector_sha256=sha256)

@@ -1,0 +1,47 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Digest, existing, new, obtained
+
+
+@click.command(
+    cls=Command,
+    short_help="Score samples: FID.",
+    examples=[
+        (
+            "FID of 50,000 images that two jobs made:",
+            "mscd score part1.npz part2.npz --reference imagenet-64x64.npz --detector inception-2015-12-05.pt",
+        ),
+        (
+            "The demo's distance, also as a file:",
+            "mscd score samples.npz --reference results/digits/reference/classifier.npz \\\n"
+            "     --detector results/digits/reference/classifier.safetensors --out score.json",
+        ),
+    ],
+)
+@click.argument("samples", nargs=-1, required=True, type=existing(dir_okay=False), metavar="SAMPLES...")
+@click.option("--reference", required=True, type=existing(dir_okay=False), help="Statistics of `mscd reference`.")
+@click.option("--detector", required=True, help=DETECTOR)
+@click.option("--sha256", type=Digest(), help=DETECTOR_SHA256)
+@click.option("--out", type=new(dir_okay=False), help="JSON file to write, with all that the number depends on.")
+def score(samples: tuple[Path, ...], reference: Path, detector: str, sha256: str | None, out: Path | None) -> None:
+    """Print the Fréchet distance of samples from reference statistics, with the name of the metric.
+
+    SAMPLES are .npz files of `mscd generate`, the parts of one sample in the order of their seeds. The metric is FID
+    for Inception's features only, else FD(DETECTOR). FID needs 50,000 images, and fewer make it larger: numbers of
+    different counts cannot be compared. Published ones are of seeds 0-49999, the least of three such samples. Uses the
+    GPU where there is one, and several processes under torchrun.
+    """
+    from mscd.evaluation.score import score
+    from mscd.parallel.group import group_of_torchrun
+
+    network, _ = obtained(detector, sha256)
+    with group_of_torchrun() as group:
+        made = score(samples, reference, network, out, device=group.device, group=group, detector_sha256=sha256)
+        if group.is_lead:
+            click.echo(f"{made['metric']} {made['value']:.6g}")
