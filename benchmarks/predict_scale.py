@@ -10,8 +10,8 @@ import argparse
 import dataclasses
 import math
 
-from mscd.config.run import Config
 from mscd.config.loading import load_config
+from mscd.config.run import Config
 from mscd.planning.cost import parameter_count
 from mscd.planning.plan import Plan, plan
 from mscd.planning.tables import amount, quantity, table

@@ -8,8 +8,8 @@ import yaml
 
 from mscd.config.base import digest
 from mscd.config.docs import docs
-from mscd.config.run import Config
 from mscd.config.loading import check_source, load_config
+from mscd.config.run import Config
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 

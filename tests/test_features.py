@@ -7,22 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mscd.config.reference import ClassifierSettings
 from standin_detector import write_standin
 
 from mscd.checkpoints.tensor_file import save_tensors
+from mscd.config.reference import ClassifierSettings
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError
 from mscd.evaluation import detector as detector_module
-from mscd.evaluation.classifier import _accuracy, _shifted
-from mscd.evaluation.detector import Detector, batches
-from mscd.evaluation.reference import reference_statistics
-from mscd.evaluation.classifier import Classifier, save_detector, train_classifier
-from mscd.evaluation.detector import Detector, load_detector, statistics_of
-from mscd.evaluation.reference import dataset_statistics
+from mscd.evaluation.classifier import Classifier, _accuracy, _shifted, save_detector, train_classifier
+from mscd.evaluation.detector import Detector, batches, load_detector, statistics_of
 from mscd.evaluation.frechet import FeatureStatistics
-from mscd.evaluation.reference import load_reference
+from mscd.evaluation.reference import dataset_statistics, load_reference, reference_statistics
 from mscd.files.event_log import EventLog, read_events
 
 QUICK = SimpleNamespace(epochs=2, batch_size=128, learning_rate=2e-3, held_out=0.2, min_accuracy=0.0, seed=0)

@@ -7,7 +7,7 @@ import pytest
 
 from mscd.data.packing import pack
 from mscd.errors import UserError
-from mscd.files.atomic import append_line, written_whole
+from mscd.files.atomic import append_line, atomic_write
 
 
 def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
@@ -16,7 +16,7 @@ def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(UserError, match="file: could not be written"), written_whole(path) as file:
+        with pytest.raises(UserError, match="file: could not be written"), atomic_write(path) as file:
             file.write(bytes(20_000))
         with pytest.raises(UserError, match="file: could not be written"):
             pack("digits", path)
@@ -28,7 +28,7 @@ def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
 def test_a_fault_of_what_is_copied_is_not_blamed_on_the_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(PermissionError, match="source"), written_whole(path) as file:
+    with pytest.raises(PermissionError, match="source"), atomic_write(path) as file:
         file.write(b"after")
         raise PermissionError(13, "Permission denied", "source")
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -41,7 +41,7 @@ def test_a_disk_that_fails_at_the_end_is_said(call, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(UserError, match=r"file: could not be written \(.*Input/output error\)"):
-        with written_whole(tmp_path / "file") as file:
+        with atomic_write(tmp_path / "file") as file:
             file.write(b"x")
     assert list(tmp_path.iterdir()) == []
 
@@ -52,17 +52,17 @@ def test_a_path_that_leads_through_a_file_or_to_a_folder_is_said_to(tmp_path):
         said = (
             rf"^{path}: could not be written \({path.parent} is no folder and cannot become one\); choose another path$"
         )
-        with pytest.raises(UserError, match=said), written_whole(path):
+        with pytest.raises(UserError, match=said), atomic_write(path):
             pass
         with pytest.raises(UserError, match=said):
             append_line(path, "line")
-    with pytest.raises(UserError, match=r"could not be written \(it is a folder\)"), written_whole(tmp_path) as file:
+    with pytest.raises(UserError, match=r"could not be written \(it is a folder\)"), atomic_write(tmp_path) as file:
         file.write(b"x")
     assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_what_is_written_can_be_read_and_changed_before_it_appears(tmp_path):
-    with written_whole(tmp_path / "file") as file:
+    with atomic_write(tmp_path / "file") as file:
         file.write(b"x" * 20_000)
         file.seek(1)
         file.write(b"yz")

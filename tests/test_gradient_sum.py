@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from mscd.config.network import NetworkSettings
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from mscd.config.network import NetworkSettings
 from mscd.config.training import TeacherSettings
 from mscd.data import packing
 from mscd.parallel.group import process_group

@@ -11,8 +11,8 @@ from PIL import Image
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError
-from mscd.sampling.image_writers import GRID_IMAGES, check_dest, write_images
 from mscd.sampling.image_grid import grid
+from mscd.sampling.image_writers import GRID_IMAGES, check_dest, write_images
 from mscd.sampling.sample_file import read_samples
 
 SEEDS = range(998, 1003)

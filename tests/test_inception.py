@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mscd.config.reference import InceptionSettings
 from standin_detector import write_standin
 from torch import nn
 
+from mscd.config.reference import InceptionSettings
 from mscd.errors import UserError
 from mscd.evaluation import classifier, inception
 from mscd.evaluation.detector import load_detector

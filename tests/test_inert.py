@@ -19,7 +19,7 @@ from pickle_watch import GOLDEN, nothing_runs, refusal, small_net
 from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.pickled_tensors import STORAGE_MAGIC, STORAGE_VERSION, load_storage, rebuild_tensor
 from mscd.errors import UserError
-from mscd.files.safe_pickle import Refused
+from mscd.files.safe_pickle import UnsafePickle
 
 
 def written(tmp_path, content):
@@ -254,14 +254,14 @@ def test_storages_of_other_machines_or_of_several_parts_are_refused():
         (storage(keys=["1"]), "consists of several, or of something else"),
         (storage(keys=["0", "1"]), "consists of several, or of something else"),
     ):
-        with pytest.raises(Refused, match=reason):
+        with pytest.raises(UnsafePickle, match=reason):
             load_storage((memoryview(told),))
 
 
 def test_a_tensor_that_is_more_than_its_numbers_is_refused():
     told = (load_storage((memoryview(storage()),)), 0, (1,), (1,), False, {})
     assert rebuild_tensor((*told, None)).read().tolist() == [0.5]
-    with pytest.raises(Refused, match="a tensor in another form"):
+    with pytest.raises(UnsafePickle, match="a tensor in another form"):
         rebuild_tensor((*told, {"conj": True}))  # the same bytes, other numbers
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mscd.diffusion import samplers
-from mscd.sampling.seeds import SeededDraws, seeded_noise_and_labels
 from mscd.networks import EDMPrecond
+from mscd.sampling.seeds import SeededDraws, seeded_noise_and_labels
 
 golden, info = load("sampler")
 T = torch.as_tensor

@@ -8,12 +8,12 @@ import torch
 from standin_detector import write_standin
 
 from mscd.errors import UserError
-from mscd.evaluation import inception, reference as reference_module
+from mscd.evaluation import inception
+from mscd.evaluation import reference as reference_module
 from mscd.evaluation.classifier import Classifier, save_detector
 from mscd.evaluation.detector import Detector, load_detector
-from mscd.evaluation.reference import adopt_reference
 from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
-from mscd.evaluation.reference import load_reference
+from mscd.evaluation.reference import adopt_reference, load_reference
 from mscd.evaluation.score import score
 from mscd.sampling.sample_file import write_samples
 

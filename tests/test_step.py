@@ -6,9 +6,9 @@ import os
 
 import pytest
 import torch
-from mscd.config.network import NetworkSettings
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mscd.config.network import NetworkSettings
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.networks.precision import choose_repeatable_kernels

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mscd.config.network import NetworkSettings
 
 from mscd.checkpoints import network_file, tensor_file
+from mscd.config.network import NetworkSettings
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.errors import UserError
@@ -26,9 +26,9 @@ from mscd.launch.resources import Machine
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training import randomness
+from mscd.training.batches import index_stream, micro_batches
 from mscd.training.leg import Leg, take_snapshot
 from mscd.training.loop import Interrupted, train_leg
-from mscd.training.batches import index_stream, micro_batches
 from mscd.training.objectives import MicroBatch, student_objective
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from mscd.config.reference import ClassifierSettings
 from standin_detector import write_standin
 from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
 
 from mscd.checkpoints import network_file
+from mscd.config.reference import ClassifierSettings
 from mscd.errors import UserError
 from mscd.evaluation import classifier
 from mscd.evaluation.reference import adopt_reference, reference_statistics

@@ -24,7 +24,7 @@ from mscd.checkpoints.pickled_tensors import (
     rebuild_tensor,
 )
 from mscd.errors import UserError
-from mscd.files.safe_pickle import SCALARS, InertReader, Object, Refused
+from mscd.files.safe_pickle import SCALARS, PickledObject, SafeUnpickler, UnsafePickle
 from mscd.networks import EDMPrecond
 from mscd.networks.layers import Conv2d, GroupNorm, PositionalEmbedding, UNetBlock
 
@@ -74,12 +74,12 @@ def read_edm_pickle(path: str | os.PathLike) -> EDMCheckpoint:
     """
     data = _mapped(path)
     try:
-        reader = InertReader(data, CALLS)
+        reader = SafeUnpickler(data, CALLS)
         root = reader.load()
         if reader.at != len(data):
-            raise Refused(f"it goes on after its end (at byte {reader.at})")
+            raise UnsafePickle(f"it goes on after its end (at byte {reader.at})")
         return _checkpoint(root, len(data))
-    except Refused as refused:
+    except UnsafePickle as refused:
         raise UserError(f"{path}: refused: {refused}; {REMEDY}") from refused
 
 
@@ -95,31 +95,33 @@ def _mapped(path: str | os.PathLike) -> memoryview:
         raise UserError(f"{path}: cannot be read ({error}); check its permissions") from error
 
 
-def _persistent_object(args: tuple) -> Object:
+def _persistent_object(args: tuple) -> PickledObject:
     """A call of torch_utils.persistence._reconstruct_persistent_obj, its source code left aside."""
     match args:
         case ({"type": "class", "version": int() as version, "class_name": str() as name, "state": dict() as state},):
             pass
         case _:
-            raise Refused("it has an object in another form")
+            raise UnsafePickle("it has an object in another form")
     if version != PERSISTENCE_VERSION:
-        raise Refused(f"it has an object of version {version}, and only version {PERSISTENCE_VERSION} is read")
+        raise UnsafePickle(f"it has an object of version {version}, and only version {PERSISTENCE_VERSION} is read")
     if name.endswith("Precond") and name != "EDMPrecond":
-        raise Refused(f"it holds a {name[:50]!a}, and only networks with EDM's preconditioning (EDMPrecond) are read")
+        raise UnsafePickle(
+            f"it holds a {name[:50]!a}, and only networks with EDM's preconditioning (EDMPrecond) are read"
+        )
     if name not in KNOWN_CLASSES:
-        raise Refused(f"it holds a {name[:50]!a}, a class that is not known here")
-    return Object(name, state=state)
+        raise UnsafePickle(f"it holds a {name[:50]!a}, a class that is not known here")
+    return PickledObject(name, state=state)
 
 
 def _empty(kind: type, args: tuple) -> dict | set:
     """A call of a container's constructor. One with content would copy it at each call, and no network has one."""
     if args == () or kind is set and args == ([],):
         return kind()
-    raise Refused(f"it has a {kind.__name__} in another form")
+    raise UnsafePickle(f"it has a {kind.__name__} in another form")
 
 
-def _module_dict(args: tuple) -> Object:
-    return Object("ModuleDict", args)
+def _module_dict(args: tuple) -> PickledObject:
+    return PickledObject("ModuleDict", args)
 
 
 CALLS = {
@@ -141,10 +143,10 @@ def _checkpoint(root: object, size: int) -> EDMCheckpoint:
     """What the value of a file of `size` bytes says."""
     average = next((name for name in ("ema", "net") if isinstance(root, dict) and root.get(name) is not None), None)
     if average is None:
-        raise Refused("it has no network (neither 'ema' nor 'net')")
+        raise UnsafePickle("it has no network (neither 'ema' nor 'net')")
     nimg, dataset = root.get("nimg"), root.get("dataset_kwargs")
     if nimg is not None and not (isinstance(nimg, int) and nimg >= 0):
-        raise Refused("its 'nimg' is not a number of images")
+        raise UnsafePickle("its 'nimg' is not a number of images")
     facts = dataset.items() if isinstance(dataset, dict) else ()
     return EDMCheckpoint(
         network=_network(root[average], size),
@@ -164,7 +166,7 @@ def _is_plain(value: object) -> bool:
 
 def _student(loss: object) -> dict | None:
     """Segments and grid of a student, from its loss."""
-    if not (isinstance(loss, Object) and loss.kind == STUDENT_LOSS):
+    if not (isinstance(loss, PickledObject) and loss.kind == STUDENT_LOSS):
         return None
     match loss.state:
         case {
@@ -174,40 +176,40 @@ def _student(loss: object) -> dict | None:
             "rho": float() | int() as rho,
         } if 1 <= segments <= MOST_SEGMENTS and 0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf:
             return {"segments": segments, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
-    raise Refused(f"its {STUDENT_LOSS} does not say its segments (S) and grid (sigma_min, sigma_max, rho)")
+    raise UnsafePickle(f"its {STUDENT_LOSS} does not say its segments (S) and grid (sigma_min, sigma_max, rho)")
 
 
 def _network(told: object, size: int) -> EDMPrecond:
-    if not (isinstance(told, Object) and told.kind == "EDMPrecond"):
-        raise Refused(f"its network is a {told.kind if isinstance(told, Object) else type(told).__name__}")
+    if not (isinstance(told, PickledObject) and told.kind == "EDMPrecond"):
+        raise UnsafePickle(f"its network is a {told.kind if isinstance(told, PickledObject) else type(told).__name__}")
     with torch.device("meta"):  # takes no memory: the file may say any size
         try:
             net = EDMPrecond(**_options(told))
         except UserError as error:
-            raise Refused(f"its network cannot be built: {error}") from error
+            raise UnsafePickle(f"its network cannot be built: {error}") from error
     weights = {}
     _gather(told, net, "", weights)
     if sum(tensor.nbytes for tensor in weights.values()) > size:
-        raise Refused("its weights are told larger than the file")
+        raise UnsafePickle("its weights are told larger than the file")
     net.load_state_dict({name: tensor.read() for name, tensor in weights.items()}, assign=True)
     _check_filters(net)
     return net.eval().requires_grad_(False)
 
 
-def _options(told: Object) -> dict:
+def _options(told: PickledObject) -> dict:
     """EDMPrecond's keyword arguments: the constructor's as stored, which the attributes have to agree with."""
     args, kwargs = told.state.get("_init_args"), told.state.get("_init_kwargs")
     if type(args) is not tuple or type(kwargs) is not dict or len(args) > len(PRECOND_ARGUMENTS):
-        raise Refused("its network does not say how it was constructed")
+        raise UnsafePickle("its network does not say how it was constructed")
     options = {**dict(zip(PRECOND_ARGUMENTS, args, strict=False)), **kwargs}
     attributes = {name: told.state.get(name) for name in PRECOND_ARGUMENTS[:-1]}
     for name, value in [*options.items(), *attributes.items()]:
         if not _is_sound(name, value):
-            raise Refused(f"its network has an impossible {str(name)[:50]!a}, or none")
+            raise UnsafePickle(f"its network has an impossible {str(name)[:50]!a}, or none")
     for name, value in attributes.items():
         # The precision may have been switched after construction; the attribute is what counted.
         if name != "use_fp16" and options.get(name, value) != value:
-            raise Refused(f"its network was not constructed with the {name!r} that it has now")
+            raise UnsafePickle(f"its network was not constructed with the {name!r} that it has now")
     return options | attributes
 
 
@@ -236,20 +238,22 @@ def _is_word(text: object) -> bool:
 
 def _gather(told: object, module: torch.nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
     """Put the tensors of `told`, by full name, into `weights`, having checked that it is `module` in a file's words."""
-    if not isinstance(told, Object) or told.kind != type(module).__name__:
-        kind = told.kind if isinstance(told, Object) else type(told).__name__
-        raise Refused(f"{prefix.removesuffix('.')!a} is a {kind}, wanted a {type(module).__name__}")
+    if not isinstance(told, PickledObject) or told.kind != type(module).__name__:
+        kind = told.kind if isinstance(told, PickledObject) else type(told).__name__
+        raise UnsafePickle(f"{prefix.removesuffix('.')!a} is a {kind}, wanted a {type(module).__name__}")
     for name, value in _attributes(module).items():
         if not isinstance(told.state, dict) or told.state.get(name) != value:
-            raise Refused(f"{prefix.removesuffix('.')!a} has another {name!r} than the network it says to be ({value})")
+            raise UnsafePickle(
+                f"{prefix.removesuffix('.')!a} has another {name!r} than the network it says to be ({value})"
+            )
     wanted = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     tensors = _members(told, "_parameters") | _members(told, "_buffers")
     _check_names(prefix, tensors, wanted)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.storage.dtype.is_floating_point:
-            raise Refused(f"{prefix + name!a} is not a tensor of floating-point numbers")
+            raise UnsafePickle(f"{prefix + name!a} is not a tensor of floating-point numbers")
         if tensor.shape != tuple(wanted[name].shape):
-            raise Refused(f"{prefix + name!a} has shape {list(tensor.shape)}, wanted {list(wanted[name].shape)}")
+            raise UnsafePickle(f"{prefix + name!a} has shape {list(tensor.shape)}, wanted {list(wanted[name].shape)}")
         weights[prefix + name] = tensor
     children, modules = dict(module.named_children()), _members(told, "_modules")
     _check_names(prefix, modules, children)
@@ -257,18 +261,18 @@ def _gather(told: object, module: torch.nn.Module, prefix: str, weights: dict[st
         _gather(modules[name], child, f"{prefix}{name}.", weights)
 
 
-def _members(told: Object, part: str) -> dict:
+def _members(told: PickledObject, part: str) -> dict:
     """Tensors or modules of one, without the places that are empty."""
     members = told.state.get(part) if isinstance(told.state, dict) else None
     if type(members) is not dict or not all(isinstance(name, str) for name in members):
-        raise Refused(f"it has a {told.kind} without {part!r}")
+        raise UnsafePickle(f"it has a {told.kind} without {part!r}")
     return {name: value for name, value in members.items() if value is not None}
 
 
 def _check_names(prefix: str, found: dict, wanted: dict) -> None:
     for name in sorted(found.keys() ^ wanted.keys()):
         how = "missing" if name in wanted else "extra"
-        raise Refused(f"weights of another network ({(prefix + name)[:100]!a} is {how})")
+        raise UnsafePickle(f"weights of another network ({(prefix + name)[:100]!a} is {how})")
 
 
 def _attributes(module: torch.nn.Module) -> dict:
@@ -291,4 +295,6 @@ def _check_filters(net: EDMPrecond) -> None:
     for name, module in net.named_modules():
         if isinstance(module, Conv2d) and module.resample and module.is_box:
             if not torch.equal(module.resample_filter, torch.full((1, 1, 2, 2), 0.25)):
-                raise Refused(f"{name + '.resample_filter'!a} is not the filter [1, 1] that it was constructed with")
+                raise UnsafePickle(
+                    f"{name + '.resample_filter'!a} is not the filter [1, 1] that it was constructed with"
+                )

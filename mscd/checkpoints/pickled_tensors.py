@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mscd.files.safe_pickle import InertReader, Name, Object, Refused
+from mscd.files.safe_pickle import GlobalName, PickledObject, SafeUnpickler, UnsafePickle
 
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 STORAGE_STEPS = 200  # instructions in the pickles of one storage; it takes about 60
@@ -80,21 +80,21 @@ def load_storage(args: tuple) -> Storage:
         case (memoryview() as data,):
             pass
         case _:
-            raise Refused("it has a storage that is not made of bytes")
-    reader = InertReader(data, dict.fromkeys(STORAGE_TYPES, _refuse_call), _storage_facts, STORAGE_STEPS)
+            raise UnsafePickle("it has a storage that is not made of bytes")
+    reader = SafeUnpickler(data, dict.fromkeys(STORAGE_TYPES, _refuse_call), _storage_facts, STORAGE_STEPS)
     if (reader.load(), reader.load()) != (STORAGE_MAGIC, STORAGE_VERSION):
-        raise Refused("it has a storage that is not in torch's form for storages inside a pickle")
+        raise UnsafePickle("it has a storage that is not in torch's form for storages inside a pickle")
     machine, facts, keys = reader.load(), reader.load(), reader.load()
     if type(machine) is not dict or machine.get("little_endian") is not True:
-        raise Refused("it has a storage of a machine with the other order of bytes")
+        raise UnsafePickle("it has a storage of a machine with the other order of bytes")
     if not isinstance(facts, _StorageFacts) or keys != [facts.key]:
-        raise Refused("it has a storage that consists of several, or of something else")
+        raise UnsafePickle("it has a storage that consists of several, or of something else")
     if reader.at > STORAGE_HEAD:  # which a file may have read again at each call
-        raise Refused(f"it has a storage that is told in {reader.at} bytes")
+        raise UnsafePickle(f"it has a storage that is told in {reader.at} bytes")
     (size,) = struct.unpack("<q", reader.take(8))
     present = len(data) - reader.at
     if size != facts.size or size * facts.dtype.itemsize != present:
-        raise Refused(f"it has a storage of {present} bytes that is told as {facts.size} and as {size} elements")
+        raise UnsafePickle(f"it has a storage of {present} bytes that is told as {facts.size} and as {size} elements")
     return Storage(facts.dtype, reader.take(present))
 
 
@@ -107,13 +107,13 @@ class _StorageFacts:
 
 def _storage_facts(identity: object) -> _StorageFacts:
     match identity:
-        case ("storage", Name(name), str() as key, str(), int() as size, None):
+        case ("storage", GlobalName(name), str() as key, str(), int() as size, None):
             return _StorageFacts(STORAGE_TYPES[name], key, size)
-    raise Refused("it has a persistent id that is not a whole storage's")
+    raise UnsafePickle("it has a persistent id that is not a whole storage's")
 
 
 def _refuse_call(args: tuple) -> object:
-    raise Refused("it calls a kind of storage")
+    raise UnsafePickle("it calls a kind of storage")
 
 
 def rebuild_tensor(args: tuple) -> Tensor:
@@ -122,14 +122,14 @@ def rebuild_tensor(args: tuple) -> Tensor:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), dict(), *metadata):
             pass
         case _:
-            raise Refused("it has a tensor in another form")
+            raise UnsafePickle("it has a tensor in another form")
     if any(metadata) or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise Refused("it has a tensor in another form")
+        raise UnsafePickle("it has a tensor in another form")
     if not all(isinstance(n, int) and 0 <= n < LARGEST_SIZE for n in (offset, *shape, *strides)):
-        raise Refused("it has a tensor of impossible shape or strides")
+        raise UnsafePickle("it has a tensor of impossible shape or strides")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > storage.size or (0 not in shape and last >= storage.size):
-        raise Refused(f"it has a tensor of shape {shape} in a storage of {storage.size} elements")
+        raise UnsafePickle(f"it has a tensor of shape {shape} in a storage of {storage.size} elements")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -138,20 +138,20 @@ def rebuild_parameter(args: tuple) -> Tensor:
     match args:
         case (Tensor() as tensor, bool(), dict()):
             return tensor
-    raise Refused("it has a parameter in another form")
+    raise UnsafePickle("it has a parameter in another form")
 
 
-def numpy_dtype(args: tuple) -> Object:
+def numpy_dtype(args: tuple) -> PickledObject:
     """A call of numpy.dtype; `numpy_scalar` says which are admitted."""
-    return Object("numpy.dtype", args)
+    return PickledObject("numpy.dtype", args)
 
 
 def numpy_scalar(args: tuple) -> float | int | bool:
     """A call of numpy's multiarray.scalar: the number. Raises Refused for anything else, objects above all."""
     match args:
         case (
-            Object("numpy.dtype", args=(str() as code, *_), state=(_, "<" | "|" as order, None, None, None, *_)),
+            PickledObject("numpy.dtype", args=(str() as code, *_), state=(_, "<" | "|" as order, None, None, None, *_)),
             memoryview() as data,
         ) if code in SCALAR_TYPES and len(data) == int(code[1]):
             return struct.unpack(order.replace("|", "<") + SCALAR_TYPES[code], data)[0]
-    raise Refused("it has a numpy value that is not a plain number")
+    raise UnsafePickle("it has a numpy value that is not a plain number")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
 from mscd.diffusion.ema import LARGEST_STD, reach, std_of
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 
 log = logging.getLogger(__name__)
 PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata that all snapshots of a run share
@@ -194,7 +194,7 @@ def _save(
     tensors: (name, tensor) in order of name; like: a file of tensors of the same names, dtypes and shapes.
     """
     layout, sha = _layout(like.path), _digest_of(metadata)
-    with written_whole(dest) as file:
+    with atomic_write(dest) as file:
         start = file.write(_header(layout, metadata, sha.hexdigest()))  # to be replaced by one of the same length
         for name, tensor in tensors:
             _add_to_digest(sha, name, tensor)

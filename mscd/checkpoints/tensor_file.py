@@ -13,7 +13,7 @@ import torch
 
 from mscd.checkpoints.metadata import METADATA_KEY, read_metadata
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 
 
 def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> str:
@@ -24,7 +24,7 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], m
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     digest = content_digest(tensors, metadata)
     header = {METADATA_KEY: json.dumps({**metadata, "digest": digest}, sort_keys=True)}
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(safetensors.torch.save(tensors, metadata=header))
     return digest
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mscd.data.archives import is_compressed, member_name
 from mscd.errors import UserError
-from mscd.files.safe_pickle import InertReader, Object, Refused
+from mscd.files.safe_pickle import PickledObject, SafeUnpickler, UnsafePickle
 
 _CIFAR_FOLDER = "cifar-10-batches-py"
 _CIFAR_BATCHES = [f"{_CIFAR_FOLDER}/data_batch_{number}" for number in range(1, 6)]
@@ -58,11 +58,13 @@ def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 def _cifar_batch(where: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 32, 32, 3] and classes int64 [N] of one batch."""
     try:
-        batch = InertReader(memoryview(_with_text(content)), _CALLS | {"_codecs.encode": _Encoder(len(content))}).load()
+        batch = SafeUnpickler(
+            memoryview(_with_text(content)), _CALLS | {"_codecs.encode": _Encoder(len(content))}
+        ).load()
         pixels, labels = _pixels(batch["data"].state), batch["labels"]
         if pixels.shape != (len(labels), 3072) or not all(type(k) is int and 0 <= k < 10 for k in labels):
             raise ValueError(f"{len(labels)} labels, not all from 0 to 9 or not those of {len(pixels)} images")
-    except (Refused, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (UnsafePickle, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{where} is not a batch of CIFAR-10 ({error})") from error
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(labels, np.int64)
 
@@ -79,15 +81,15 @@ def _with_text(pickled: bytes) -> bytearray:
 def _pixels(state: object) -> np.ndarray:
     """The array [N, 3072] whose state a pickle tells."""
     match state:
-        case (_, (int(), 3072) as shape, Object("uint8"), False, memoryview() | bytes() as content):
+        case (_, (int(), 3072) as shape, PickledObject("uint8"), False, memoryview() | bytes() as content):
             return np.frombuffer(content, np.uint8).reshape(shape)
-    raise Refused("its data are no rows of 3072 bytes")
+    raise UnsafePickle("its data are no rows of 3072 bytes")
 
 
-def _dtype(args: tuple) -> Object:
+def _dtype(args: tuple) -> PickledObject:
     if args[:1] != ("u1",):
-        raise Refused("it has an array of something else than bytes")
-    return Object("uint8")
+        raise UnsafePickle("it has an array of something else than bytes")
+    return PickledObject("uint8")
 
 
 class _Encoder:
@@ -101,20 +103,20 @@ class _Encoder:
             case (str() as text, "latin1"):
                 self.left -= len(text)
                 if self.left < 0:
-                    raise Refused("it makes more bytes than it has")
+                    raise UnsafePickle("it makes more bytes than it has")
                 return text.encode("latin1")
-        raise Refused("it has bytes in another form")
+        raise UnsafePickle("it has bytes in another form")
 
 
 def _array_class(_: tuple) -> None:
-    raise Refused("it makes an array in another way than such a batch")
+    raise UnsafePickle("it makes an array in another way than such a batch")
 
 
 _NEW_CODES = {"SHORT_BINSTRING": pickle.SHORT_BINUNICODE, "BINSTRING": pickle.BINBYTES}
 _NEW_CODES["SHORT_BINBYTES"] = pickle.SHORT_BINUNICODE  # keys, where Python 3 wrote the batch
 _CALLS = {
-    "numpy.core.multiarray._reconstruct": lambda _: Object("array"),
-    "numpy._core.multiarray._reconstruct": lambda _: Object("array"),
+    "numpy.core.multiarray._reconstruct": lambda _: PickledObject("array"),
+    "numpy._core.multiarray._reconstruct": lambda _: PickledObject("array"),
     "numpy.ndarray": _array_class,  # only an argument of the two above
     "numpy.dtype": _dtype,
 }

@@ -22,7 +22,7 @@ from mscd.data.labels import image_name
 from mscd.data.sources import Source, open_source
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
-from mscd.files.atomic import sha256_of, written_whole
+from mscd.files.atomic import atomic_write, sha256_of
 
 log = logging.getLogger(__name__)
 _SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and such shares that may wait a thread
@@ -60,7 +60,7 @@ def pack(
     total = images.count if max_images is None else min(max_images, images.count)
     _check_demand(source, "classes", classes, images.label_dim(np.arange(total)))
     job = _Job(source, images, transform, size, total, channels, skip_corrupt, workers)
-    with written_whole(dest) as file:
+    with atomic_write(dest) as file:
         packed = _write(job, file)
         _check_demand(source, "classes", classes, images.label_dim(packed.numbers))
     return _summary(packed, images, total, sha256_of(dest))

@@ -16,7 +16,7 @@ from torch.nn import functional
 from mscd.checkpoints.tensor_file import save_tensors
 from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from mscd.config.reference import ClassifierSettings
@@ -177,5 +177,5 @@ def train_detector(
     classifier, accuracy = train_classifier(dataset, settings, events=events)
     digest = save_detector(dest, classifier, {"data": dataset.digest, "held_out_accuracy": accuracy})
     facts = {"name": "classifier", "digest": digest, "dim": FEATURES, "held_out_accuracy": accuracy}
-    with written_whole(summary) as file:
+    with atomic_write(summary) as file:
         file.write((json.dumps({**facts, "data": dataset.digest}, indent=1) + "\n").encode())

@@ -14,7 +14,7 @@ from mscd.data.dataset import ImageDataset
 from mscd.errors import UserError
 from mscd.evaluation.frechet import FeatureStatistics
 from mscd.evaluation.inception import check_sha256
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.parallel.group import ALONE, Group
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def reference_statistics(
     """
     dataset, network = ImageDataset(data), load_detector(detector, device, detector_sha256)
     # Opened before the work is done: statistics that cannot be written need not be computed.
-    with written_whole(dest) if group.is_lead else contextlib.nullcontext() as file:
+    with atomic_write(dest) if group.is_lead else contextlib.nullcontext() as file:
         statistics = dataset_statistics(dataset, network, group=group)
         if group.is_lead:
             about = {"data": dataset.digest, "images": len(dataset)}
@@ -118,7 +118,7 @@ class Reference:
 
 def write_reference(path: str | os.PathLike, mu: np.ndarray, sigma: np.ndarray, provenance: dict) -> None:
     """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         store_reference(file, mu, sigma, provenance)
 
 

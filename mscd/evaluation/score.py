@@ -15,7 +15,7 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, load_detector, statistics_of
 from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import Reference, load_reference
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.parallel.group import ALONE, Group
 from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches
 
@@ -49,7 +49,7 @@ def score(
     check_reference(reference, target, detector, network)
     _check_made(parts[0], made)
     # Opened before the work is done: a score that cannot be written need not be computed.
-    with written_whole(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
+    with atomic_write(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
         statistics = statistics_of(_features(parts, reference, target, network, group), network)
         if not group.is_lead:
             return None

@@ -19,7 +19,7 @@ NPZ_FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, Not
 
 
 @contextlib.contextmanager
-def written_whole(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open `path` for binary writing so that it appears complete or not at all.
 
     What the block writes goes to a temporary name in the same folder, which is flushed to disk and renamed when the

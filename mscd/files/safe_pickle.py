@@ -19,19 +19,19 @@ SCALARS = (str, int, float, type(None))
 Calls = Mapping[str, Callable[[tuple], object]]
 
 
-class Refused(Exception):
+class UnsafePickle(Exception):
     """What a pickle holds or asks for that is not admitted; the text goes on from "refused: "."""
 
 
 @dataclass(frozen=True)
-class Name:
+class GlobalName:
     """A global that a pickle names, "module.attribute"; nothing but the name."""
 
     name: str
 
 
 @dataclass
-class Object:
+class PickledObject:
     """An instance in a pickle, as it is told there: what it is, its constructor's arguments and its state."""
 
     kind: str
@@ -39,7 +39,7 @@ class Object:
     state: object = None
 
 
-class InertReader:
+class SafeUnpickler:
     """Reads the pickles that lie one after another in `data`.
 
     calls: for each admitted name "module.attribute" the function of ours that gets a call's arguments as a tuple.
@@ -61,18 +61,18 @@ class InertReader:
         """The value of the next pickle; `at` is then the first byte after it. Raises Refused."""
         self.stack, self.outer_stacks, self.memo = [], [], {}
         if self._unsigned(1) != pickle.PROTO[0] or not 2 <= self._unsigned(1) <= 5:
-            raise Refused("it is not a pickle of protocol 2 or later")
+            raise UnsafePickle("it is not a pickle of protocol 2 or later")
         while (code := self._unsigned(1)) != pickle.STOP[0]:
             self.steps_left -= 1
             if self.steps_left < 0:
-                raise Refused("it has more instructions than any file that is read here")
+                raise UnsafePickle("it has more instructions than any file that is read here")
             if code in VALUES:
                 value = VALUES[code](self)  # which may leave another stack
                 self.stack.append(value)
             elif code in ACTIONS:
                 ACTIONS[code](self)
             else:
-                raise Refused(
+                raise UnsafePickle(
                     f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which plain data do not need"
                 )
         return self._pop()
@@ -81,7 +81,7 @@ class InertReader:
         """The next `size` bytes. Raises Refused where there are fewer."""
         end = self.at + size
         if end > len(self.data):
-            raise Refused(f"it is cut short (at byte {len(self.data)})")
+            raise UnsafePickle(f"it is cut short (at byte {len(self.data)})")
         piece, self.at = self.data[self.at : end], end
         return piece
 
@@ -90,18 +90,18 @@ class InertReader:
 
     def _integer(self, size: int) -> int:
         if size > LARGEST_INTEGER:
-            raise Refused(f"it has an integer of {size} bytes")
+            raise UnsafePickle(f"it has an integer of {size} bytes")
         return int.from_bytes(self.take(size), "little", signed=True)
 
     def _text(self, size: int) -> str:
         try:
             return str(self.take(size), "utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
-            raise Refused(f"it has text that is not UTF-8 (before byte {self.at})") from error
+            raise UnsafePickle(f"it has text that is not UTF-8 (before byte {self.at})") from error
 
     def _pop(self) -> object:
         if not self.stack:
-            raise Refused(f"it is not a sound pickle (nothing to take at byte {self.at})")
+            raise UnsafePickle(f"it is not a sound pickle (nothing to take at byte {self.at})")
         return self.stack.pop()
 
     def _pop_several(self, count: int) -> tuple:
@@ -109,7 +109,7 @@ class InertReader:
 
     def _pop_marked(self) -> list:
         if not self.outer_stacks:
-            raise Refused(f"it is not a sound pickle (no mark before byte {self.at})")
+            raise UnsafePickle(f"it is not a sound pickle (no mark before byte {self.at})")
         items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
@@ -121,7 +121,7 @@ class InertReader:
         """The value on top of the stack, which stays there."""
         value = self._pop()
         if type(value) is not kind:
-            raise Refused(f"it fills something that is no {kind.__name__} (before byte {self.at})")
+            raise UnsafePickle(f"it fills something that is no {kind.__name__} (before byte {self.at})")
         self.stack.append(value)
         return value
 
@@ -132,33 +132,33 @@ class InertReader:
 
     def _recall(self, key: int) -> object:
         if key not in self.memo:
-            raise Refused(f"it is not a sound pickle (it recalls what it never kept, before byte {self.at})")
+            raise UnsafePickle(f"it is not a sound pickle (it recalls what it never kept, before byte {self.at})")
         return self.memo[key]
 
-    def _named(self, module: object, attribute: object) -> Name:
+    def _named(self, module: object, attribute: object) -> GlobalName:
         name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "?"
         if name not in self.calls:
-            raise Refused(f"it names {name[:LONGEST_NAME]!a}, which is nothing that is read here")
-        return Name(name)
+            raise UnsafePickle(f"it names {name[:LONGEST_NAME]!a}, which is nothing that is read here")
+        return GlobalName(name)
 
     def _line(self) -> str:
         ahead = bytes(self.data[self.at : self.at + LONGEST_NAME])
         end = ahead.find(b"\n")
         if end < 0:
-            raise Refused(f"it has a name without an end (at byte {self.at})")
+            raise UnsafePickle(f"it has a name without an end (at byte {self.at})")
         text = self._text(end)
         self.at += 1
         return text
 
     def _call(self) -> object:
         name, args = self._pop_several(2)
-        if not isinstance(name, Name) or type(args) is not tuple:
-            raise Refused(f"it calls something that is not a name (before byte {self.at})")
+        if not isinstance(name, GlobalName) or type(args) is not tuple:
+            raise UnsafePickle(f"it calls something that is not a name (before byte {self.at})")
         return self.calls[name.name](args)
 
     def _persistent(self) -> object:
         if self.persistent is None:
-            raise Refused("it has a persistent id, which stands for something outside the file")
+            raise UnsafePickle("it has a persistent id, which stands for something outside the file")
         return self.persistent(self._pop())
 
     def _append(self, items: list) -> None:
@@ -169,14 +169,14 @@ class InertReader:
 
     def _set(self, items: list | tuple) -> None:
         if len(items) % 2:
-            raise Refused(f"it is not a sound pickle (a key without a value before byte {self.at})")
+            raise UnsafePickle(f"it is not a sound pickle (a key without a value before byte {self.at})")
         self._top(dict).update(zip(map(_checked_key, items[::2]), items[1::2], strict=True))
 
     def _build(self) -> None:
         state = self._pop()
-        target = self._top(Object)
+        target = self._top(PickledObject)
         if target.state is not None:
-            raise Refused(f"it changes the state of a {target.kind}")
+            raise UnsafePickle(f"it changes the state of a {target.kind}")
         target.state = state
 
 
@@ -186,7 +186,7 @@ def _checked_key(key: object) -> object:
         return key
     if type(key) is tuple and len(key) <= LONGEST_KEY and all(isinstance(part, SCALARS) for part in key):
         return key
-    raise Refused(f"it has a key that is a {type(key).__name__}")
+    raise UnsafePickle(f"it has a key that is a {type(key).__name__}")
 
 
 def _instruction(code: int) -> str:
@@ -195,7 +195,7 @@ def _instruction(code: int) -> str:
 
 
 # Opcode -> what it puts on the stack.
-VALUES: dict[int, Callable[[InertReader], object]] = {
+VALUES: dict[int, Callable[[SafeUnpickler], object]] = {
     pickle.NONE[0]: lambda r: None,
     pickle.NEWTRUE[0]: lambda r: True,
     pickle.NEWFALSE[0]: lambda r: False,
@@ -225,7 +225,7 @@ VALUES: dict[int, Callable[[InertReader], object]] = {
     pickle.BINPERSID[0]: lambda r: r._persistent(),
 }
 # Opcode -> what it does to what is on the stack.
-ACTIONS: dict[int, Callable[[InertReader], object]] = {
+ACTIONS: dict[int, Callable[[SafeUnpickler], object]] = {
     pickle.FRAME[0]: lambda r: r._unsigned(8),
     pickle.MARK[0]: lambda r: r._mark(),
     pickle.BINPUT[0]: lambda r: r._remember(r._unsigned(1)),

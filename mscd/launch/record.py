@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mscd.config.base import digest
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.training.leg import Leg
 
 NAME = "launch.json"
@@ -39,7 +39,7 @@ class LaunchRecord:
     def changed(self, leg: Leg, **fields: object) -> LaunchRecord:
         """This record with other values, written down."""
         record = dataclasses.replace(self, **fields)
-        with written_whole(leg.folder / NAME) as file:
+        with atomic_write(leg.folder / NAME) as file:
             file.write(json.dumps(dataclasses.asdict(record)).encode())
         return record
 

@@ -23,7 +23,7 @@ import urllib3
 import yaml
 
 from mscd.errors import UserError
-from mscd.files.atomic import sha256_of, written_whole
+from mscd.files.atomic import atomic_write, sha256_of
 from mscd.files.folder_lock import FolderLock
 from mscd.provenance.licenses import license_text, origin
 from mscd.provenance.urls import is_address, local_path
@@ -111,7 +111,7 @@ class _Pin:
             pins = _read_pins(self.lock)
             if self.source not in pins:  # another process may have pinned it meanwhile
                 pins[self.source] = actual
-                with written_whole(self.lock) as file:
+                with atomic_write(self.lock) as file:
                     file.write((LOCK_HEAD + yaml.safe_dump(pins, allow_unicode=True)).encode())
                 log.info("%s: pinned as sha256 %s: %s", self.lock, actual, self.source)
         return pins[self.source]
@@ -164,7 +164,7 @@ def _download(source: str, path: Path, pin: _Pin) -> str:
         if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+\.tmp", leftover.name):
             leftover.unlink()
     log.info("%s: fetching %s", path.name, source)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         _transfer(source, file, path, known=pin.sha256 is not None)
         file.seek(0)
         actual = hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import student_sigmas
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.reporting.model_card import model_card, scores_of
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
     _check_dest(dest)
-    with open(network, "rb") as original, written_whole(dest / "model.safetensors") as copy:
+    with open(network, "rb") as original, atomic_write(dest / "model.safetensors") as copy:
         shutil.copyfileobj(original, copy)
     _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     _write(dest / "README.md", model_card(metadata, sigmas, scores).encode())
@@ -63,7 +63,7 @@ def _check_dest(dest: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

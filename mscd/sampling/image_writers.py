@@ -18,7 +18,7 @@ from mscd.data.images import encode_png
 from mscd.data.labels import image_name
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.parallel.prefetch import hand_over
 from mscd.sampling.image_grid import grid
 from mscd.sampling.sample_file import save_samples
@@ -65,17 +65,17 @@ def _form(dest: str | os.PathLike) -> str:
 
 
 def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
-    with written_whole(dest) as file:
+    with atomic_write(dest) as file:
         save_samples(file, (images for images, _ in batches), len(seeds), provenance)
 
 
 def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
-    with written_whole(dest) as file:
+    with atomic_write(dest) as file:
         Image.fromarray(grid(_joined(batches, len(seeds)))).save(file, format="PNG", optimize=True)
 
 
 def _write_zip(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
-    with written_whole(dest) as file:
+    with atomic_write(dest) as file:
         archive = StoredZip(file)
         _add_all(archive.add, batches, seeds, provenance)
         archive.close()

@@ -17,7 +17,7 @@ import numpy as np
 
 import mscd
 from mscd.errors import UserError
-from mscd.files.atomic import NPZ_FAULTS, written_whole
+from mscd.files.atomic import NPZ_FAULTS, atomic_write
 
 PIECE = 256  # images of a file that are read at a time
 
@@ -36,7 +36,7 @@ def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict)
 
     Raises UserError naming the file when it cannot be written.
     """
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         save_samples(file, iter([images]), len(images), provenance)
 
 

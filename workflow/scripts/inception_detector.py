@@ -3,14 +3,14 @@
 import shutil
 
 from mscd.config.loading import load_config
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.files.event_log import EventLog
 from mscd.launch.script import logged
 from mscd.provenance.fetch import fetch_for
 
 with logged(snakemake.log.text):
     path, origin = fetch_for(load_config(snakemake.config).reference.inception)
-    with open(path, "rb") as source, written_whole(snakemake.output[0]) as file:
+    with open(path, "rb") as source, atomic_write(snakemake.output[0]) as file:
         shutil.copyfileobj(source, file)
     events = EventLog(snakemake.log.events)
     events.start()

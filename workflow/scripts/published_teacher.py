@@ -7,7 +7,7 @@ from mscd.launch.script import loading, logged
 with loading():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
-    from mscd.files.atomic import written_whole
+    from mscd.files.atomic import atomic_write
     from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch_for
 
@@ -15,7 +15,7 @@ with logged(snakemake.log.text):
     config = load_config(snakemake.config)
     path, origin = fetch_for(config.teacher)
     made = convert(path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network())
-    with written_whole(snakemake.output.source) as file:
+    with atomic_write(snakemake.output.source) as file:
         file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())
     events = EventLog(snakemake.log.events)
     events.start()

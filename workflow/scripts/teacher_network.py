@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from mscd.checkpoints.metadata import read_metadata
-from mscd.files.atomic import written_whole
+from mscd.files.atomic import atomic_write
 from mscd.files.event_log import EventLog
 from mscd.launch.script import logged
 
 with logged(snakemake.log.text):
     source = {"made_from": snakemake.input[0], **read_metadata(snakemake.input[0])}
-    with written_whole(snakemake.output.network) as file:
+    with atomic_write(snakemake.output.network) as file:
         file.write(Path(snakemake.input[0]).read_bytes())
     Path(snakemake.output.source).write_text(json.dumps(source, indent=1) + "\n")
     events = EventLog(snakemake.log.events)
