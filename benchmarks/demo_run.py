@@ -12,7 +12,7 @@ import torch
 from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
 from mscd.networks import EDMPrecond
-from mscd.parallel.group import Group, this_device
+from mscd.parallel.group import Group, default_device
 from mscd.training import batches, setup
 from mscd.training.diagnostics import TickDiagnostics
 from mscd.training.objectives import student_objective
@@ -29,7 +29,7 @@ def network(config: str = "config", **changes: object) -> EDMPrecond:
     student = next(iter(settings.students.values()))
     dropout = {"dropout": student.dropout, "dout_resolutions": student.dropout_resolutions}
     options = {**settings.teacher.network.unet_options(), "precision": student.precision, **dropout, **changes}
-    return alive(EDMPrecond(*SHAPES[config], **options)).to(this_device())
+    return alive(EDMPrecond(*SHAPES[config], **options)).to(default_device())
 
 
 def alive(net: EDMPrecond) -> EDMPrecond:
@@ -57,7 +57,7 @@ def student_settings(config: str = "config", **changes: object) -> StudentSettin
 
 def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None = None) -> SimpleNamespace:
     """What train._step takes: a student that starts from its teacher `net`, its data being random and at hand."""
-    group = group or Group(device=this_device())
+    group = group or Group(device=default_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
     state = TrainingState(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
     slices = batches.micro_batches(settings.batch_size, group, None)

@@ -25,7 +25,7 @@ from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd.checkpoints.tensor_file import content_digest, save_tensors
-from mscd.parallel.group import ALONE, Group, process_group
+from mscd.parallel.group import SINGLE_PROCESS, Group, process_group
 from mscd.planning.cost import parameter_count
 from mscd.training import loop
 
@@ -118,7 +118,7 @@ def prepared_runs(group: Group) -> dict[str, SimpleNamespace]:
     def begun(group: Group, batch: int) -> SimpleNamespace:
         return student_run(network(), student_settings(batch_size=batch), group)
 
-    return {"one": begun(ALONE, BATCH), "half": begun(ALONE, BATCH // 2), "both": begun(group, BATCH)}
+    return {"one": begun(SINGLE_PROCESS, BATCH), "half": begun(SINGLE_PROCESS, BATCH // 2), "both": begun(group, BATCH)}
 
 
 def step_times(runs: Mapping[str, SimpleNamespace], group: Group) -> dict[str, list[float]]:

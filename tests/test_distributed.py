@@ -16,7 +16,7 @@ from mscd.data.packing import pack
 from mscd.evaluation import classifier
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
-from mscd.parallel.group import ALONE, group_of_torchrun
+from mscd.parallel.group import SINGLE_PROCESS, torchrun_group
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples, write_samples
 
@@ -49,7 +49,7 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
 def join(folder: str, inputs: str, sha256: str) -> None:
     """What each of two processes does."""
     torch.set_num_threads(1)
-    with group_of_torchrun() as group:
+    with torchrun_group() as group:
         assert group.size == 2
         (Path(folder) / f"rank{group.rank}").touch()
         make_all(Path(folder), Path(inputs), sha256, group)
@@ -97,7 +97,7 @@ def made(inputs, tmp_path_factory):
     try:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        make_all(one, inputs, sha256, ALONE)
+        make_all(one, inputs, sha256, SINGLE_PROCESS)
         torch.set_num_threads(threads)
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
     finally:
@@ -128,7 +128,7 @@ def test_seeds_give_the_same_images_for_any_batch_size_and_number_of_processes(m
 def test_without_torchrun_a_process_is_alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with group_of_torchrun() as group:
+    with torchrun_group() as group:
         assert (group.rank, group.size, group.is_lead) == (0, 1, True)
 
 
@@ -140,6 +140,6 @@ def test_results_in_turns_are_in_order_and_asked_for_one_at_a_time():
             asked.append(number)
             yield number
 
-    turns = ALONE.in_turns(mine(), 3)
+    turns = SINGLE_PROCESS.in_turns(mine(), 3)
     assert next(turns) == 0 and asked == [0]
     assert list(turns) == [1, 2]

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mscd.parallel.prefetch import ahead, hand_over, on_device, on_host
+from mscd.parallel.prefetch import consume_in_thread, on_device, on_host, read_ahead
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -26,27 +26,27 @@ def test_the_next_item_is_got_while_the_caller_has_the_last_and_no_other():
         got.set()
         yield from counting(5, asked)
 
-    found = ahead(items())
+    found = read_ahead(items())
     assert next(found) == 0 and got.wait(10)
     assert next(found) == 0 and next(found) == 1
     assert list(found) == [2, 3, 4]
-    found = ahead(counting(5, asked := []))
+    found = read_ahead(counting(5, asked := []))
     next(found)
     found.close()  # waits for the thread
     assert asked == [0, 1]
 
 
 def test_an_error_is_raised_at_its_item():
-    found = ahead(counting(5, [], fails_at=2))
+    found = read_ahead(counting(5, [], fails_at=2))
     assert [next(found), next(found)] == [0, 1]
     with pytest.raises(ValueError, match="no 2"):
         next(found)
 
 
 def test_nothing_is_got_of_nothing():
-    assert list(ahead([])) == []
+    assert list(read_ahead([])) == []
     taken = []
-    hand_over(taken.extend, [])
+    consume_in_thread(taken.extend, [])
     assert taken == []
 
 
@@ -58,7 +58,7 @@ def test_a_consumer_gets_all_items_in_order_in_another_thread():
             taken.append(item)
             threads.add(threading.get_ident())
 
-    hand_over(consume, range(100))
+    consume_in_thread(consume, range(100))
     assert taken == list(range(100)) and threads != {threading.get_ident()} and len(threads) == 1
 
 
@@ -76,7 +76,7 @@ def test_the_next_item_is_made_while_the_last_is_consumed():
         assert next(taken) == 1 and made[2].wait(10)
         assert list(taken) == [2]
 
-    hand_over(consume, items())
+    consume_in_thread(consume, items())
 
 
 def test_no_more_than_one_item_waits_for_its_consumer():
@@ -87,7 +87,7 @@ def test_no_more_than_one_item_waits_for_its_consumer():
             threading.Event().wait(0.01)
             most.append(len(asked) - number)
 
-    hand_over(consume, counting(20, asked))
+    consume_in_thread(consume, counting(20, asked))
     assert max(most) <= 2  # this one, and the one that waits
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_made_for_a_consumer_that_fails_before_it_asks():
         raise ValueError("not a place")
 
     with pytest.raises(ValueError, match="not a place"):
-        hand_over(consume, counting(3, asked := []))
+        consume_in_thread(consume, counting(3, asked := []))
     assert asked == []
 
 
@@ -106,7 +106,7 @@ def test_an_error_of_the_consumer_is_raised_and_ends_the_making():
         raise ValueError("full")
 
     with pytest.raises(ValueError, match="full"):
-        hand_over(consume, counting(100, asked := []))
+        consume_in_thread(consume, counting(100, asked := []))
     assert asked == [0, 1]
 
 
@@ -126,12 +126,12 @@ def test_a_consumer_whose_items_break_off_cleans_up_and_takes_nothing_for_the_en
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        hand_over(consume, items())
+        consume_in_thread(consume, items())
     assert seen[-1] == "clean" and "end" not in seen
 
 
 def test_a_consumer_may_end_early():
-    hand_over(next, counting(100, asked := []))
+    consume_in_thread(next, counting(100, asked := []))
     assert len(asked) <= 2
 
 

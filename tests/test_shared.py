@@ -19,7 +19,7 @@ from data_files import random_images, write_images
 from mscd.data.dataset import ImageDataset, batches
 from mscd.data.packing import pack
 from mscd.parallel import shared_memory
-from mscd.parallel.group import ALONE, process_group
+from mscd.parallel.group import SINGLE_PROCESS, process_group
 from mscd.parallel.shared_memory import shared_by_node
 
 IMAGES, SIZE = 300, 32
@@ -187,7 +187,7 @@ def test_kill_leaves_nothing(train, tmp_path):
 
 def test_a_process_alone_fills_memory_of_its_own():
     maps = len(private_maps())
-    tensor = shared_by_node((2, 3), lambda array: array.__setitem__(slice(None), 7), ALONE)
+    tensor = shared_by_node((2, 3), lambda array: array.__setitem__(slice(None), 7), SINGLE_PROCESS)
     assert torch.equal(tensor, torch.full((2, 3), 7, dtype=torch.uint8)) and len(private_maps()) == maps
     tensor[0] = 1  # it can be written to
     assert np.array_equal(tensor.numpy().sum(1), [3, 21])

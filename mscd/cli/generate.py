@@ -71,12 +71,12 @@ def generate(network: Path, label: int | None, out: Path | None, **how) -> None:
     student knows its noise levels and needs no options: it takes exactly one evaluation a segment. Computes on the GPU
     where there is one, and under torchrun on as many processes, which make the same images as one.
     """
-    from mscd.parallel.group import group_of_torchrun
+    from mscd.parallel.group import torchrun_group
     from mscd.sampling.generate import generate
 
     out = out or Path(f"{network.stem}.png")
     churn = {name.replace("s_", "S_"): how.pop(name) for name in ("s_churn", "s_min", "s_max", "s_noise")}
-    with group_of_torchrun() as group:
+    with torchrun_group() as group:
         generate(network, out, group=group, device=group.device, classes=label, **how, **churn)
         if group.is_lead:
             click.echo(f"{out}: {len(how['seeds'])} images", err=True)

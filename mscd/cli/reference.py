@@ -54,7 +54,7 @@ def reference(
     if (data is None) == (published is None) or (published is not None and resolution is None):
         raise click.UsageError("give either DATA, or --published and --resolution")
     from mscd.evaluation.reference import adopt_reference, reference_statistics
-    from mscd.parallel.group import group_of_torchrun
+    from mscd.parallel.group import torchrun_group
 
     network, _ = obtained(detector, sha256)
     if published is not None:
@@ -62,5 +62,5 @@ def reference(
         about = {"resolution": resolution, "channels": channels, "origin": origin}
         adopt_reference(path, network, out, detector_sha256=sha256, **about)
         return
-    with group_of_torchrun() as group:
+    with torchrun_group() as group:
         reference_statistics(data, network, out, device=group.device, group=group, detector_sha256=sha256)

@@ -38,10 +38,10 @@ def score(samples: tuple[Path, ...], reference: Path, detector: str, sha256: str
     GPU where there is one, and several processes under torchrun.
     """
     from mscd.evaluation.score import score
-    from mscd.parallel.group import group_of_torchrun
+    from mscd.parallel.group import torchrun_group
 
     network, _ = obtained(detector, sha256)
-    with group_of_torchrun() as group:
+    with torchrun_group() as group:
         made = score(samples, reference, network, out, device=group.device, group=group, detector_sha256=sha256)
         if group.is_lead:
             click.echo(f"{made['metric']} {made['value']:.6g}")

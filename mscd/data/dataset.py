@@ -19,7 +19,7 @@ from mscd.data.images import decode, is_image, packed_pixels
 from mscd.data.labels import read_labels
 from mscd.data.packing import pack as pack
 from mscd.errors import UserError
-from mscd.parallel.group import ALONE, Group
+from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.shared_memory import shared_by_node
 
 
@@ -88,7 +88,7 @@ class ImageDataset:
         self._read_into(images, indices)
         return torch.from_numpy(images)
 
-    def images_in_memory(self, limit_bytes: int = 2**30, group: Group = ALONE) -> torch.Tensor | None:
+    def images_in_memory(self, limit_bytes: int = 2**30, group: Group = SINGLE_PROCESS) -> torch.Tensor | None:
         """All images as one uint8 tensor [N, C, H, W], read once and kept; None if they take more than the limit.
 
         The processes of a group all ask for it, and those of a node share it.

@@ -12,7 +12,7 @@ import dataclasses
 import torch
 
 from mscd.diffusion.sigmas import NODE_TOLERANCE, student_sigmas, teacher_sigmas
-from mscd.parallel.prefetch import sent_to
+from mscd.parallel.prefetch import send_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EdgeTable:
 
     def to(self, device: torch.device | str) -> EdgeTable:
         """The same table on `device`, without waiting for a GPU."""
-        return EdgeTable(*(sent_to(device, getattr(self, field.name)) for field in dataclasses.fields(self)))
+        return EdgeTable(*(send_to(device, getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
 def edge_table(

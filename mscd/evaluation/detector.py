@@ -15,7 +15,7 @@ from mscd.evaluation.classifier import FORMAT, Classifier
 from mscd.evaluation.frechet import FeatureStatistics
 from mscd.evaluation.inception import Inception, check_sha256, detector_name, is_torchscript, load_torchscript
 from mscd.files.atomic import sha256_of
-from mscd.parallel.prefetch import hand_over, on_device, on_host
+from mscd.parallel.prefetch import consume_in_thread, on_device, on_host
 
 if TYPE_CHECKING:
     pass
@@ -97,7 +97,7 @@ def statistics_of(batches: Iterable[torch.Tensor], detector: Detector) -> Featur
     if detector.device.type == "cpu":
         add(iter(batches))
     else:
-        hand_over(add, batches)
+        consume_in_thread(add, batches)
     return statistics
 
 

@@ -15,7 +15,7 @@ from mscd.errors import UserError
 from mscd.evaluation.frechet import FeatureStatistics
 from mscd.evaluation.inception import check_sha256
 from mscd.files.atomic import atomic_write
-from mscd.parallel.group import ALONE, Group
+from mscd.parallel.group import SINGLE_PROCESS, Group
 
 if TYPE_CHECKING:
     pass
@@ -33,7 +33,7 @@ from mscd.files.atomic import NPZ_FAULTS
 
 
 def dataset_statistics(
-    dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH, group: Group = ALONE
+    dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH, group: Group = SINGLE_PROCESS
 ) -> FeatureStatistics:
     """Statistics of the detector's features over all images of the data set, in their order.
 
@@ -52,7 +52,7 @@ def reference_statistics(
     *,
     device: str | torch.device = "cpu",
     detector_sha256: str | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> None:
     """Write the reference statistics of the data set file under the detector file: mean, covariance and provenance.
 

@@ -16,7 +16,7 @@ from mscd.evaluation.detector import Detector, load_detector, statistics_of
 from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import Reference, load_reference
 from mscd.files.atomic import atomic_write
-from mscd.parallel.group import ALONE, Group
+from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches
 
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
@@ -31,7 +31,7 @@ def score(
     *,
     device: str | torch.device = "cpu",
     detector_sha256: str | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> dict | None:
     """Score the sample file against the reference file with the detector file; write `dest` (JSON) and return it.
 

@@ -19,7 +19,7 @@ from mscd.launch.record import LaunchRecord, fresh_folder
 from mscd.launch.resources import Machine
 from mscd.launch.script import loading
 from mscd.launch.worker import run_rank
-from mscd.parallel.stop_request import StopRequest, is_gone
+from mscd.parallel.stop_request import StopRequest, has_exited
 from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord,
         shown, most, all_there = 0, 0, time.monotonic()
         while job._process.poll() is None:
             shown = _copy_news(job.paths.stderr, shown)
-            if is_gone(parent):
+            if has_exited(parent):
                 stop.pass_on()
             running = _running(controller)
             if running >= most:

@@ -17,7 +17,7 @@ from mscd.launch.local import end_local, train_inline, train_local
 from mscd.launch.record import LaunchRecord, leg_identity
 from mscd.launch.resources import Machine
 from mscd.launch.slurm import end_on_slurm, train_on_slurm
-from mscd.parallel.stop_request import is_gone
+from mscd.parallel.stop_request import has_exited
 from mscd.training.leg import Leg, take_snapshot
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Pa
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     machine.check(str(leg))
     with _alone(leg, parent):
-        if is_gone(parent):
+        if has_exited(parent):
             raise UserError(f"{leg}: Snakemake is gone; nothing was started")
         record = _record(leg, machine)
         with _copied(leg.events, Path(events)):

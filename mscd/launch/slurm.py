@@ -23,7 +23,7 @@ from mscd.launch.outcome import RAISED, End, cause_of
 from mscd.launch.record import LaunchRecord, fresh_folder
 from mscd.launch.resources import Machine
 from mscd.launch.worker import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
-from mscd.parallel.stop_request import is_gone
+from mscd.parallel.stop_request import has_exited
 from mscd.provenance.code_version import copy_package
 from mscd.training.attempts import read_attempts, starts_in_place
 from mscd.training.leg import Leg
@@ -189,7 +189,7 @@ def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None)
             log.info("%s: %s", leg, progress)
         asked = time.monotonic()
         while time.monotonic() < asked + (1.0 if leg.finished.exists() else machine.poll_seconds):
-            if is_gone(parent):
+            if has_exited(parent):
                 raise _Orphaned
             time.sleep(min(1.0, machine.poll_seconds))
 
@@ -270,7 +270,7 @@ def _patiently(ask: Callable, *arguments: str, parent: int | None = None) -> obj
             if not away:
                 log.warning("Slurm does not answer (%s); asking again every 10 s", error)
             away = True
-            if is_gone(parent):
+            if has_exited(parent):
                 raise _Orphaned from None
             time.sleep(10.0)
 

@@ -72,10 +72,10 @@ class Group:
             yield from self.gather(made)[: count - first]
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
-def this_device(local_rank: int = 0) -> torch.device:
+def default_device(local_rank: int = 0) -> torch.device:
     """The GPU of process `local_rank` of this node where there are GPUs, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -91,7 +91,7 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
     where there should be a GPU and is none. After an exception the group is left to end with the process: taking NCCL
     down would wait for processes that wait for this one.
     """
-    device = this_device(local_rank) if gpus else torch.device("cpu")
+    device = default_device(local_rank) if gpus else torch.device("cpu")
     cuda = device.type == "cuda"
     if gpus and not cuda:
         raise UserError(
@@ -107,7 +107,7 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
 
 
 @contextlib.contextmanager
-def group_of_torchrun() -> Iterator[Group]:
+def torchrun_group() -> Iterator[Group]:
     """The group of the processes that torchrun started, of which this is one, or without it this process alone.
 
     Computes on GPUs where there are some, a process on each. Raises UserError when GPUs are fewer than processes.

@@ -19,7 +19,7 @@ class _Abandoned(Exception):
     """Ends a consumer whose items will not come."""
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
     """The items in order; a thread gets the next one while the caller has the last. Raises what `items` raises, at the
     item that it concerns."""
     items = iter(items)
@@ -30,7 +30,7 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-def hand_over(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
+def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
     """`consume(items)` in a thread; the caller's gets the next item meanwhile, which waits until the last is done with.
 
     The first item is got once `consume` asks for it. An error of `consume` is raised here, and no further item is got;
@@ -69,7 +69,7 @@ def hand_over(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> Non
         consuming.result()
 
 
-def sent_to(device: torch.device | str, tensor: torch.Tensor) -> torch.Tensor:
+def send_to(device: torch.device | str, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the host on `device`. A GPU gets it from pinned memory: from any other the copy would wait for it."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
@@ -85,7 +85,7 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> It
     if device.type == "cpu":
         yield from batches
         return
-    for batch in ahead(batch.pin_memory() for batch in batches):
+    for batch in read_ahead(batch.pin_memory() for batch in batches):
         yield batch.to(device, non_blocking=True)
 
 

@@ -30,10 +30,10 @@ class StopRequest:
         self.signals.add(number)
 
     def __bool__(self) -> bool:
-        return bool(self.signals) or is_gone(self.launcher)
+        return bool(self.signals) or has_exited(self.launcher)
 
 
-def is_gone(process: int | None) -> bool:
+def has_exited(process: int | None) -> bool:
     """Whether the process of this id has ended; None, for no process, never does."""
     if process is None:
         return False

@@ -22,7 +22,7 @@ from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
-from mscd.parallel.group import ALONE, Group
+from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.prefetch import on_host
 from mscd.provenance.licenses import origin
 from mscd.sampling.image_writers import check_dest, write_images
@@ -64,7 +64,7 @@ def generate(
     classes: int | Sequence[int] | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> dict:
     """Sample the network (a file of ours, or a pickled checkpoint) for each seed and write images and provenance.
 

@@ -19,7 +19,7 @@ from mscd.data.labels import image_name
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
-from mscd.parallel.prefetch import hand_over
+from mscd.parallel.prefetch import consume_in_thread
 from mscd.sampling.image_grid import grid
 from mscd.sampling.sample_file import save_samples
 
@@ -53,7 +53,7 @@ def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, proven
     Raises UserError naming the file when it cannot be written, and makes no further batch.
     """
     write = WRITERS[_form(dest)]
-    hand_over(lambda taken: write(Path(dest), taken, seeds, provenance), batches)
+    consume_in_thread(lambda taken: write(Path(dest), taken, seeds, provenance), batches)
 
 
 def _form(dest: str | os.PathLike) -> str:

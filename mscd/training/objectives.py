@@ -13,7 +13,7 @@ from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.denoising import denoising_loss
 from mscd.diffusion.edges import EdgeTable, edge_table
 from mscd.diffusion.sigmas import annealed_steps
-from mscd.parallel.prefetch import sent_to
+from mscd.parallel.prefetch import send_to
 from mscd.training.randomness import generator, seed_dropout
 
 GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
@@ -120,7 +120,7 @@ def teacher_steps(settings: StudentSettings, nimg: int) -> int:
 def _cached_table(options: tuple, steps: int, device: torch.device) -> tuple[EdgeTable, torch.Tensor]:
     table = edge_table(steps=steps, **dict(options))
     cumulative = table.probability.cumsum(0)
-    return table.to(device), sent_to(device, cumulative / cumulative[-1])
+    return table.to(device), send_to(device, cumulative / cumulative[-1])
 
 
 def _device_table(settings: StudentSettings, steps: int, device: torch.device) -> tuple[EdgeTable, torch.Tensor]:

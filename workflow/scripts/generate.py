@@ -5,7 +5,7 @@ from mscd.launch.script import loading, logged
 with loading():
     from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
-    from mscd.parallel.group import this_device
+    from mscd.parallel.group import default_device
     from mscd.sampling.generate import generate
 
 with logged(snakemake.log.text):
@@ -17,7 +17,7 @@ with logged(snakemake.log.text):
         snakemake.output[0],
         seeds=seeds,
         batch_size=scoring.batch_size,
-        device=this_device(),
+        device=default_device(),
         **how.model_dump(),
     )
     events = EventLog(snakemake.log.events)

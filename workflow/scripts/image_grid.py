@@ -7,7 +7,7 @@ from mscd.launch.script import loading, logged
 with loading():
     from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
-    from mscd.parallel.group import this_device
+    from mscd.parallel.group import default_device
     from mscd.reporting.comparison import compare_images
     from mscd.reporting.score_table import read_scores
 
@@ -19,7 +19,7 @@ with logged(snakemake.log.text):
         samplers,
         snakemake.output[0],
         images=snakemake.params.images,
-        device=this_device(),
+        device=default_device(),
     )
     events = EventLog(snakemake.log.events)
     events.start()

@@ -6,7 +6,7 @@ with loading():
     from mscd.config.loading import load_config
     from mscd.evaluation.score import score
     from mscd.files.event_log import EventLog
-    from mscd.parallel.group import this_device
+    from mscd.parallel.group import default_device
 
 with logged(snakemake.log.text):
     files = snakemake.input
@@ -15,7 +15,7 @@ with logged(snakemake.log.text):
         files.reference,
         files.detector,
         snakemake.output[0],
-        device=this_device(),
+        device=default_device(),
         detector_sha256=load_config(snakemake.config).reference.detector_sha256,
     )
     events = EventLog(snakemake.log.events)
