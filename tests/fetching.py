@@ -9,7 +9,7 @@ import pytest
 from file_server import running
 
 from mscd.errors import UserError
-from mscd.provenance import fetch
+from mscd.provenance import fetch as fetch_module
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -31,15 +31,15 @@ def file(source, sha256=None, license=None) -> types.SimpleNamespace:
 
 def fetch(source, sha256=None, license=None) -> Path:
     """The local file of the source."""
-    return fetch.fetch_for(file(source, sha256, license))[0]
+    return fetch_module.fetch(file(source, sha256, license))[0]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "BACK_OFF", 0.01)
-    monkeypatch.setattr(fetch, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(fetch_module, "BACK_OFF", 0.01)
+    monkeypatch.setattr(fetch_module, "READ_TIMEOUT", 0.2)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def source(server):
 def refused(source, **options):
     """The one line that refuses to fetch."""
     with pytest.raises(UserError) as caught:
-        fetch(source, **options)
+        fetch_module(source, **options)
     line = str(caught.value)
     assert "\n" not in line
     return line

@@ -31,7 +31,7 @@ from lock_holders import holding
 
 from mscd.errors import UserError
 from mscd.provenance import fetch
-from mscd.provenance.fetch import fetch_for
+from mscd.provenance.fetch import fetch
 from mscd.provenance.urls import local_path
 
 
@@ -245,10 +245,10 @@ def test_the_licence_is_logged_for_every_file(source, served, caplog):
 
 
 def test_what_settings_name_comes_with_its_origin(served, source):
-    path, origin = fetch_for(file(source, license="MIT"))
+    path, origin = fetch(file(source, license="MIT"))
     assert path.read_bytes() == CONTENT
     assert origin == {"source": source, "sha256": SHA256, "license": "MIT"}
-    assert fetch_for(file(source)) == (path, {**origin, "license": f"not known: see {source}"})
-    assert fetch_for(file(str(served)))[1]["sha256"] is None
+    assert fetch(file(source)) == (path, {**origin, "license": f"not known: see {source}"})
+    assert fetch(file(str(served)))[1]["sha256"] is None
     with pytest.raises(UserError, match=OTHER_SHA256):
-        fetch_for(file(str(path), OTHER_SHA256))
+        fetch(file(str(path), OTHER_SHA256))

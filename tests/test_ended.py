@@ -4,7 +4,7 @@ import pytest
 from submitit import LocalJob
 from submitit.core.utils import cloudpickle_dump
 
-from mscd.launch.outcome import cause_of
+from mscd.launch.outcome import root_cause
 from mscd.launch.worker import FAILED, FINISHED, LOST, STOPPED
 
 TRACE = """Traceback (most recent call last):
@@ -57,9 +57,9 @@ def job(tmp_path):
     ],
 )
 def test_the_first_cause_is_told(job, results, told):
-    assert str(cause_of(job(*results))) == told
+    assert str(root_cause(job(*results))) == told
 
 
 @pytest.mark.parametrize(("result", "tail"), [(TRACE, TRACE.strip()), (None, "first\nlast of 1")])
 def test_the_last_lines_are_those_of_the_cause(job, result, tail):
-    assert cause_of(job((LOST, "x"), result)).tail == tail
+    assert root_cause(job((LOST, "x"), result)).tail == tail

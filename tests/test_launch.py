@@ -17,7 +17,7 @@ from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.files.folder_lock import FolderLock
 from mscd.launch.record import LaunchRecord, leg_identity
-from mscd.launch.resources import Machine
+from mscd.launch.resources import Resources
 from mscd.launch.run_leg import run_leg
 from mscd.parallel.group import Group
 from mscd.training.loop import train_leg
@@ -65,7 +65,7 @@ def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):  # noqa: F811
 
 def test_training_in_this_process_gives_the_snapshot_of_one_process_elsewhere(base, tmp_path):  # noqa: F811
     files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
-    run_leg(student_leg(base, tmp_path / "inline", 0, 1), Machine("inline"), **files)
+    run_leg(student_leg(base, tmp_path / "inline", 0, 1), Resources("inline"), **files)
     launch_leg(student_leg(base, tmp_path / "local", 0, 1), 1, tmp_path / "logs")
     assert snapshot(tmp_path / "inline", 1) == snapshot(tmp_path / "local", 1)
     events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
@@ -119,7 +119,7 @@ def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tm
     gone.wait()
     files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
     with pytest.raises(UserError, match="Snakemake is gone; nothing was started"):
-        run_leg(student_leg(base, tmp_path / "run", 0, 1), Machine(), **files, parent=gone.pid)
+        run_leg(student_leg(base, tmp_path / "run", 0, 1), Resources(), **files, parent=gone.pid)
     assert not (tmp_path / "logs").exists() and not (tmp_path / "run/lock").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_pa
 
     threading.Thread(target=end_when_training).start()
     with pytest.raises(UserError, match="stopped at .* goes on from .*rolling/state-"):
-        run_leg(leg, Machine(), **files, parent=parent.pid)
+        run_leg(leg, Resources(), **files, parent=parent.pid)
 
 
 def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):  # noqa: F811

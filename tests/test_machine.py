@@ -3,7 +3,7 @@
 import pytest
 
 from mscd.errors import UserError
-from mscd.launch.resources import Machine, machine_of
+from mscd.launch.resources import Resources, resources_of_rule
 from mscd.training.batches import check_share
 
 SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
@@ -11,17 +11,17 @@ SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "r
 
 def test_a_rules_resources_make_a_machine():
     others = {"tmpdir": "/tmp", "disk_mb": 1000, "slurm_account": "", "mem_mb": 64000}
-    machine = machine_of(SLURM | others, 1, "distill")
-    assert machine == Machine(
+    machine = resources_of_rule(SLURM | others, 1, "distill")
+    assert machine == Resources(
         "slurm", nodes=2, processes=8, gpus_per_node=4, runtime=720, mem_mb=64000, slurm_partition="gpu"
     )
     assert machine.processes_per_node == 4
 
 
 def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_each_gets():
-    assert machine_of({"processes": 2}, 5, "r").cpus_per_task == 2
-    assert machine_of({"processes": 4}, 2, "r").cpus_per_task == 1
-    assert machine_of({"processes": 4, "cpus_per_task": 8}, 2, "r").cpus_per_task == 8
+    assert resources_of_rule({"processes": 2}, 5, "r").cpus_per_task == 2
+    assert resources_of_rule({"processes": 4}, 2, "r").cpus_per_task == 1
+    assert resources_of_rule({"processes": 4, "cpus_per_task": 8}, 2, "r").cpus_per_task == 8
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_ea
 )
 def test_what_makes_no_machine_is_refused_with_the_rule_and_the_way_out(resources, said):
     with pytest.raises(UserError, match=f"^distill: {said}"):
-        machine_of(resources, 1, "distill")
+        resources_of_rule(resources, 1, "distill")
 
 
 @pytest.mark.parametrize(

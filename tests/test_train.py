@@ -22,7 +22,7 @@ from mscd.data import packing
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.launch import run_leg
-from mscd.launch.resources import Machine
+from mscd.launch.resources import Resources
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training import randomness
@@ -67,7 +67,7 @@ def train(leg, **keywords):
 
 
 def launch_leg(leg, processes, log_dir):
-    machine = Machine(processes=processes)
+    machine = Resources(processes=processes)
     run_leg.run_leg(leg, machine, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
 
 

@@ -14,11 +14,11 @@ import psutil
 import submitit
 
 from mscd.errors import UserError
-from mscd.launch.outcome import cause_of
+from mscd.launch.outcome import root_cause
 from mscd.launch.record import LaunchRecord, fresh_folder
-from mscd.launch.resources import Machine
-from mscd.launch.script import loading
-from mscd.launch.worker import run_rank
+from mscd.launch.resources import Resources
+from mscd.launch.script import imports_without_gc
+from mscd.launch.worker import run_worker
 from mscd.parallel.stop_request import StopRequest, has_exited
 from mscd.training.leg import Leg
 
@@ -30,9 +30,9 @@ TIMEOUT_MINUTES = 60 * 24 * 30
 SECONDS_TO_FOLLOW = 30
 
 
-def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
+def train_inline(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in this process. Raises UserError when it fails or is stopped."""
-    with loading():
+    with imports_without_gc():
         import torch
 
         from mscd.parallel.group import process_group
@@ -48,7 +48,7 @@ def train_inline(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord
         raise UserError(f"{leg}: {error}") from error
 
 
-def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
+def train_local(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in processes of this machine, and wait; the lead process's log is copied to stderr.
 
     Raises UserError with the cause in one line when training fails or is stopped; SIGTERM, Ctrl-C and the end of the
@@ -66,7 +66,7 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord,
         timeout_min=TIMEOUT_MINUTES,
     )
     with _Stop() as stop:
-        job = stop.submit(executor, run_rank, leg, machine, os.getpid(), f"file://{folder.resolve()}/rendezvous")
+        job = stop.submit(executor, run_worker, leg, machine, os.getpid(), f"file://{folder.resolve()}/rendezvous")
         controller = psutil.Process(int(job.job_id))
         record.changed(leg, job_id=job.job_id, began=controller.create_time(), folder=str(folder))
         shown, most, all_there = 0, 0, time.monotonic()
@@ -83,7 +83,7 @@ def train_local(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord,
         _copy_news(job.paths.stderr, shown)
     if leg.finished.exists():
         return
-    cause = cause_of(job)
+    cause = root_cause(job)
     if cause.rank:  # the lead's log was copied
         log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
     raise UserError(f"{leg}: {cause} (logs: {folder})")

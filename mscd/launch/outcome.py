@@ -16,7 +16,7 @@ TAIL_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class End:
+class TaskOutcome:
     """How process `rank` ended, what it said of that in a line, and the last lines of its traceback or log."""
 
     rank: int
@@ -32,25 +32,25 @@ class End:
         return self.said
 
 
-def cause_of(job: submitit.Job) -> End | None:
+def root_cause(job: submitit.Job) -> TaskOutcome | None:
     """The end of the process that made the job fail; None when all finished."""
     ends = [_end(job.task(rank), rank) for rank in range(job.num_tasks)]
     failed = [end for end in ends if end.how != FINISHED]
     return min(failed, key=lambda end: (CAUSES.index(end.how), end.rank), default=None)
 
 
-def _end(task: submitit.Job, rank: int) -> End:
+def _end(task: submitit.Job, rank: int) -> TaskOutcome:
     log = task.paths.stderr
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     if not task.paths.result_pickle.exists():
-        return End(rank, KILLED, lines[-1] if lines else "none", _tail(lines))
+        return TaskOutcome(rank, KILLED, lines[-1] if lines else "none", _tail(lines))
     outcome, result = pickle_load(task.paths.result_pickle)
     if outcome == "error":
         trace = result.strip().splitlines()
         said = _exception(trace)
         hint = "; lower batch_per_process in the profile" if "OutOfMemoryError" in said else ""
-        return End(rank, RAISED, said + hint, _tail(trace))
-    return End(rank, *result, _tail(lines))
+        return TaskOutcome(rank, RAISED, said + hint, _tail(trace))
+    return TaskOutcome(rank, *result, _tail(lines))
 
 
 def _exception(trace: list[str]) -> str:

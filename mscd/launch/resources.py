@@ -11,7 +11,7 @@ LAUNCHERS = ("inline", "local", "slurm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class Resources:
     """launcher: "inline" (this process), "local" (processes of this machine) or "slurm" (a job).
 
     processes: in all, the same number on each of `nodes`; gpus_per_node: one for each process there, or 0 for CPUs;
@@ -64,18 +64,18 @@ class Machine:
             )
 
 
-def machine_of(resources: Mapping[str, object], threads: int, where: str) -> Machine:
+def resources_of_rule(resources: Mapping[str, object], threads: int, where: str) -> Resources:
     """The machine that a rule's resources describe; cpus_per_task defaults to a process's share of `threads`.
 
     Raises UserError, naming the rule `where`, for resources that make no machine.
     """
-    names = [field.name for field in dataclasses.fields(Machine)]
+    names = [field.name for field in dataclasses.fields(Resources)]
     given = {name: resources[name] for name in names if resources.get(name) not in (None, "")}
     for name in ("nodes", "processes", "gpus_per_node", "cpus_per_task", "batch_per_process", "runtime", "mem_mb"):
         if not isinstance(given.get(name, 0), int):
             raise UserError(f"{where}: {name} in the profile has to be a whole number, not {given[name]!r}")
     given.setdefault("cpus_per_task", max(1, threads // max(1, given.get("processes", 1))))
-    machine = Machine(**given)
+    machine = Resources(**given)
     machine.check(where)
     if machine.launcher == "slurm" and machine.runtime < 1:
         raise UserError(f"{where}: runtime (minutes a job may take) is missing in the profile")

@@ -15,7 +15,7 @@ from mscd.files.event_log import EventLog
 from mscd.files.folder_lock import FolderLock
 from mscd.launch.local import end_local, train_inline, train_local
 from mscd.launch.record import LaunchRecord, leg_identity
-from mscd.launch.resources import Machine
+from mscd.launch.resources import Resources
 from mscd.launch.slurm import end_on_slurm, train_on_slurm
 from mscd.parallel.stop_request import has_exited
 from mscd.training.leg import Leg, take_snapshot
@@ -27,7 +27,9 @@ COPY_SECONDS = 1.0
 SECONDS_TO_LEAVE = 60
 
 
-def run_leg(leg: Leg, machine: Machine, *, log_dir: str | Path, events: str | Path, parent: int | None = None) -> None:
+def run_leg(
+    leg: Leg, machine: Resources, *, log_dir: str | Path, events: str | Path, parent: int | None = None
+) -> None:
     """Train `leg` on `machine`, wait, and put its snapshot in place; what happens is logged.
 
     log_dir: folder for the processes' own logs, a fresh one inside it each time; events: file that gets the leg's
@@ -70,7 +72,7 @@ def _alone(leg: Leg, parent: int | None) -> Iterator[None]:
         yield
 
 
-def _record(leg: Leg, machine: Machine) -> LaunchRecord:
+def _record(leg: Leg, machine: Resources) -> LaunchRecord:
     """What an earlier launcher left of this very leg, or a new record; what it left of another is ended and dropped."""
     identity = leg_identity(leg)
     for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time: of another settings may have left it

@@ -15,7 +15,7 @@ from mscd.errors import UserError
 
 
 @contextlib.contextmanager
-def loading() -> Iterator[None]:
+def imports_without_gc() -> Iterator[None]:
     """Import in the block without looking for garbage, nor later among what was loaded: modules live to the end.
 
     torch makes half a million objects, and Python would look through all of them several times while others load.
@@ -31,7 +31,7 @@ def loading() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def logged(log: str | os.PathLike) -> Iterator[Callable[[str], None]]:
+def script_log(log: str | os.PathLike) -> Iterator[Callable[[str], None]]:
     """Send all that the block and its child processes print to the file `log`, and end the process when it fails.
 
     The block gets a function that prints a line on the terminal.

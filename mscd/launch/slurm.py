@@ -19,10 +19,10 @@ from submitit.core.utils import FailedJobError
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.launch import slurm_commands
-from mscd.launch.outcome import RAISED, End, cause_of
+from mscd.launch.outcome import RAISED, TaskOutcome, root_cause
 from mscd.launch.record import LaunchRecord, fresh_folder
-from mscd.launch.resources import Machine
-from mscd.launch.worker import FAILED, STARTS_WITHOUT_PROGRESS, run_rank
+from mscd.launch.resources import Resources
+from mscd.launch.worker import FAILED, STARTS_WITHOUT_PROGRESS, run_worker
 from mscd.parallel.stop_request import has_exited
 from mscd.provenance.code_version import copy_package
 from mscd.training.attempts import read_attempts, starts_in_place
@@ -45,7 +45,7 @@ class _Orphaned(Exception):
     """The Snakemake that started this launcher is gone."""
 
 
-def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
+def train_on_slurm(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train as a Slurm job, and wait. A job that a lost launcher left is waited for; no other is submitted beside it.
 
     A job that ended by no fault of its own (time limit, a node or a process lost) is submitted again, unless
@@ -63,7 +63,7 @@ def train_on_slurm(leg: Leg, machine: Machine, log_dir: Path, record: LaunchReco
                 if record.job_id is None:
                     record = _submit(leg, machine, log_dir, record)
                 status = _watch(leg, machine, record, parent)
-                cause = cause_of(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
+                cause = root_cause(submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes)))
                 if _has_finished(leg, cause):
                     return
                 why = _why_again(leg, record, status, cause)
@@ -107,7 +107,7 @@ def _job_id(record: LaunchRecord) -> str | None:
     return record.job_id or (_patiently(slurm_commands.find, record.name) if record.name else None)
 
 
-def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> LaunchRecord:
+def _submit(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord) -> LaunchRecord:
     """Submit a job and note it down, first by name."""
     folder = fresh_folder(log_dir).resolve()
     code = copy_package(folder / "code")
@@ -118,7 +118,7 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
         executor = submitit.SlurmExecutor(folder)
         executor.update_parameters(**_parameters(machine, name, f"{leg}", code))
         try:
-            job_id = executor.submit(run_rank, leg, machine, None, None).job_id
+            job_id = executor.submit(run_worker, leg, machine, None, None).job_id
         except FailedJobError as error:
             said = " ".join(str(error).split())
             refused += LIMIT not in said
@@ -135,7 +135,7 @@ def _submit(leg: Leg, machine: Machine, log_dir: Path, record: LaunchRecord) -> 
             return record.changed(leg, job_id=job_id)
 
 
-def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
+def _parameters(machine: Resources, name: str, comment: str, code: Path) -> dict:
     """What sbatch is to be told, in submitit's words."""
     gpus = {"gres": machine.gres} if machine.gres else {"gpus_per_node": machine.gpus_per_node or None}
     wanted = {
@@ -164,7 +164,7 @@ def _parameters(machine: Machine, name: str, comment: str, code: Path) -> dict:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _watch(leg: Leg, machine: Machine, record: LaunchRecord, parent: int | None) -> slurm_commands.JobStatus | None:
+def _watch(leg: Leg, machine: Resources, record: LaunchRecord, parent: int | None) -> slurm_commands.JobStatus | None:
     """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm.
 
     Raises _Orphaned when the process `parent` is gone.
@@ -211,7 +211,9 @@ def _progress(leg: Leg) -> str | None:
     return f"{kimg} of {leg.end_kimg} kimg, {speed:.0f} img/s, {left} left"
 
 
-def _why_again(leg: Leg, record: LaunchRecord, status: slurm_commands.JobStatus | None, cause: End | None) -> str:
+def _why_again(
+    leg: Leg, record: LaunchRecord, status: slurm_commands.JobStatus | None, cause: TaskOutcome | None
+) -> str:
     """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
     state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
     if state in CAUSES:
@@ -222,7 +224,7 @@ def _why_again(leg: Leg, record: LaunchRecord, status: slurm_commands.JobStatus 
     return f"Slurm job {record.job_id} ended as {state}" + (f", {cause} {logs}" if cause else "")
 
 
-def _has_finished(leg: Leg, cause: End | None) -> bool:
+def _has_finished(leg: Leg, cause: TaskOutcome | None) -> bool:
     """Whether the leg is finished; where all its processes say so, a shared disk may show it some time later."""
     deadline = time.monotonic() + SECONDS_TO_BE_SEEN
     while not leg.finished.exists():

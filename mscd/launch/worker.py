@@ -14,8 +14,8 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from mscd.errors import UserError
 from mscd.launch import slurm_commands
-from mscd.launch.resources import Machine
-from mscd.launch.script import loading
+from mscd.launch.resources import Resources
+from mscd.launch.script import imports_without_gc
 from mscd.parallel.stop_request import StopRequest
 from mscd.training.attempts import Superseded, starts_in_place
 from mscd.training.leg import Leg
@@ -36,7 +36,7 @@ LOST_PEER = re.compile(
 )
 
 
-def run_rank(leg: Leg, machine: Machine, launcher: int | None, rendezvous: str | None) -> tuple[str, str]:
+def run_worker(leg: Leg, machine: Resources, launcher: int | None, rendezvous: str | None) -> tuple[str, str]:
     """Train as one process of a submitit job; returns (how it ended, in a line why).
 
     launcher: process id without which to stop; rendezvous: torch.distributed's address, None for that of a Slurm job.
@@ -46,7 +46,7 @@ def run_rank(leg: Leg, machine: Machine, launcher: int | None, rendezvous: str |
         return _run(leg, machine, stop, rendezvous)
 
 
-def _run(leg: Leg, machine: Machine, stop: StopRequest, rendezvous: str | None) -> tuple[str, str]:
+def _run(leg: Leg, machine: Resources, stop: StopRequest, rendezvous: str | None) -> tuple[str, str]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     environment = submitit.JobEnvironment()
     environment.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before a requeue
@@ -68,9 +68,9 @@ def _run(leg: Leg, machine: Machine, stop: StopRequest, rendezvous: str | None) 
 
 
 def _train(
-    leg: Leg, machine: Machine, stop: StopRequest, environment: submitit.JobEnvironment, rendezvous: str
+    leg: Leg, machine: Resources, stop: StopRequest, environment: submitit.JobEnvironment, rendezvous: str
 ) -> tuple[str, str]:
-    with loading():
+    with imports_without_gc():
         import torch
 
         from mscd.parallel.group import process_group

@@ -47,7 +47,7 @@ class FileSettings(Protocol):
     license: str | None
 
 
-def fetch_for(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
+def fetch(settings: FileSettings) -> tuple[Path, dict[str, str | None]]:
     """The local file of what the settings name, downloaded where it is not there yet, and its origin for metadata.
 
     source: http(s):// (lies at `local_path`, where a file put by hand is taken), file:// or a plain path (used in

@@ -14,12 +14,14 @@ import psutil
 
 from mscd.launch import slurm_commands
 from mscd.launch.record import LaunchRecord
-from mscd.launch.resources import Machine
+from mscd.launch.resources import Resources
 from mscd.training.attempts import read_attempts
 from mscd.training.leg import Leg
 
 # In `low` so that a job of `high` preempts it; one process on each of two nodes.
-TWO_NODES = Machine("slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition="low")
+TWO_NODES = Resources(
+    "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition="low"
+)
 
 
 def wait_for(condition, what: str, seconds: float = 120):
@@ -35,7 +37,7 @@ class Training:
     """`leg`, its launcher and all that it logged."""
 
     leg: Leg
-    machine: Machine = TWO_NODES
+    machine: Resources = TWO_NODES
     parent: int | None = None
     launcher: subprocess.Popen | None = None
 

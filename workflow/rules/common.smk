@@ -14,7 +14,7 @@ from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
 from mscd.training.batches import check_share
-from mscd.launch.resources import machine_of
+from mscd.launch.resources import resources_of_rule
 
 # The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
 # of the time until the first job starts.
@@ -308,7 +308,7 @@ def check_machine(rule_name, settings_of):
         if name not in ("mem", "disk")
     }
     try:
-        machine = machine_of(resources, int(resources["_cores"]), rule_name)
+        machine = resources_of_rule(resources, int(resources["_cores"]), rule_name)
         for where, settings in settings_of.items():
             check_share(
                 f"{settings_name()}: {where}", settings.batch_size, machine.processes, machine.batch_per_process

@@ -1,10 +1,10 @@
 """Put all scores in one table."""
 
 from mscd.files.event_log import EventLog
-from mscd.launch.script import logged
+from mscd.launch.script import script_log
 from mscd.reporting.score_table import headline, read_scores, write_table
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     table = write_table(read_scores(snakemake.input.scores), snakemake.output.csv, snakemake.output.md)
     events = EventLog(snakemake.log.events)
     events.start()

@@ -1,14 +1,14 @@
 """Sample a network for a block of seeds."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
     from mscd.sampling.generate import generate
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     scoring, wildcards = load_config(snakemake.config).scoring, snakemake.wildcards
     how = scoring.sampling(wildcards.model, wildcards.sampler)
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
     from mscd.reporting.comparison import compare_images
     from mscd.reporting.score_table import read_scores
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent
     compare_images(
         read_scores(snakemake.input.scores),

@@ -5,11 +5,11 @@ import shutil
 from mscd.config.loading import load_config
 from mscd.files.atomic import atomic_write
 from mscd.files.event_log import EventLog
-from mscd.launch.script import logged
-from mscd.provenance.fetch import fetch_for
+from mscd.launch.script import script_log
+from mscd.provenance.fetch import fetch
 
-with logged(snakemake.log.text):
-    path, origin = fetch_for(load_config(snakemake.config).reference.inception)
+with script_log(snakemake.log.text):
+    path, origin = fetch(load_config(snakemake.config).reference.inception)
     with open(path, "rb") as source, atomic_write(snakemake.output[0]) as file:
         shutil.copyfileobj(source, file)
     events = EventLog(snakemake.log.events)

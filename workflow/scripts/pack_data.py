@@ -6,16 +6,16 @@ from pathlib import Path
 from mscd.config.loading import load_config
 from mscd.data.packing import pack
 from mscd.files.event_log import EventLog
-from mscd.launch.script import logged
+from mscd.launch.script import script_log
 from mscd.provenance.urls import is_address
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     settings = load_config(snakemake.config).data
     source, origin = "digits", None
     if settings.source != "digits":
-        from mscd.provenance.fetch import fetch_for  # here, as it takes a while to load
+        from mscd.provenance.fetch import fetch  # here, as it takes a while to load
 
-        source, origin = fetch_for(settings)
+        source, origin = fetch(settings)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     # Of a file of the user's own, and no terms told, there is nothing to carry on.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None

@@ -1,12 +1,12 @@
 """Reconstruct the average of another length of a student's snapshot."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.checkpoints.posthoc_ema import reconstruct_ema
     from mscd.files.event_log import EventLog
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)
     made = reconstruct_ema(list(snakemake.input), snakemake.output[0], std=std, kimg=kimg)
     events = EventLog(snakemake.log.events)

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.reference import adopt_reference
     from mscd.files.event_log import EventLog
-    from mscd.provenance.fetch import fetch_for
+    from mscd.provenance.fetch import fetch
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     settings, images = load_config(snakemake.config).reference, json.loads(Path(snakemake.input.summary).read_text())
-    path, origin = fetch_for(settings.statistics)
+    path, origin = fetch(settings.statistics)
     adopt_reference(
         path,
         snakemake.input.detector,

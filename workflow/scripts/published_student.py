@@ -1,17 +1,17 @@
 """Make a published student one of the models that are scored."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
     from mscd.files.event_log import EventLog
-    from mscd.provenance.fetch import fetch_for
+    from mscd.provenance.fetch import fetch
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     name = snakemake.wildcards.published
     settings = load_config(snakemake.config).published_students[name]
-    path, origin = fetch_for(settings)
+    path, origin = fetch(settings)
     made = convert(
         path,
         snakemake.output[0],

@@ -2,18 +2,18 @@
 
 import json
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
     from mscd.files.atomic import atomic_write
     from mscd.files.event_log import EventLog
-    from mscd.provenance.fetch import fetch_for
+    from mscd.provenance.fetch import fetch
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     config = load_config(snakemake.config)
-    path, origin = fetch_for(config.teacher)
+    path, origin = fetch(config.teacher)
     made = convert(path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network())
     with atomic_write(snakemake.output.source) as file:
         file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())

@@ -1,14 +1,14 @@
 """Mean and covariance of the detector's features over the data set."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.reference import reference_statistics
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     reference_statistics(
         snakemake.input.data,
         snakemake.input.detector,

@@ -1,13 +1,13 @@
 """Draw the score of one student against its training, and tell it to the run database as a curve."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.files.event_log import EventLog
     from mscd.reporting.curves import score_vs_kimg
     from mscd.reporting.score_table import emas, read_scores, score_curve
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student
     score_vs_kimg(scores, snakemake.output[0], student)
     events = EventLog(snakemake.log.events)

@@ -1,13 +1,13 @@
 """Draw score against network evaluations, teacher and students in one figure."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.files.event_log import EventLog
     from mscd.reporting.curves import score_vs_nfe
     from mscd.reporting.score_table import read_scores
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     score_vs_nfe(read_scores(snakemake.input.scores), snakemake.output[0])
     events = EventLog(snakemake.log.events)
     events.start()

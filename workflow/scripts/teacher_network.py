@@ -6,9 +6,9 @@ from pathlib import Path
 from mscd.checkpoints.metadata import read_metadata
 from mscd.files.atomic import atomic_write
 from mscd.files.event_log import EventLog
-from mscd.launch.script import logged
+from mscd.launch.script import script_log
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     source = {"made_from": snakemake.input[0], **read_metadata(snakemake.input[0])}
     with atomic_write(snakemake.output.network) as file:
         file.write(Path(snakemake.input[0]).read_bytes())

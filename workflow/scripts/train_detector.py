@@ -1,13 +1,13 @@
 """Train the classifier whose features images are compared by."""
 
-from mscd.launch.script import loading, logged
+from mscd.launch.script import imports_without_gc, script_log
 
-with loading():
+with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.classifier import train_detector
     from mscd.files.event_log import EventLog
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     settings = load_config(snakemake.config).reference.classifier
     train_detector(
         snakemake.input.data,

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 from mscd.config.loading import load_config
-from mscd.launch.resources import machine_of
+from mscd.launch.resources import resources_of_rule
 from mscd.launch.run_leg import run_leg
-from mscd.launch.script import logged
+from mscd.launch.script import script_log
 from mscd.training.leg import Leg
 
-with logged(snakemake.log.text):
+with script_log(snakemake.log.text):
     config, model = load_config(snakemake.config), snakemake.wildcards.get("student", "teacher")
     settings = config.students.get(model, config.teacher)
     end_kimg = int(snakemake.wildcards.kimg)
@@ -29,7 +29,7 @@ with logged(snakemake.log.text):
     )
     run_leg(
         leg,
-        machine_of(snakemake.resources, snakemake.threads, snakemake.rule),
+        resources_of_rule(snakemake.resources, snakemake.threads, snakemake.rule),
         log_dir=Path(snakemake.log.text).with_suffix(""),
         events=snakemake.log.events,
         parent=int(os.environ["MSCD_SNAKEMAKE"]),
