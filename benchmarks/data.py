@@ -28,7 +28,8 @@ from mscd.data.packing import pack
 from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
 from mscd.planning.plan import plan
-from mscd.training import batches, loop, randomness, setup
+from mscd.training import loop, randomness, setup
+from mscd.training.batches import index_stream
 
 PART = "data"
 IMAGES, IMAGENET = 20_000, 1_281_167
@@ -57,7 +58,7 @@ def demo_row(path: Path) -> Row:
     """A step of the demo's student over getting its images."""
     settings = student_settings(batch_size=BATCH)
     run, dataset = student_run(network(), settings), ImageDataset(path)
-    indices = batches.index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
+    indices = index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
     stream = batches(dataset, indices, pin_memory=run.group.device.type == "cuda")
     times = medians(in_turns({"step": lambda: loop._step(run), "next batch": lambda: next(stream)}, 3, warmup=1))
     ratio = times["step"] / times["next batch"]
@@ -67,7 +68,7 @@ def demo_row(path: Path) -> Row:
 def imagenet_row(path: Path, rate: float, detail: dict) -> Row:
     """Images a second that one process's workers read, over those that it trains."""
     dataset = OnDisk(path)
-    indices = batches.index_stream(0, 0, MICRO_BATCH, [slice(0, MICRO_BATCH)], len(dataset))
+    indices = index_stream(0, 0, MICRO_BATCH, [slice(0, MICRO_BATCH)], len(dataset))
     stream = batches(dataset, indices, workers=setup.LOADER_WORKERS)
     times = [seconds(lambda: take(stream, 30)) for _ in range(8)][1:]
     reads = 30 * MICRO_BATCH / statistics.median(times)

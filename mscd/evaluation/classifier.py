@@ -1,9 +1,10 @@
-"""TODO."""
+"""The small classifier whose features images are compared by where Inception does not fit them, and its training."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -21,14 +22,10 @@ from mscd.files.atomic import atomic_write
 if TYPE_CHECKING:
     from mscd.config.reference import ClassifierSettings
     from mscd.files.event_log import EventLog
-from mscd.evaluation.detector import log
 
+log = logging.getLogger(__name__)
 FORMAT = "mscd-classifier-1"
-
-
 FEATURES = 64
-
-
 BATCH = 500  # images handed to a network at a time when nothing is trained
 
 

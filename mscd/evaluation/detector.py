@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,10 +15,6 @@ from mscd.evaluation.inception import Inception, check_sha256, detector_name, is
 from mscd.files.atomic import sha256_of
 from mscd.parallel.prefetch import consume_in_thread, on_device, on_host
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
 LUMP = 2**20  # numbers that are added to statistics at a time: after each call BLAS's threads keep cores for a while
 
 

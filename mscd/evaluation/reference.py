@@ -1,35 +1,28 @@
-"""TODO."""
+"""Reference statistics: made of a data set, adopted from a published file, written and read as `.npz`."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-import torch
-
-from mscd.data.dataset import ImageDataset
-from mscd.errors import UserError
-from mscd.evaluation.frechet import FeatureStatistics
-from mscd.evaluation.inception import check_sha256
-from mscd.files.atomic import atomic_write
-from mscd.parallel.group import SINGLE_PROCESS, Group
-
-if TYPE_CHECKING:
-    pass
-import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 
+from mscd.data.dataset import ImageDataset
+from mscd.errors import UserError
 from mscd.evaluation.classifier import BATCH
 from mscd.evaluation.detector import Detector, load_detector, statistics_of
-from mscd.files.atomic import NPZ_FAULTS
+from mscd.evaluation.frechet import FeatureStatistics
+from mscd.evaluation.inception import check_sha256
+from mscd.files.atomic import NPZ_FAULTS, atomic_write
+from mscd.parallel.group import SINGLE_PROCESS, Group
 
 
 def dataset_statistics(

@@ -35,7 +35,6 @@ INK, GREY = "#222222", "#777777"
 TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
 BEST = {"linestyle": "none", "marker": "*", "markersize": 13}
 DENSE = 40  # points of a curve that would touch if each were marked
-TILE = 64  # pixels
 LEGEND_WIDTH = 30  # characters
 LEGEND_LINES = 12  # curves of one kind that are named
 STYLE = {

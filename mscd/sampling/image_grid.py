@@ -1,4 +1,4 @@
-"""TODO."""
+"""Grids of images to look at: one of a batch, and one with a labelled row per model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from mscd.errors import UserError
-from mscd.reporting.curves import INK, TILE
-from mscd.sampling.image_writers import GAP, TILE, _plain
 from mscd.sampling.sample_file import read_samples
+
+INK = "#222222"
+TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
 
 
 def image_grid(
@@ -86,4 +87,9 @@ def grid(images: np.ndarray) -> np.ndarray:
         top, left = number // columns * down + GAP, number % columns * right + GAP
         tile = image.repeat(scale, axis=0).repeat(scale, axis=1)
         picture[top : top + height * scale, left : left + width * scale] = tile
-    return _plain(picture)
+    return without_grey_axis(picture)
+
+
+def without_grey_axis(image: np.ndarray) -> np.ndarray:
+    """[H, W] of a grey image [H, W, 1]; others as they are."""
+    return image[..., 0] if image.shape[-1] == 1 else image

@@ -20,12 +20,11 @@ from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 from mscd.parallel.prefetch import consume_in_thread
-from mscd.sampling.image_grid import grid
+from mscd.sampling.image_grid import grid, without_grey_axis
 from mscd.sampling.sample_file import save_samples
 
 Batches = Iterator[tuple[np.ndarray, list[int] | None]]
 GRID_IMAGES = 1024
-TILE, GAP = 64, 2  # pixels of a grid: smaller images are enlarged to about a tile
 
 
 def check_dest(dest: str | os.PathLike, count: int) -> None:
@@ -120,13 +119,8 @@ def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, 
     for images, classes in batches:
         for image, label in zip(images, classes or [None] * len(images), strict=True):
             name = next(names)
-            add(name, encode_png(_plain(image)))
+            add(name, encode_png(without_grey_axis(image)))
             labels.append((name, label))
     add("provenance.json", json.dumps(provenance, sort_keys=True, indent=1, allow_nan=False).encode())
     labelled = labels[0][1] is not None
     add("dataset.json", json.dumps({"labels": labels if labelled else None}).encode())
-
-
-def _plain(image: np.ndarray) -> np.ndarray:
-    """[H, W] of a grey image [H, W, 1]; others as they are."""
-    return image[..., 0] if image.shape[-1] == 1 else image

@@ -14,18 +14,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mscd.training.batches import network_images
-from mscd.training.optimizer import averaging_betas, learning_rate
-from mscd.training.setup import Run, begin
-from mscd.training.snapshot import write_snapshot
-
-pass
 from mscd.errors import UserError
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
+from mscd.training.batches import network_images
 from mscd.training.diagnostics import log_line, peak_memory_gb
 from mscd.training.leg import Leg
 from mscd.training.objectives import MicroBatch, teacher_steps
+from mscd.training.optimizer import averaging_betas, learning_rate
+from mscd.training.setup import Run, begin
+from mscd.training.snapshot import write_snapshot
 
 log = logging.getLogger(__name__)
 

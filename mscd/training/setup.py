@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,11 +28,11 @@ from mscd.training.attempts import Attempts
 from mscd.training.batches import index_stream, micro_batches
 from mscd.training.diagnostics import TickDiagnostics
 from mscd.training.leg import Leg
-from mscd.training.loop import log
 from mscd.training.objectives import Objective, student_objective, teacher_objective
 from mscd.training.randomness import seed_of
 from mscd.training.state import Resumed, StateFolder, TrainingState
 
+log = logging.getLogger(__name__)
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
 
 

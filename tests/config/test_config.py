@@ -13,7 +13,7 @@ from mscd.config.run import Config
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 STUDENT = {
     "duration_kimg": 4,
     "snapshot_kimg": 2,

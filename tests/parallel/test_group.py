@@ -84,7 +84,7 @@ def made(inputs, tmp_path_factory):
     sha256 = write_standin(inputs / "standin.pt", dim=24)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    code = f"from test_distributed import join; join({str(two)!r}, {str(inputs)!r}, {sha256!r})"
+    code = f"from test_group import join; join({str(two)!r}, {str(inputs)!r}, {sha256!r})"
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(

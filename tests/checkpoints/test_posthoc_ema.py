@@ -14,7 +14,7 @@ from mscd.checkpoints import posthoc_ema
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.checkpoints.tensor_file import load_tensors, save_tensors
-from mscd.diffusion import betas, ema
+from mscd.diffusion import ema
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 
@@ -64,7 +64,7 @@ def run(tmp_path_factory):
         for weight in weights:
             weight.add_(torch.randn_like(weight), alpha=0.01)
         for std, average in averages.items():
-            betas.update(average, weights, ema.power_ema_beta(std, nimg, BATCH))
+            torch._foreach_lerp_(average, weights, 1 - ema.power_ema_beta(std, nimg, BATCH))
         for std in STORED if nimg // 1000 in KIMGS and nimg % 1000 == 0 else ():
             kimg = nimg // 1000
             files[std, kimg] = folder / f"{kimg}-{std}.safetensors"

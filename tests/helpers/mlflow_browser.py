@@ -1,6 +1,6 @@
 """What a user does in the MLflow UI after a run, in a headless browser; used by tests and, as a script, by hand:
 
-    python tests/mlflow_browser.py <project folder> <rule> <metric> <folder for pictures>
+    python tests/helpers/mlflow_browser.py <project folder> <rule> <metric> <folder for pictures>
 
 Opens the store of the project with a bare `mlflow ui`, unfolds the newest workflow run and compares the metric's
 curves of two runs of the rule.

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mscd.diffusion import betas
 from mscd.networks import EDMPrecond
 from mscd.training.optimizer import ALIGNMENT, AdamWithAverages
 
@@ -51,7 +50,7 @@ def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(n
         optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
         optimizer.step()
         for name, beta in BETAS.items():
-            betas.update(list(plain_averages[name].parameters()), list(plain.parameters()), beta)
+            torch._foreach_lerp_(list(plain_averages[name].parameters()), list(plain.parameters()), 1 - beta)
     pairs = [(net, plain), *((averages[name], plain_averages[name]) for name in BETAS)]
     for flat, separate in pairs:
         for (name, one), other in zip(flat.named_parameters(), separate.parameters(), strict=True):

@@ -22,7 +22,7 @@ from mscd.evaluation.classifier import Classifier, save_detector
 from mscd.networks import EDMPrecond
 from mscd.sampling.sample_file import read_samples
 
-PICKLES = Path(__file__).parent / "golden/pickles"
+PICKLES = Path(__file__).parents[1] / "golden/pickles"
 STUDENT = {"segments": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 ABOUT = {"snapshot_kimg": 7, "nimg": 7000, "data": {"digest": "abc", "resolution": 8, "channels": 1, "label_dim": 10}}
 
@@ -234,14 +234,14 @@ def test_export_makes_a_folder(here, folder):
 
 
 def test_plan_prints_tables_for_a_configuration_and_a_machine(here):
-    source = Path(__file__).parents[1] / "config/config.yaml"
+    source = Path(__file__).parents[2] / "config/config.yaml"
     alone, shared = (mscd("plan", source, *more).stdout for more in ([], ["--gpus", 8, "--img-per-sec", 500]))
     assert alone.startswith("**digits**: ") and "| train s8 " in alone and "hours on" not in alone
     assert "hours on 8 GPUs" in shared and "500 distilled images" in shared
 
 
 def test_plan_names_the_configuration_that_does_not_tell_enough(here):
-    settings = yaml.safe_load((Path(__file__).parents[1] / "config/config.yaml").read_text())
+    settings = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text())
     (here / "mine.yaml").write_text(yaml.safe_dump({**settings, "data": {"source": "photos", "resolution": 8}}))
     assert mscd("plan", "mine.yaml", code=1).stderr.startswith("mscd: mine.yaml: data.channels: ")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 
 
 def load(name: str) -> tuple[dict[str, np.ndarray], dict]:

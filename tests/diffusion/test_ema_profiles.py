@@ -112,7 +112,7 @@ def test_reading_the_settings_of_a_run_needs_neither_torch_nor_network():
 
 
 def test_the_misfits_in_the_documentation_are_those_that_are_found():
-    page = (Path(__file__).parents[1] / "docs/posthoc-ema.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/posthoc-ema.md").read_text()
     header, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| (wanted|0\.)", line)]
     counts = [int(re.search(r"\d+", cell)[0]) for cell in header[1:]]
     assert len(rows) == 5 and counts[-1] == 210

@@ -24,7 +24,7 @@ from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
 from mscd.training.state import StateFolder, TrainingState
 
-PICKLES = Path(__file__).parent / "golden/pickles"
+PICKLES = Path(__file__).parents[1] / "golden/pickles"
 GRID = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 ORIGIN = {"source": "https://example.org/t.pkl", "sha256": "0" * 64, "license": "CC BY-NC-SA 4.0"}
 ABOUT = {

@@ -104,7 +104,7 @@ def refusing(opens):
 @contextmanager
 def two_processes(folder, data, case):
     (folder / "tmp").mkdir()
-    code = f"from test_shared import member; member({str(folder)!r}, {str(data)!r}, {{}}, {case!r})"
+    code = f"from test_shared_memory import member; member({str(folder)!r}, {str(data)!r}, {{}}, {case!r})"
     env = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(sys.path)}
     common = {"cwd": Path(__file__).parent, "env": env, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", code.format(rank)], **common) for rank in (0, 1)]

@@ -109,7 +109,7 @@ def test_a_module_run_by_name_is_the_copys_too(copy, tmp_path):
 
 def test_an_edited_added_removed_or_renamed_file_is_another_digest_and_a_cache_is_not(copy):
     before = digest(copy)
-    py_compile.compile(copy / "mscd/diffusion/betas.py", doraise=True)
+    py_compile.compile(copy / "mscd/diffusion/denoising.py", doraise=True)
     assert list(copy.rglob("*.pyc")) and digest(copy) == before
     (copy / "mscd/networks/.#unet.py").symlink_to("nowhere")  # an editor's
     assert digest(copy) == before
@@ -121,7 +121,7 @@ def test_an_edited_added_removed_or_renamed_file_is_another_digest_and_a_cache_i
     seen.add(digest(copy))
     (copy / "mscd/added.py").rename(copy / "mscd/renamed.py")
     seen.add(digest(copy))
-    (copy / "mscd/diffusion/betas.py").unlink()
+    (copy / "mscd/diffusion/denoising.py").unlink()
     seen.add(digest(copy))
     assert len(seen) == 5
 
@@ -150,7 +150,7 @@ assert code_identity() == before
 
 
 def test_a_copy_of_an_edited_package_holds_the_edit_under_its_own_digest(checkout, tmp_path):
-    (checkout / "mscd/diffusion/betas.py").write_text("")
+    (checkout / "mscd/diffusion/denoising.py").write_text("")
     command = [
         sys.executable,
         "-c",
@@ -158,7 +158,7 @@ def test_a_copy_of_an_edited_package_holds_the_edit_under_its_own_digest(checkou
     ]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
     subprocess.run([*command, tmp_path / "second"], env=environment, check=True)
-    assert (tmp_path / "second/mscd/diffusion/betas.py").read_text() == ""
+    assert (tmp_path / "second/mscd/diffusion/denoising.py").read_text() == ""
     identity = asked(tmp_path / "second", tmp_path)[1]
     assert identity == asked(checkout, tmp_path)[1]
     assert identity.commit == git(checkout, "rev-parse", "HEAD") + "+"
@@ -190,7 +190,7 @@ def test_a_checkout_with_changes_has_a_plus_behind_its_commit(checkout, change):
 
 
 def test_asking_for_the_commit_leaves_the_index_to_others(checkout):
-    os.utime(checkout / "mscd/diffusion/betas.py", (0, 0))  # a plain `git status` would note that in the index
+    os.utime(checkout / "mscd/diffusion/denoising.py", (0, 0))  # a plain `git status` would note that in the index
     before = (checkout / ".git/index").read_bytes()
     (checkout / ".git/index.lock").write_text("")
     assert commit(checkout) == git(checkout, "rev-parse", "HEAD")
@@ -233,10 +233,10 @@ def test_an_identity_reads_as_one_line():
 
 
 def test_a_copy_is_made_where_none_is_and_the_path_that_failed_is_told(copy, tmp_path):
-    before = (copy / "mscd/diffusion/betas.py").read_bytes()
+    before = (copy / "mscd/diffusion/denoising.py").read_bytes()
     with pytest.raises(UserError, match=rf"^{copy}: no copy of the code could be written \(.*File exists"):
         copy_package(copy)
-    assert (copy / "mscd/diffusion/betas.py").read_bytes() == before
+    assert (copy / "mscd/diffusion/denoising.py").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/a: no copy of the code could be written \(.*Not a directory"):
         copy_package(tmp_path / "file/a")
