@@ -16,7 +16,8 @@ from plain_network import denoise
 
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
-from mscd.planning.cost import meta_network, network_cost
+from mscd.networks.meta import meta_network
+from mscd.planning.cost import network_cost
 
 IMAGENET_BATCH = 64
 

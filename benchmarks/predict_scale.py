@@ -12,7 +12,7 @@ import math
 
 from mscd.config.loading import load_config
 from mscd.config.run import Config
-from mscd.planning.cost import parameter_count
+from mscd.networks.meta import parameter_count
 from mscd.planning.plan import Plan, plan
 from mscd.planning.tables import amount, quantity, table
 

@@ -25,8 +25,8 @@ from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd.checkpoints.tensor_file import content_digest, save_tensors
+from mscd.networks.meta import parameter_count
 from mscd.parallel.group import SINGLE_PROCESS, Group, process_group
-from mscd.planning.cost import parameter_count
 from mscd.training import loop
 
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 5, 8, 2

@@ -35,3 +35,6 @@ def read_metadata(path: str | os.PathLike) -> dict:
         return json.loads(header[METADATA_KEY])
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: damaged (its metadata is not JSON: {error})") from error
+
+
+STATE_FORMAT = "mscd-state-2"

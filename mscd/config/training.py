@@ -1,11 +1,14 @@
 """Settings of networks and of their training: the teacher's and the students'."""
 
+from __future__ import annotations
+
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mscd.config.base import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
 from mscd.config.network import NetworkSettings
+from mscd.errors import UserError
 
 
 class TrainingSettings(Settings):
@@ -136,3 +139,13 @@ class StudentSettings(TrainingSettings):
         if self.sigma_max_anchor + self.node_anchor > 1:
             raise ValueError("sigma_max_anchor and node_anchor are probabilities: together they exceed 1")
         return self
+
+
+def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
+    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
+    if batch_size % (processes * max(batch_per_process, 1)):
+        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
+        raise UserError(
+            f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
+            "change it, or processes and batch_per_process in the profile"
+        )

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mscd.evaluation.classifier import Classifier
 from mscd.networks import EDMPrecond
+from mscd.networks.meta import META
 
 # PyTorch counts matrix products and convolutions, which is all that matters, but attention only on the meta device:
 # there it is spelled out in matrix products, while a CPU's or GPU's kernel for it may go uncounted.
-META = torch.device("meta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,6 @@ class Cost:
 
     forward: int
     forward_backward: int
-
-
-def meta_network(**options) -> EDMPrecond:
-    """EDMPrecond(**options) whose weights have shapes and no content. Raises UserError as EDMPrecond does."""
-    with META:
-        return EDMPrecond(**options)
-
-
-def parameter_count(net: torch.nn.Module) -> int:
-    """Number of trained weights."""
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def network_cost(net: EDMPrecond) -> Cost:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, STATE_FORMAT
 from mscd.config.run import Config
 from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
@@ -21,7 +21,7 @@ from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
 from mscd.training.leg import KEPT_HANDED, Leg
-from mscd.training.state import KEPT_ROLLING, STATE_FORMAT
+from mscd.training.state import KEPT_ROLLING
 
 DIGEST = "0" * 64  # stands for any
 ZIP_NAME = "00000/img00000000.png"

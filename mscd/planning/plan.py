@@ -10,7 +10,8 @@ from mscd.config.training import TrainingSettings
 from mscd.errors import UserError
 from mscd.evaluation.validation import TEACHER_STEPS
 from mscd.networks import EDMPrecond
-from mscd.planning.cost import Cost, classifier_cost, meta_network, network_cost
+from mscd.networks.meta import meta_network
+from mscd.planning.cost import Cost, classifier_cost, network_cost
 from mscd.planning.disk import Files, kept_files, legs, passing_files, posthoc_count
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}

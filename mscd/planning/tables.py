@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mscd.planning.cost import parameter_count
+from mscd.networks.meta import parameter_count
 from mscd.planning.disk import Files
 from mscd.planning.plan import Plan, Stage
 

@@ -19,7 +19,7 @@ import safetensors
 
 from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, STATE_FORMAT, read_metadata
 from mscd.checkpoints.tensor_file import load_tensors
 from mscd.data.archives import open_files
 from mscd.data.dataset import ImageDataset
@@ -29,9 +29,8 @@ from mscd.errors import UserError
 from mscd.evaluation.classifier import FORMAT as CLASSIFIER_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
-from mscd.planning.cost import meta_network, parameter_count
+from mscd.networks.meta import meta_network, parameter_count
 from mscd.reporting.score_table import COLUMNS
-from mscd.training.state import STATE_FORMAT
 
 FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mscd.config.training import StudentSettings, TeacherSettings
-from mscd.errors import UserError
+from mscd.config.training import StudentSettings, TeacherSettings, check_share
 from mscd.parallel.group import Group
 from mscd.training.randomness import generator, image_indices
 
@@ -39,13 +38,3 @@ def network_images(
     draws = generator(settings.seed, "flip", nimg, images.device)
     flips = torch.rand(settings.batch_size, generator=draws, device=images.device)[rows] < 0.5
     return torch.where(flips[:, None, None, None], images.flip(3), images)
-
-
-def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
-    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
-    if batch_size % (processes * max(batch_per_process, 1)):
-        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
-        raise UserError(
-            f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
-            "change it, or processes and batch_per_process in the profile"
-        )

@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 
 from mscd.checkpoints import tensor_file
-from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.metadata import STATE_FORMAT, read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
 from mscd.training.leg import STATE_NAME, handed_kimgs
 from mscd.training.optimizer import AdamWithAverages
 
-STATE_FORMAT = "mscd-state-2"
 KEPT_ROLLING = 2
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from mscd.config.training import check_share
 from mscd.errors import UserError
 from mscd.launch.resources import Resources, resources_of_rule
-from mscd.training.batches import check_share
 
 SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
 

@@ -10,8 +10,9 @@ from mscd.data import packing
 from mscd.diffusion.consistency import consistency_loss
 from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
+from mscd.networks.meta import meta_network, parameter_count
 from mscd.parallel.group import Group
-from mscd.planning.cost import classifier_cost, meta_network, network_cost, parameter_count
+from mscd.planning.cost import classifier_cost, network_cost
 from mscd.planning.disk import legs
 from mscd.planning.plan import plan, validations
 from mscd.planning.tables import amount, markdown, quantity, table

@@ -13,7 +13,7 @@ from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
-from mscd.training.batches import check_share
+from mscd.config.training import check_share
 from mscd.launch.resources import resources_of_rule
 
 # The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
