@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,15 @@ from pydantic import Field, model_validator
 from mscd.config.base import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
 from mscd.config.network import NetworkSettings
 from mscd.errors import UserError
+
+
+@dataclass(frozen=True)
+class LegRange:
+    """One leg of a run: from which snapshot to which it trains, and the images seen at its end."""
+
+    start_kimg: int
+    end_kimg: int
+    end_nimg: int
 
 
 class TrainingSettings(Settings):
@@ -69,6 +79,10 @@ class TrainingSettings(Settings):
     def snapshots(self) -> list[int]:
         """kimg of every snapshot, in order."""
         return list(range(self.snapshot_kimg, self.duration_kimg + 1, self.snapshot_kimg))
+
+    def legs(self) -> list[LegRange]:
+        """The legs of the run, in order; each ends at a snapshot."""
+        return [LegRange(kimg - self.snapshot_kimg, kimg, self.images_at(kimg)) for kimg in self.snapshots()]
 
     def images_at(self, kimg: int) -> int:
         """Images seen at a snapshot: its kimg, rounded up to whole steps."""

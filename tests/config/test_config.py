@@ -10,6 +10,7 @@ from mscd.config.base import digest
 from mscd.config.docs import docs
 from mscd.config.loading import check_source, load_config
 from mscd.config.run import Config
+from mscd.config.training import LegRange
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
@@ -305,6 +306,11 @@ def test_snapshots_and_averages_have_the_names_of_their_files():
     settings = load_config(changed("teacher.phema_stds", [0.05, 0.1]))
     assert settings.students["s8"].snapshots() == [2, 4]
     assert settings.teacher.emas() == ["ema", "phema-0.050", "phema-0.100"]
+
+
+def test_legs_go_from_snapshot_to_snapshot():
+    student = load_config(changed("students.s8.batch_size", 96)).students["s8"]
+    assert student.legs() == [LegRange(0, 2, 2016), LegRange(2, 4, 4032)]  # 2,000 and 4,000 images in whole steps
 
 
 def test_seed_blocks_follow_each_other():
