@@ -1,7 +1,7 @@
 """Reading against training, and what processes that read hold in memory: `python benchmarks/data.py`.
 
-Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.packing.pack` packs them, and a zip that lists as many
-files as ImageNet has images.
+Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.packing.pack` packs them, and a zip that
+lists as many files as ImageNet has images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mscd.data.packing import pack
 from mscd.data.zip_format import StoredZip
 from mscd.parallel.group import process_group
 from mscd.planning.plan import plan
-from mscd.training import loop, randomness, setup
+from mscd.training import randomness, setup
 from mscd.training.batches import index_stream
 
 PART = "data"
@@ -60,7 +60,7 @@ def demo_row(path: Path) -> Row:
     run, dataset = student_run(network(), settings), ImageDataset(path)
     indices = index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
     stream = batches(dataset, indices, pin_memory=run.group.device.type == "cuda")
-    times = medians(in_turns({"step": lambda: loop._step(run), "next batch": lambda: next(stream)}, 3, warmup=1))
+    times = medians(in_turns({"step": lambda: run.step(), "next batch": lambda: next(stream)}, 3, warmup=1))
     ratio = times["step"] / times["next batch"]
     return Row(PART, "reading over training, demo", ratio, 3, "high", detail=milliseconds(times))
 
@@ -81,7 +81,7 @@ def imagenet_rate() -> tuple[float, dict]:
     """Images a second that a process trains of ImageNet-64, measured on a GPU, else computed; and how."""
     if torch.cuda.is_available():
         run = student_run(network("imagenet64"), student_settings("imagenet64", batch_size=MICRO_BATCH))
-        step = medians(in_turns({"step": lambda: loop._step(run)}, 5, warmup=3))["step"]
+        step = medians(in_turns({"step": lambda: run.step()}, 5, warmup=3))["step"]
         return MICRO_BATCH / step, {"by": "steps measured here"}
     flops = plan(load_config(CONFIGS / "imagenet64.yaml")).distillation
     return SUSTAINED / flops, {"by": f"{SUSTAINED:.0e} FLOP/s, assumed of an H100", "FLOPs an image": flops}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -13,10 +14,11 @@ from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group, default_device
-from mscd.training import batches, setup
-from mscd.training.diagnostics import TickDiagnostics
-from mscd.training.objectives import student_objective
-from mscd.training.state import TrainingState
+from mscd.training.batches import HostBatch, micro_batch_rows
+from mscd.training.loop import training_step
+from mscd.training.objectives import Objective, student_objective
+from mscd.training.setup import distributed
+from mscd.training.state import MAIN, TrainedNetwork, TrainingState
 
 CONFIGS = Path(__file__).parents[1] / "config"
 SHAPES = {"config": (8, 1, 10), "imagenet64": (64, 3, 1000)}  # resolution, channels and classes of each config's images
@@ -55,22 +57,37 @@ def student_settings(config: str = "config", **changes: object) -> StudentSettin
     return settings.model_copy(update=changes)
 
 
-def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None = None) -> SimpleNamespace:
-    """What train._step takes: a student that starts from its teacher `net`, its data being random and at hand."""
+@dataclasses.dataclass
+class StudentRun:
+    """A student that starts from its teacher, its data being random and at hand; `step` takes one training step."""
+
+    settings: StudentSettings
+    group: Group
+    state: TrainingState
+    teacher: EDMPrecond
+    objective: Objective
+    rows: list[slice]
+    batches: Iterator[HostBatch]
+
+    def step(self) -> None:
+        """One training step."""
+        training_step(self.state, self.objective, self.batches, self.rows, self.group, self.settings)
+
+
+def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None = None) -> StudentRun:
+    """A run whose student and teacher begin as `net`, in the processes of `group` (None: this one alone)."""
     group = group or Group(device=default_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
-    state = TrainingState(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
-    slices = batches.micro_batches(settings.batch_size, group, None)
+    trained = TrainedNetwork(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
     images, _, labels = batch_of(net, settings.batch_size // group.size)
     pixels = (images.cpu() * 40 + 128).clip(0, 255).to(torch.uint8)
-    return SimpleNamespace(
-        leg=SimpleNamespace(settings=settings),
-        state=state,
+    trained.wrapped = distributed(net, group, len(pixels))
+    return StudentRun(
+        settings=settings,
         group=group,
-        slices=slices,
-        stream=itertools.repeat((pixels, labels.cpu())),
-        objective=student_objective(settings, teacher),
-        wrapped=setup.wrap(net, group, len(pixels)),
-        ticks=TickDiagnostics(group),
+        state=TrainingState({MAIN: trained}),
         teacher=teacher,
+        objective=student_objective(settings, teacher, trained),
+        rows=micro_batch_rows(settings.batch_size, group, None),
+        batches=itertools.repeat((pixels, labels.cpu())),
     )

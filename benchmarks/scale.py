@@ -14,12 +14,11 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import torch
 import torch.distributed as dist
-from demo_run import BATCH, network, student_run, student_settings
+from demo_run import BATCH, StudentRun, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds, seconds
 from predict_scale import ring_bytes
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mscd.checkpoints.tensor_file import content_digest, save_tensors
 from mscd.networks.meta import parameter_count
 from mscd.parallel.group import SINGLE_PROCESS, Group, process_group
-from mscd.training import loop
 
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 5, 8, 2
 MB = 2**20
@@ -102,7 +100,7 @@ def measure(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     with process_group(rank, 2, rank, f"file://{folder}/rendezvous") as group:
         runs = prepared_runs(group)
-        net = runs["both"].state.net
+        net = runs["both"].state.main.net
         measured = {
             "steps": step_times(runs, group),
             "buckets": bucket_times(net, group),
@@ -112,25 +110,25 @@ def measure(rank: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps(measured))
 
 
-def prepared_runs(group: Group) -> dict[str, SimpleNamespace]:
+def prepared_runs(group: Group) -> dict[str, StudentRun]:
     """A student's run alone, alone with half a batch, and together."""
 
-    def begun(group: Group, batch: int) -> SimpleNamespace:
+    def begun(group: Group, batch: int) -> StudentRun:
         return student_run(network(), student_settings(batch_size=batch), group)
 
     return {"one": begun(SINGLE_PROCESS, BATCH), "half": begun(SINGLE_PROCESS, BATCH // 2), "both": begun(group, BATCH)}
 
 
-def step_times(runs: Mapping[str, SimpleNamespace], group: Group) -> dict[str, list[float]]:
+def step_times(runs: Mapping[str, StudentRun], group: Group) -> dict[str, list[float]]:
     """Seconds of a step of the first process alone, with the whole batch and with half of it, and of both processes,
     without summing gradients and with."""
 
     def apart() -> None:
-        with runs["both"].wrapped.no_sync():
-            loop._step(runs["both"])
+        with runs["both"].state.local_gradients():
+            runs["both"].step()
 
-    alone = {name: lambda name=name: loop._step(runs[name]) if group.is_lead else None for name in ("one", "half")}
-    return together({**alone, "apart": apart, "both": lambda: loop._step(runs["both"])}, ROUNDS, group)
+    alone = {name: lambda name=name: runs[name].step() if group.is_lead else None for name in ("one", "half")}
+    return together({**alone, "apart": apart, "both": lambda: runs["both"].step()}, ROUNDS, group)
 
 
 def together(functions: Mapping[str, Callable], rounds: int, group: Group) -> dict[str, list[float]]:

@@ -7,14 +7,12 @@ the update of weights and averages. On a GPU also with the ImageNet-64 network a
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch
-from demo_run import BATCH, batch_of, network, student_run, student_settings
+from demo_run import BATCH, StudentRun, batch_of, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
 from mscd.diffusion.edges import edge_table
-from mscd.training import loop
 
 
 def rows() -> list[Row]:
@@ -27,16 +25,16 @@ def rows() -> list[Row]:
     return [*found, grid_row()]
 
 
-def floor_row(what: str, run: SimpleNamespace, rounds: int) -> Row:
+def floor_row(what: str, run: StudentRun, rounds: int) -> Row:
     """Step / floor."""
-    times = medians(in_turns({"step": lambda: loop._step(run), **parts_of(run)}, rounds))
+    times = medians(in_turns({"step": lambda: run.step(), **parts_of(run)}, rounds))
     floor = sum(value for name, value in times.items() if name != "step")
     return Row("step", f"step / floor, {what}", times["step"] / floor, 1.03, detail=milliseconds(times))
 
 
-def parts_of(run: SimpleNamespace) -> dict[str, Callable[[], object]]:
+def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
     """The network evaluations and the update of a step, at its batch, as functions of no argument."""
-    net, teacher, settings = run.state.net, run.teacher, run.leg.settings
+    net, teacher, settings = run.state.main.net, run.teacher, run.settings
     x, sigma, labels = batch_of(net, settings.batch_size)
     betas = dict.fromkeys(settings.emas(), 0.99)
 
@@ -58,7 +56,7 @@ def parts_of(run: SimpleNamespace) -> dict[str, Callable[[], object]]:
     def update() -> None:
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        run.state.updates.update(0.0, betas, run.state.steps)
+        run.state.main.optimizer.step(0.0, betas, run.state.steps)
 
     return {
         "2 teacher forwards": teacher_forwards,

@@ -7,13 +7,10 @@ that of moving the bytes that they have to move once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import torch
-from demo_run import network, student_run, student_settings
+from demo_run import StudentRun, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
-
-from mscd.training import loop
 
 BATCH = 64
 
@@ -27,9 +24,9 @@ def rows() -> list[Row]:
     return found
 
 
-def share_rows(what: str, run: SimpleNamespace, rounds: int) -> list[Row]:
+def share_rows(what: str, run: StudentRun, rounds: int) -> list[Row]:
     """Share of the step, and time over that of its traffic."""
-    functions = {"step": lambda: loop._step(run), "update": updating(run), "traffic": traffic(run)}
+    functions = {"step": lambda: run.step(), "update": updating(run), "traffic": traffic(run)}
     times = medians(in_turns(functions, rounds, warmup=3))
     detail = milliseconds(times)
     return [
@@ -38,24 +35,24 @@ def share_rows(what: str, run: SimpleNamespace, rounds: int) -> list[Row]:
     ]
 
 
-def updating(run: SimpleNamespace) -> Callable[[], None]:
+def updating(run: StudentRun) -> Callable[[], None]:
     """The update from given gradients, with rate 0: weights stay what they are."""
-    net, betas = run.state.net, dict.fromkeys(run.leg.settings.emas(), 0.99)
+    net, betas = run.state.main.net, dict.fromkeys(run.settings.emas(), 0.99)
     gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
 
     def update() -> None:
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        run.state.updates.update(0.0, betas, run.state.steps)
+        run.state.main.optimizer.step(0.0, betas, run.state.steps)
 
     return update
 
 
-def traffic(run: SimpleNamespace) -> Callable[[], None]:
+def traffic(run: StudentRun) -> Callable[[], None]:
     """Reads and writes what one pass over the parameters has to: gradient, weights, two moments and every average."""
-    count = sum(parameter.numel() for parameter in run.state.net.parameters())
+    count = sum(parameter.numel() for parameter in run.state.main.net.parameters())
     device = run.group.device
-    written = [torch.zeros(count, device=device) for _ in range(3 + len(run.state.averages))]
+    written = [torch.zeros(count, device=device) for _ in range(3 + len(run.state.main.averages))]
     gradient = torch.zeros(count, device=device)
 
     def move() -> None:

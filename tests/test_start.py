@@ -24,17 +24,20 @@ UNUSED = {
     "mscd.evaluation.score": {"scipy.linalg", "pydantic"} | DRAWS | FETCHES | COMPILER,
 }
 TRAIN_A_STEP = """
-from mscd import data, train
-from mscd.config.training import NetworkSettings, TeacherSettings
+from mscd.config.network import NetworkSettings
+from mscd.config.training import TeacherSettings
+from mscd.data.packing import pack
 from mscd.parallel.group import Group
-from mscd.training.leg import Leg
+from mscd.training.leg import TeacherLeg
+from mscd.training.loop import train_leg
 network = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1, 2], num_blocks=1)
 settings = TeacherSettings(
     network=network, duration_kimg=1, snapshot_kimg=1, batch_size=1000, learning_rate=1e-3, ema_halflife_kimg=1
 )
-data.pack("digits", "train.zip", max_images=20)
-leg = Leg("teacher", "teacher", settings, data="train.zip", run_dir="run", start_kimg=0, end_kimg=1)
-train.train_leg(leg, Group())
+pack("digits", "train.zip", max_images=20)
+files = dict(data="train.zip", run_dir="run")
+leg = TeacherLeg(model="teacher", settings=settings, start_kimg=0, end_kimg=1, **files)
+train_leg(leg, Group())
 """
 SAMPLE = """
 from mscd.sampling.generate import generate

@@ -61,7 +61,7 @@ class TrainingSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _schedule(self) -> "TrainingSettings":
+    def _schedule(self) -> TrainingSettings:
         if self.duration_kimg % self.snapshot_kimg:
             raise ValueError(
                 f"snapshot_kimg {self.snapshot_kimg} does not divide duration_kimg {self.duration_kimg}: "
@@ -139,7 +139,7 @@ class StudentSettings(TrainingSettings):
     )
 
     @model_validator(mode="after")
-    def _grids(self) -> "StudentSettings":
+    def _grids(self) -> StudentSettings:
         if self.teacher_steps_start < self.segments:
             raise ValueError(
                 f"teacher_steps_start {self.teacher_steps_start} is less than segments {self.segments}: "

@@ -136,23 +136,24 @@ class ConsistencyLoss:
 
 def consistency_loss(
     student: Denoiser,
+    target_student: Denoiser,
     teacher: Denoiser,
     images: torch.Tensor,
     labels: torch.Tensor | None,
     noise: torch.Tensor,
     edges: EdgeTable,
     *,
-    distance: str = "pseudo_huber",
-    weight: str = "sqrt_karras",
+    distance_kind: str = "pseudo_huber",
+    weight_kind: str = "sqrt_karras",
     terminal_teacher_hop: bool = True,
     sigma_data: float = 0.5,
 ) -> ConsistencyLoss:
     """Loss of the student on one batch: equations of the multistep consistency target, per image.
 
     images [N, C, H, W] in [-1, 1], labels [N, K] or None, noise unit normal like images, edges: `EdgeTable.rows`, one
-    an image. The student is called twice, without gradient at (x_s, sigma_s) and then with it at (x_t, sigma_t): a
-    caller who uses dropout reseeds it before each call so that both see one mask. The optimiser minimises the sum of
-    `loss` over the global batch divided by its size.
+    per image. target_student, the same network, is called without gradient at (x_s, sigma_s), then student with it at
+    (x_t, sigma_t); with dropout both must see one mask. The optimiser minimises the sum of `loss` over the global batch
+    divided by its size.
     """
     sigma_t, sigma_s, sigma_boundary = edges.sigma_t, edges.sigma_s, edges.sigma_boundary
     terminal, boundary = _per_image(edges.is_terminal), _per_image(edges.is_boundary)
@@ -161,20 +162,16 @@ def consistency_loss(
         x_s = heun_hop(teacher, x_t, sigma_t, sigma_s, labels)
         # A terminal edge has no pass at sigma_s = 0; sigma_t keeps its row finite.
         safe_s = torch.where(edges.is_terminal, sigma_t, sigma_s)
-        denoised_s = student(x_s.float(), safe_s.float(), labels)
+        denoised_s = target_student(x_s.float(), safe_s.float(), labels)
         x_ref = ddim_step(x_s, denoised_s, safe_s, sigma_boundary)
         x_ref = torch.where(boundary, x_s, x_ref)
         x_ref = torch.where(terminal, x_s if terminal_teacher_hop else images.double(), x_ref)
         sigma_ref = torch.where(edges.is_terminal, 0.0, sigma_boundary)
         target = inverse_ddim(x_ref, x_t, sigma_t, sigma_ref).float()
-        weights = loss_weight(weight, sigma_t, sigma_s, sigma_data).float()
+        weights = loss_weight(weight_kind, sigma_t, sigma_s, sigma_data).float()
     prediction = student(x_t.float(), sigma_t.float(), labels)
-    loss = weights * _distance(distance, prediction - target)
+    loss = weights * distance(distance_kind, prediction - target)
     return ConsistencyLoss(loss, prediction, target, x_t, x_s, x_ref, weights)
-
-
-# `distance` names the function outside and, as in the config, the kind inside consistency_loss.
-_distance = distance
 
 
 def _per_image(values: torch.Tensor) -> torch.Tensor:

@@ -49,13 +49,12 @@ def leg_identity(leg: Leg) -> str:
 
     Raises UserError for an input file that is missing.
     """
-    files = [path for path in (leg.data, leg.teacher) if path]
     return digest(
         {
             "kind": leg.kind,
             "settings": leg.settings.identity(),
             "kimg": [leg.start_kimg, leg.end_kimg],
-            "files": [_seen(Path(path)) for path in files],
+            "files": [_seen(Path(path)) for path in leg.inputs],
         }
     )
 

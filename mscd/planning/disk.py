@@ -6,7 +6,6 @@ Networks that stem from a published one also name their origin, a line or two mo
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping
 
@@ -15,12 +14,12 @@ import torch
 
 from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, STATE_FORMAT
 from mscd.config.run import Config
-from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
+from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.images import encode_png
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
-from mscd.training.leg import KEPT_HANDED, Leg
+from mscd.training.leg import KEPT_HANDED
 from mscd.training.state import KEPT_ROLLING
 
 DIGEST = "0" * 64  # stands for any
@@ -93,7 +92,7 @@ def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> i
 def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
     """What lies on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
     weights = Layout.of(net.state_dict())
-    last = legs(config.trained_teacher)[-1] if config.trained_teacher else None
+    last = config.trained_teacher.legs()[-1] if config.trained_teacher else None
     end = (last.end_kimg, last.end_nimg) if last else (0, 0)
     one = weights.file_bytes(network_metadata(net, "teacher", *end, "ema", None))
     files = []
@@ -119,7 +118,7 @@ def _trained(settings: TeacherSettings | StudentSettings, folder: str, net: EDMP
     """The networks of every snapshot, and the states that stay."""
     sizes, model = [], folder.rpartition("/")[2]
     segments = settings.segments if isinstance(settings, StudentSettings) else None
-    for leg in legs(settings):
+    for leg in settings.legs():
         for ema in settings.emas():
             sizes.append(weights.file_bytes(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
     states = min(KEPT_HANDED, len(settings.snapshots()))
@@ -130,7 +129,7 @@ def _trained(settings: TeacherSettings | StudentSettings, folder: str, net: EDMP
 
 
 def _state(settings: TeacherSettings | StudentSettings, net: EDMPrecond) -> int:
-    nimg = legs(settings)[-1].end_nimg
+    nimg = settings.legs()[-1].end_nimg
     return state_bytes(net, settings.emas(), nimg, nimg // settings.batch_size)
 
 
@@ -154,13 +153,6 @@ def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
     if not config.scoring.keep_samples:
         files.append(Files("samples, for each job that generates at once", 1, _block_bytes(config, net)))
     return files
-
-
-def legs(settings: TrainingSettings) -> list[Leg]:
-    """The legs of a training, as far as their lengths go."""
-    kind = "student" if isinstance(settings, StudentSettings) else "teacher"
-    ends = settings.snapshots()
-    return [Leg(kind, kind, settings, "", "", start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def posthoc_count(config: Config, student: str) -> int:

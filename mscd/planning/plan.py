@@ -12,7 +12,7 @@ from mscd.evaluation.validation import TEACHER_STEPS
 from mscd.networks import EDMPrecond
 from mscd.networks.meta import meta_network
 from mscd.planning.cost import Cost, classifier_cost, network_cost
-from mscd.planning.disk import Files, kept_files, legs, passing_files, posthoc_count
+from mscd.planning.disk import Files, kept_files, passing_files, posthoc_count
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}
 INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published
@@ -146,7 +146,7 @@ def _trained(
     name: str, settings: TrainingSettings, nfe: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
 ) -> list[Stage]:
     """A training of `nfe` evaluations and `flops` an image; its scores inside the run take `score_nfe` an image."""
-    nimg = legs(settings)[-1].end_nimg
+    nimg = settings.legs()[-1].end_nimg
     stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, nfe, nimg * flops)]
     if settings.validate_kimg:
         images = validations(settings) * settings.validate_images
@@ -179,7 +179,7 @@ def _scoring(config: Config, scored: list[_Scored], cost: Cost, detector: Cost) 
 def validations(settings: TrainingSettings) -> int:
     """How often a training scores its network: at a tick that crosses validate_kimg, and at a leg's end."""
     every, tick, batch = settings.validate_kimg * 1000, settings.tick_kimg * 1000, settings.batch_size
-    count, ends = 0, {leg.end_nimg for leg in legs(settings)}
+    count, ends = 0, {leg.end_nimg for leg in settings.legs()}
     for before in range(0, max(ends), batch):
         after = before + batch
         count += after in ends or all(before // length != after // length for length in (tick, every))

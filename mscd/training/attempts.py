@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mscd.errors import UserError
 from mscd.files.atomic import append_line, whole_lines
@@ -22,7 +22,7 @@ class Superseded(UserError):
 class Attempts:
     """The attempts recorded in the file `path`, of which `begin` adds one."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.token = uuid.uuid4().hex
 
@@ -37,12 +37,12 @@ class Attempts:
             raise Superseded("a newer attempt at this leg has begun")
 
 
-def read_attempts(path: str | os.PathLike) -> list[dict]:
+def read_attempts(path: str | Path) -> list[dict[str, Any]]:
     """The attempts, in order; a torn last line is left out."""
     return [json.loads(line) for line in whole_lines(path)]
 
 
-def starts_in_place(path: str | os.PathLike) -> int:
+def starts_in_place(path: str | Path) -> int:
     """How many of the last attempts in a row started from the same image."""
     starts = [attempt["nimg"] for attempt in read_attempts(path)]
     return sum(1 for _ in itertools.takewhile(lambda nimg: nimg == starts[-1], reversed(starts)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import math
 import resource
 import sys
+from collections.abc import Mapping
 
 import torch
 
@@ -14,6 +17,15 @@ from mscd.training.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
 KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
 SIGMA_EDGES = (0.01, 0.1, 1.0, 10.0)
 SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sigma>10")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step leaves to be watched: the losses of each micro-batch, and the norm of the gradient, which may be inf
+    or nan; all on the device."""
+
+    losses: list[Losses]
+    gradient_norm: torch.Tensor
 
 
 class TickDiagnostics:
@@ -36,21 +48,22 @@ class TickDiagnostics:
         self.longest_streak = self.streak.clone()
 
     @torch.no_grad()
-    def add_losses(self, losses: Losses) -> None:
-        """Count a micro-batch's images and losses by kind of edge and by noise band."""
-        loss = losses.loss.detach().double()
-        pairs = torch.stack([torch.ones_like(loss), loss])
-        self.by_kind.index_add_(1, losses.kind, pairs)
-        self.by_band.index_add_(1, torch.bucketize(losses.sigma.double(), self.band_edges), pairs)
-
-    @torch.no_grad()
-    def add_gradient(self, norm: torch.Tensor) -> None:
-        """Count a step by the norm of its gradient, a scalar tensor that may be inf or nan."""
-        finite = norm.isfinite()
-        self.gradient += torch.stack([finite.double(), torch.where(finite, norm.double(), 0.0)])
+    def add(self, step: StepResult) -> None:
+        """Count a step: images and losses by kind of edge and by noise band, and the gradient."""
+        for losses in step.losses:
+            loss = losses.loss.double()
+            pairs = torch.stack([torch.ones_like(loss), loss])
+            self.by_kind.index_add_(1, losses.kind, pairs)
+            self.by_band.index_add_(1, torch.bucketize(losses.sigma.double(), self.band_edges), pairs)
+        finite = step.gradient_norm.isfinite()
+        self.gradient += torch.stack([finite.double(), torch.where(finite, step.gradient_norm.double(), 0.0)])
         self.nonfinite += ~finite
         self.streak = torch.where(finite, 0, self.streak + 1)
         self.longest_streak = torch.maximum(self.longest_streak, self.streak)
+
+    def last_step_was_finite(self) -> bool:
+        """Whether the weights may be kept: a gradient that is not finite may have spoilt them. Waits for the device."""
+        return int(self.streak) == 0
 
     def fetch(self) -> tuple[dict[str, float], int]:
         """(metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""
@@ -81,8 +94,15 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def log_line(metrics: dict[str, float]) -> str:
-    """The metrics that a person watches, in one line."""
-    shown = ("loss", "learning_rate", "gradient_norm", "teacher_steps", "images_per_second")
-    parts = (f"{name} {metrics[name]:.4g}" for name in shown if math.isfinite(metrics.get(name, math.nan)))
-    return "  ".join(parts)
+def log_line(metrics: Mapping[str, float], seconds_left: float) -> str:
+    """The metrics that a person watches, and how long the leg still takes, in one line."""
+    shown = (
+        "loss",
+        "validation/score",
+        "learning_rate",
+        "gradient_norm",
+        "teacher_steps",
+        "images_per_second",
+    )
+    parts = [f"{name} {metrics[name]:.4g}" for name in shown if math.isfinite(metrics.get(name, math.nan))]
+    return "  ".join([*parts, f"{datetime.timedelta(seconds=round(seconds_left))} left"])

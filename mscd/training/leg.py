@@ -1,4 +1,4 @@
-"""One leg of a run: what it is, and where its files lie.
+"""One leg of a run: what it is, and where its files are.
 
 A run's folder, `run_dir`, holds <kimg>/ for each snapshot (network files, and the state handed to the next leg),
 rolling/ with the states that a leg dumps while it trains, and in_flight/<kimg>/ for all else about a leg that has not
@@ -13,6 +13,7 @@ import dataclasses
 import os
 import shutil
 from pathlib import Path
+from typing import Any, ClassVar
 
 from mscd.config.base import digest
 from mscd.config.training import StudentSettings, TeacherSettings
@@ -23,25 +24,30 @@ STATE_NAME = "state.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Leg:
-    """One leg of a run: from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
+class ScoringFiles:
+    """Files that a leg scores its network with while it trains (setting `validate_kimg`)."""
 
-    kind: "teacher" or "student"; model: its name in file metadata; data: the packed images; run_dir: the run's folder;
-    teacher: the teacher's network file (students only); detector and reference: files to score with inside the loop,
-    needed with `validate_kimg`; data_origin: where the images are from, if not the user's own.
+    detector: str
+    reference: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Leg:
+    """From the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
+
+    model: its name in file metadata; data: the packed images; run_dir: the run's folder; scoring: needed with
+    `validate_kimg`; data_origin: where the images are from, if not the user's own.
     """
 
-    kind: str
+    kind: ClassVar[str]
     model: str
     settings: TeacherSettings | StudentSettings
     data: str
     run_dir: str
     start_kimg: int
     end_kimg: int
-    teacher: str | None = None
-    detector: str | None = None
-    reference: str | None = None
-    data_origin: dict | None = None
+    scoring: ScoringFiles | None = None
+    data_origin: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return f"{self.model}, leg to {self.end_kimg} kimg"
@@ -50,6 +56,11 @@ class Leg:
     def end_nimg(self) -> int:
         """Images seen at the end: end_kimg, rounded up to whole steps."""
         return self.settings.images_at(self.end_kimg)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files whose content the snapshot depends on."""
+        return [self.data]
 
     @property
     def folder(self) -> Path:
@@ -63,7 +74,7 @@ class Leg:
 
     @property
     def attempts(self) -> Path:
-        """A line for each time that training began or went on."""
+        """A line for each time that training began or resumed."""
         return self.folder / "attempts.jsonl"
 
     @property
@@ -71,10 +82,41 @@ class Leg:
         """The finished snapshot, complete as soon as this folder is there."""
         return self.folder / "finished"
 
-    def fingerprint(self, data_digest: str, teacher_digest: str | None) -> str:
+    def _identity(self, data_digest: str) -> dict[str, Any]:
+        return {"kind": self.kind, "settings": self.settings.identity(), "data": data_digest}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherLeg(_Leg):
+    """A leg of the diffusion model that is trained here."""
+
+    kind: ClassVar[str] = "teacher"
+    settings: TeacherSettings
+
+    def fingerprint(self, data_digest: str) -> str:
         """Digest of all that the run's states and snapshots depend on."""
-        identity = {"kind": self.kind, "settings": self.settings.identity(), "data": data_digest}
-        return digest(identity | ({"teacher": teacher_digest} if teacher_digest else {}))
+        return digest(self._identity(data_digest))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentLeg(_Leg):
+    """A leg of a student; teacher: the network file that it learns from and starts as."""
+
+    kind: ClassVar[str] = "student"
+    settings: StudentSettings
+    teacher: str
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files whose content the snapshot depends on."""
+        return [self.data, self.teacher]
+
+    def fingerprint(self, data_digest: str, teacher_digest: str) -> str:
+        """Digest of all that the run's states and snapshots depend on."""
+        return digest(self._identity(data_digest) | {"teacher": teacher_digest})
+
+
+Leg = TeacherLeg | StudentLeg
 
 
 def take_snapshot(leg: Leg) -> None:

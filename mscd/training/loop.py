@@ -1,29 +1,38 @@
 """The training loop, of teachers and students alike: one leg of a run, from its state to its snapshot.
 
-Counters are the only state besides tensors (mscd.training.randomness), so a leg may be cut anywhere and goes on to the same bytes.
+Counters are the only state besides tensors (mscd.training.randomness), so a leg may be cut anywhere and resumes to the
+same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import operator
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
+import torch
 from tqdm import tqdm
 
+from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.errors import UserError
+from mscd.evaluation.validation import Validation
+from mscd.files.event_log import EventLog
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
-from mscd.training.batches import network_images
-from mscd.training.diagnostics import log_line, peak_memory_gb
+from mscd.training.batches import HostBatch, micro_batch
+from mscd.training.diagnostics import StepResult, TickDiagnostics, log_line, peak_memory_gb
 from mscd.training.leg import Leg
-from mscd.training.objectives import MicroBatch, teacher_steps
+from mscd.training.objectives import Objective, teacher_steps
 from mscd.training.optimizer import averaging_betas, learning_rate
-from mscd.training.setup import Run, begin
+from mscd.training.setup import set_up
 from mscd.training.snapshot import write_snapshot
+from mscd.training.state import MAIN, TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -54,106 +63,127 @@ def train_leg(
     attempt, as where it runs. Raises Interrupted when stopped, with a state saved; UserError for files that are
     missing, damaged or don't fit together and for gradients that stay non-finite.
     """
-    run = begin(leg, group, batch_per_process, stop, facts or {})
-    with _progress(run) as progress:
-        while run.state.nimg < leg.end_nimg:
-            before = run.state.nimg
-            _step(run)
-            progress.update(run.state.nimg - before)
-            ended = run.state.nimg >= leg.end_nimg
-            if _crossed(before, run.state.nimg, leg.settings.tick_kimg) or ended:
-                _tick(run, before, ended)
+    settings, events = leg.settings, EventLog(leg.events)
+    start = set_up(leg, group, batch_per_process, facts or {})
+    state, states, attempts = start.state, start.states, start.attempts
+    validation = _validation(leg, group)
+    ticks, tick = TickDiagnostics(group), _Tick(state.nimg)
+    last_good = start.resumed.path if start.resumed else None
+    saved = False  # whether this attempt wrote last_good
+
+    with _progress_bar(leg, state.nimg, group) as bar:
+        while state.nimg < leg.end_nimg:
+            before = state.nimg
+            ticks.add(training_step(state, start.objective, start.batches, start.rows, group, settings))
+            bar.update(state.nimg - before)
+            ended = state.nimg >= leg.end_nimg
+
+            if ended or _crossed(before, state.nimg, settings.tick_kimg):
+                metrics, streak = ticks.fetch()
+                metrics |= tick.rates(state.nimg) | _schedules(settings, state.nimg)
+                metrics["memory_gb"] = peak_memory_gb(group.device)
+                ticks.reset()
+                if streak >= settings.max_nonfinite_steps:
+                    good = f"the last good state is {last_good}" if last_good else "there is no earlier state"
+                    raise UserError(
+                        f"gradients were not finite for {streak} steps in a row: lower learning_rate; {good}"
+                    )
+                score = None
+                if validation is not None and (ended or _crossed(before, state.nimg, settings.validate_kimg)):
+                    score = metrics["validation/score"] = validation.score(state.main.averages["ema"])
+                if group.is_lead:
+                    attempts.check_newest()
+                    kimg = leg.end_kimg if ended else state.nimg // 1000
+                    events.metrics(metrics, kimg)
+                    seconds_left = (leg.end_nimg - state.nimg) / metrics["images_per_second"]
+                    log.info("%s %d kimg  %s", leg.model, kimg, log_line(metrics, seconds_left))
+                    due = score is not None or _crossed(before, state.nimg, settings.state_kimg)
+                    if due and not ended and ticks.last_step_was_finite():
+                        last_good, saved = states.save_rolling(state, score), True
+                tick = _Tick(state.nimg)
+
             if group.is_lead and stop and not ended:
-                _leave(run)
+                # Without a word to the other processes: they wait for this one and end with it.
+                attempts.check_newest()
+                if last_good != states.rolling_state(state.nimg) and ticks.last_step_was_finite():
+                    last_good, saved = states.save_rolling(state), True
+                raise Interrupted(state.nimg, last_good, saved)
+
     if group.is_lead:
-        write_snapshot(run)
+        write_snapshot(leg, state, start.dataset, states, attempts, start.inherited)
     group.barrier()
 
 
-def _step(run: Run) -> None:
-    """One optimiser step: gradients of this process's micro-batches, then the update of weights and averages."""
-    settings, state, group = run.leg.settings, run.state, run.group
-    for rows in run.slices:
-        images, labels = next(run.stream)
-        images = network_images(images.to(group.device, non_blocking=True), settings, rows, state.nimg)
-        labels = labels.to(group.device, non_blocking=True) if state.net.label_dim else None
-        batch = MicroBatch(images, labels, rows, state.nimg, settings.batch_size)
-        last = rows is run.slices[-1]
-        with contextlib.nullcontext() if last or group.size == 1 else run.wrapped.no_sync():
-            losses = run.objective(state.net, run.wrapped, batch)
+def training_step(
+    state: TrainingState,
+    objective: Objective,
+    batches: Iterator[HostBatch],
+    rows: list[slice],
+    group: Group,
+    settings: TrainingSettings,
+) -> StepResult:
+    """One optimiser step: gradients of this process's micro-batches, then the update of weights and averages.
+
+    batches: gives the pixels and labels of each of `rows`, this process's share of the global batch. Nothing here waits
+    for the device.
+    """
+    watched = []
+    for part in rows:
+        batch = micro_batch(
+            next(batches), part, state.nimg, settings, group.device, labelled=bool(state.main.net.label_dim)
+        )
+        with contextlib.nullcontext() if part is rows[-1] else state.local_gradients():
+            losses = objective(batch)
+            total = functools.reduce(operator.add, (each.loss.sum() for each in losses.values()))
             # DDP averages over processes; the loss of a step is the mean over the global batch.
-            (losses.loss.sum() * (group.size / settings.batch_size)).backward()
-        run.ticks.add_losses(losses)
+            torch.autograd.backward(total * (group.size / settings.batch_size))
+        watched.append(losses[MAIN].detached())
     rate, betas = learning_rate(settings, state.nimg), averaging_betas(settings, state.nimg)
-    run.ticks.add_gradient(state.update(rate, betas, settings.batch_size))
+    return StepResult(watched, state.update(rate, betas, settings.batch_size))
 
 
-def _tick(run: Run, before: int, ended: bool) -> None:
-    """Record the tick that ends here; score and save a state where one is due."""
-    leg, state, settings = run.leg, run.state, run.leg.settings
-    metrics, streak = run.ticks.fetch()
-    metrics |= _rates(run)
-    run.ticks.reset()
-    if streak >= settings.max_nonfinite_steps:
-        good = f"the last good state is {run.last_good}" if run.last_good else "there is no earlier state"
-        raise UserError(f"gradients were not finite for {streak} steps in a row: lower learning_rate; {good}")
-    score = None
-    if run.validation and (_crossed(before, state.nimg, settings.validate_kimg) or ended):
-        score = metrics["validation/score"] = run.validation.score(state.averages["ema"])
-    if run.group.is_lead:
-        run.attempts.check_newest()
-        kimg = leg.end_kimg if ended else state.nimg // 1000
-        run.events.metrics(metrics, kimg)
-        log.info("%s %d kimg  %s", leg.model, kimg, log_line(metrics))
-        due = _crossed(before, state.nimg, settings.state_kimg) or score is not None
-        if due and not ended:
-            _save(run, score)
-    run.tick_began, run.tick_nimg = time.monotonic(), state.nimg
+class _Tick:
+    """The stretch of training that one record is of: it begins at image nimg, now."""
+
+    def __init__(self, nimg: int) -> None:
+        self.nimg, self.began = nimg, time.monotonic()
+
+    def rates(self, nimg: int) -> dict[str, float]:
+        """How fast training was up to image nimg."""
+        return {"images_per_second": (nimg - self.nimg) / (time.monotonic() - self.began)}
 
 
-def _save(run: Run, score: float | None) -> None:
-    """A rolling state, unless the weights may have gone bad."""
-    if int(run.ticks.streak) == 0:
-        run.last_good, run.saved = run.folder.save_rolling(run.state, score), True
+def _validation(leg: Leg, group: Group) -> Validation | None:
+    """What scores the network inside the loop, where the settings ask for it."""
+    if leg.settings.validate_kimg is None:
+        return None
+    if leg.scoring is None:
+        raise ValueError(f"{leg}: validate_kimg needs files to score with")
+    return Validation(leg.settings, leg.scoring.detector, leg.scoring.reference, group)
 
 
-def _leave(run: Run) -> None:
-    """Stop here, without a word to the other processes: they wait for this one and end with it."""
-    run.attempts.check_newest()
-    if run.last_good != run.folder.rolling_state(run.state.nimg):
-        _save(run, None)
-    raise Interrupted(run.state.nimg, run.last_good, run.saved)
+def _crossed(before: int, after: int, kimg: int | None) -> bool:
+    """Whether a multiple of `kimg` thousand images is in (before, after]; None: never."""
+    return kimg is not None and before // (kimg * 1000) != after // (kimg * 1000)
 
 
-def _crossed(before: int, after: int, kimg: int) -> bool:
-    """Whether a multiple of `kimg` thousand images lies in (before, after]."""
-    return before // (kimg * 1000) != after // (kimg * 1000)
-
-
-def _rates(run: Run) -> dict[str, float]:
-    """Metrics that come from counters and clocks."""
-    settings, last_step = run.leg.settings, run.state.nimg - run.leg.settings.batch_size
-    metrics = {
-        "learning_rate": learning_rate(settings, last_step),
-        "images_per_second": (run.state.nimg - run.tick_nimg) / (time.monotonic() - run.tick_began),
-        "memory_gb": peak_memory_gb(run.group.device),
-    }
-    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, last_step).items()}
-    if run.leg.kind == "student":
-        metrics["teacher_steps"] = teacher_steps(settings, last_step)
+def _schedules(settings: TrainingSettings, nimg: int) -> dict[str, float]:
+    """What the step that ended at image nimg was taken with."""
+    began = nimg - settings.batch_size
+    metrics = {"learning_rate": learning_rate(settings, began)}
+    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, began).items()}
+    if isinstance(settings, StudentSettings):
+        metrics["teacher_steps"] = teacher_steps(settings, began)
     return metrics
 
 
-@contextlib.contextmanager
-def _progress(run: Run) -> Iterator[tqdm]:
-    """A bar with images a second and the time left, on stderr of the lead process."""
-    with tqdm(
-        total=run.leg.end_nimg,
-        initial=run.state.nimg,
+def _progress_bar(leg: Leg, nimg: int, group: Group) -> tqdm[NoReturn]:
+    """A bar with images per second and the time left, where the lead process has a terminal; a log has its lines."""
+    return tqdm(
+        total=leg.end_nimg,
+        initial=nimg,
         unit="img",
         unit_scale=True,
-        desc=run.leg.model,
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no more
-        disable=not run.group.is_lead,
-    ) as bar:
-        yield bar
+        desc=leg.model,
+        disable=not group.is_lead or not sys.stderr.isatty(),
+    )

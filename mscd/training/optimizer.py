@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adam import adam
 
-from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.config.training import TrainingSettings
 from mscd.diffusion.ema import ema_beta, power_ema_beta
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -20,7 +20,7 @@ ALIGNMENT = 64  # elements at whose multiples parameters begin, so that kernels 
 
 
 class AdamWithAverages:
-    """Adam and the averages of a network: `update` takes one step.
+    """Adam and the averages of a network: `step` takes one step.
 
     net: the network in training, on its device; averages: networks like it, by name. Their parameters become views of
     one float32 vector each and stay where they are from then on (`net.to(...)` would part them from it).
@@ -45,14 +45,14 @@ class AdamWithAverages:
         return self._moments
 
     @torch.no_grad()
-    def update(self, learning_rate: float, betas: Mapping[str, float], steps: int) -> torch.Tensor:
+    def step(self, learning_rate: float, betas: Mapping[str, float], steps: int) -> torch.Tensor:
         """One step from the gradients of the network's parameters, which are taken away; `steps` were taken before.
 
-        betas: the decay of each average in this step (mscd.diffusion.betas). NaN in a gradient counts as 0 and infinity as 1e5 of
-        its sign. Returns the norm that the gradient had before that, a scalar on the device.
+        betas: the decay of each average in this step (mscd.diffusion.ema). NaN in a gradient counts as 0 and infinity
+        as 1e5 of its sign. Returns the norm that the gradient had before that, a scalar on the device.
         """
         self._gather()
-        norm = torch.linalg.vector_norm(self._gradient)
+        norm: torch.Tensor = torch.linalg.vector_norm(self._gradient)
         torch.nan_to_num(self._gradient, nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT, out=self._gradient)
         adam(
             [self._weights],
@@ -98,7 +98,7 @@ def _flatten(net: torch.nn.Module) -> torch.Tensor:
 
 def _views(vector: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     """The parts of a vector that stand for the parameters, in their shapes; what lies between is not used."""
-    pieces = vector.split([_padded(parameter) for parameter in parameters])
+    pieces = torch.split(vector, [_padded(parameter) for parameter in parameters])
     return [
         piece[: parameter.numel()].view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)
     ]
@@ -108,13 +108,13 @@ def _padded(parameter: torch.nn.Parameter) -> int:
     return -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
 
 
-def learning_rate(settings: TeacherSettings | StudentSettings, nimg: int) -> float:
+def learning_rate(settings: TrainingSettings, nimg: int) -> float:
     """Learning rate of the step that begins at image nimg: a linear ramp from 0 over lr_rampup_kimg, then constant."""
     ramp = settings.lr_rampup_kimg * 1000
     return settings.learning_rate * (min(nimg / ramp, 1.0) if ramp else 1.0)
 
 
-def averaging_betas(settings: TeacherSettings | StudentSettings, nimg_before: int) -> dict[str, float]:
+def averaging_betas(settings: TrainingSettings, nimg_before: int) -> dict[str, float]:
     """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
     decays = {"ema": ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}

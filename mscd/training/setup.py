@@ -1,138 +1,122 @@
-"""TODO."""
+"""What a leg starts from: its data, its networks in the furthest state there is, and the loss to minimise."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
-import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mscd.checkpoints import metadata, network_file
+from mscd.checkpoints.metadata import read_metadata
+from mscd.checkpoints.network_file import load_network, origin_of
+from mscd.config.training import TrainingSettings
 from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
-from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
 from mscd.parallel.group import Group
-from mscd.parallel.stop_request import StopRequest
 from mscd.provenance.code_version import code_identity
 from mscd.training.attempts import Attempts
-from mscd.training.batches import index_stream, micro_batches
-from mscd.training.diagnostics import TickDiagnostics
-from mscd.training.leg import Leg
+from mscd.training.batches import HostBatch, index_stream, micro_batch_rows
+from mscd.training.leg import Leg, StudentLeg, TeacherLeg
 from mscd.training.objectives import Objective, student_objective, teacher_objective
 from mscd.training.randomness import seed_of
-from mscd.training.state import Resumed, StateFolder, TrainingState
+from mscd.training.state import MAIN, Resumed, StateFolder, TrainedNetwork, TrainingState
 
 log = logging.getLogger(__name__)
 LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
 
 
-@dataclasses.dataclass
-class Run:
-    """What a leg in training consists of; last_good is the newest state file known to be sound, and `saved`
-    whether this attempt wrote it."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the loop of a leg begins with.
 
-    leg: Leg
-    group: Group
+    rows: this process's share of each global batch, in micro-batches; batches: their pixels and labels, in order and
+    without end; states: where the run's states are; resumed: the one this leg resumes from; inherited: what its
+    networks' metadata carry on from the teacher's.
+    """
+
     dataset: ImageDataset
     state: TrainingState
-    wrapped: torch.nn.Module
     objective: Objective
-    slices: list[slice]
-    stream: Iterator
-    folder: StateFolder
-    events: EventLog
-    ticks: TickDiagnostics
-    validation: Validation | None
+    rows: list[slice]
+    batches: Iterator[HostBatch]
+    states: StateFolder
+    resumed: Resumed | None
     attempts: Attempts
-    last_good: Path | None
-    saved: bool
-    tick_began: float
-    tick_nimg: int
+    inherited: dict[str, Any]
 
 
-def begin(
-    leg: Leg, group: Group, batch_per_process: int | None, stop: StopRequest | None, facts: Mapping[str, str]
-) -> Run:
-    """Everything a leg needs, its state being the furthest there is."""
+def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping[str, str]) -> Start:
+    """Everything that training the leg needs, its state being the furthest there is; recorded as an attempt.
+
+    Arguments and errors as those of `train_leg`.
+    """
     settings = leg.settings
     choose_matrix_format(settings.precision)
     choose_repeatable_kernels(group.device)
     dataset = ImageDataset(leg.data)
     dataset.images_in_memory(group=group)
-    state, objective, fingerprint = _initial_state(leg, dataset, group)
-    folder = StateFolder(Path(leg.run_dir), fingerprint)
-    resumed = folder.resume(state, leg.start_kimg, leg.end_nimg)
+    fresh = _fresh_teacher(leg, dataset) if isinstance(leg, TeacherLeg) else _fresh_student(leg, dataset, group.device)
+    net = fresh.net.to(group.device).train().requires_grad_(True)
+    trained = TrainedNetwork(net, {ema: copy.deepcopy(net).eval().requires_grad_(False) for ema in settings.emas()})
+    if settings.compile:
+        compile_blocks(net, settings.compile)
+    state, states = TrainingState({MAIN: trained}), StateFolder(Path(leg.run_dir), fresh.fingerprint)
+    resumed = states.resume(state, leg.start_kimg, leg.end_nimg)
     attempts = Attempts(leg.attempts)
     if group.is_lead:
         attempts.begin(state.nimg, facts)
-        _announce(leg, state, resumed, dataset, {**facts, "fingerprint": fingerprint})
-    slices = micro_batches(settings.batch_size, group, batch_per_process)
-    indices = index_stream(settings.seed, state.nimg, settings.batch_size, slices, len(dataset))
-    return Run(
-        leg=leg,
-        group=group,
+        _announce(leg, state, resumed, dataset, {**facts, "fingerprint": fresh.fingerprint})
+    rows = micro_batch_rows(settings.batch_size, group, batch_per_process)
+    trained.wrapped = distributed(net, group, rows[0].stop - rows[0].start)
+    indices = index_stream(settings.seed, state.nimg, settings.batch_size, rows, len(dataset))
+    return Start(
         dataset=dataset,
         state=state,
-        wrapped=wrap(state.net, group, slices[0].stop - slices[0].start),
-        objective=objective,
-        slices=slices,
-        stream=batches(dataset, indices, workers=LOADER_WORKERS, pin_memory=group.device.type == "cuda"),
-        folder=folder,
-        events=EventLog(leg.events),
-        ticks=TickDiagnostics(group),
-        validation=Validation(settings, leg.detector, leg.reference, group) if settings.validate_kimg else None,
+        objective=fresh.objective_of(trained),
+        rows=rows,
+        batches=batches(dataset, indices, workers=LOADER_WORKERS, pin_memory=group.device.type == "cuda"),
+        states=states,
+        resumed=resumed,
         attempts=attempts,
-        last_good=resumed and resumed.path,
-        saved=False,
-        tick_began=time.monotonic(),
-        tick_nimg=state.nimg,
+        inherited=fresh.inherited,
     )
 
 
-def _initial_state(leg: Leg, dataset: ImageDataset, group: Group) -> tuple[TrainingState, Objective, str]:
-    """(state at image 0, objective, fingerprint of the run)."""
-    settings, teacher_digest = leg.settings, None
-    options = {"dropout": settings.dropout, "dout_resolutions": settings.dropout_resolutions}
-    if leg.kind == "teacher":
-        objective = teacher_objective(settings)
-        torch.manual_seed(seed_of(settings.seed, "weights", 0))
-        net = EDMPrecond(
-            dataset.resolution,
-            dataset.channels,
-            dataset.label_dim,
-            sigma_data=settings.sigma_data,
-            precision=settings.precision,
-            **settings.network.unet_options(),
-            **options,
-        )
-    else:
-        teacher = network_file.load_network(leg.teacher, group.device)
-        _check_data(leg, teacher, dataset)
-        teacher_digest = metadata.read_metadata(leg.teacher)["digest"]
-        if settings.compile:
-            compile_blocks(teacher, settings.compile)
-        objective = student_objective(settings, teacher)
-        net = EDMPrecond(**{**teacher.init_kwargs, "precision": settings.precision, **options})
-        net.load_state_dict(teacher.state_dict())
-    net = net.to(group.device).train().requires_grad_(True)
-    averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in settings.emas()}
-    if settings.compile:
-        compile_blocks(net, settings.compile)
-    return TrainingState(net, averages), objective, leg.fingerprint(dataset.digest, teacher_digest)
+@dataclasses.dataclass(frozen=True)
+class _Fresh:
+    """A run at image 0: its network, what is minimised, the run's fingerprint, and what its metadata inherit."""
+
+    net: EDMPrecond
+    objective_of: Callable[[TrainedNetwork], Objective]
+    fingerprint: str
+    inherited: dict[str, Any]
 
 
-def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
-    classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher passes labels over
+def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset) -> _Fresh:
+    """A network of random weights."""
+    settings = leg.settings
+    torch.manual_seed(seed_of(settings.seed, "weights", 0))
+    shape = (dataset.resolution, dataset.channels, dataset.label_dim)
+    options = {**settings.network.unet_options(), **_training_options(settings)}
+    net = EDMPrecond(*shape, sigma_data=settings.sigma_data, **options)
+    return _Fresh(net, functools.partial(teacher_objective, settings), leg.fingerprint(dataset.digest), {})
+
+
+def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device) -> _Fresh:
+    """A network of its teacher's weights. UserError where the data do not fit the teacher."""
+    teacher, metadata = load_network(leg.teacher, device), read_metadata(leg.teacher)
+    classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher ignores labels
     wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
     found = (dataset.resolution, dataset.channels, classes)
     if wanted != found:
@@ -140,10 +124,28 @@ def _check_data(leg: Leg, teacher: EDMPrecond, dataset: ImageDataset) -> None:
             f"{leg.data}: images of (resolution, channels, classes) {found} don't fit the teacher {leg.teacher}, "
             f"which was trained on {wanted}: pack the data it was trained on"
         )
+    if leg.settings.compile:
+        compile_blocks(teacher, leg.settings.compile)
+    net = EDMPrecond(**{**teacher.init_kwargs, **_training_options(leg.settings)})
+    net.load_state_dict(teacher.state_dict())
+    objective_of = functools.partial(student_objective, leg.settings, teacher)
+    return _Fresh(net, objective_of, leg.fingerprint(dataset.digest, metadata["digest"]), origin_of(metadata))
 
 
-def wrap(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
-    """The network as its gradient pass sees it; images: how many it takes at once."""
+def _training_options(settings: TrainingSettings) -> dict[str, Any]:
+    """Options of the network that belong to its training."""
+    return {
+        "precision": settings.precision,
+        "dropout": settings.dropout,
+        "dout_resolutions": settings.dropout_resolutions,
+    }
+
+
+def distributed(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
+    """The network as a pass with gradient calls it, so that all processes get the sum of their gradients.
+
+    images: how many it takes at once.
+    """
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
@@ -161,10 +163,12 @@ def wrap(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
     return wrapped
 
 
-def _announce(leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: ImageDataset, tags: dict) -> None:
+def _announce(
+    leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: ImageDataset, tags: dict[str, str]
+) -> None:
     """Say in log and events what runs and from where."""
     where = f"going on from {resumed.path} ({state.nimg} images)" if resumed else "starting afresh"
-    if leg.kind == "student" and not resumed:
+    if isinstance(leg, StudentLeg) and not resumed:
         where += f", all weights and averages from {leg.teacher}"
     log.info("%s: %d images of %s; %s", leg.model, len(dataset), leg.data, where)
     if leg.start_kimg * 1000 > state.nimg:
@@ -176,14 +180,11 @@ def _announce(leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: 
         tags["code_changed"] = change
     events = EventLog(leg.events)
     events.start(state.nimg // 1000)
-    identity = leg.settings.identity()
-    network = identity.pop("network", {})
-    events.params(
-        {
-            **identity,
-            **{f"network.{k}": v for k, v in network.items()},
-            "start_kimg": leg.start_kimg,
-            "end_kimg": leg.end_kimg,
-        }
-    )
+    events.params({**_settings_by_name(leg.settings), "start_kimg": leg.start_kimg, "end_kimg": leg.end_kimg})
     events.tags({**tags, "data": dataset.digest, "torch": torch.__version__, "code": str(code)})
+
+
+def _settings_by_name(settings: TrainingSettings) -> dict[str, Any]:
+    identity = settings.identity()
+    network = identity.pop("network", {})
+    return {**identity, **{f"network.{name}": value for name, value in network.items()}}

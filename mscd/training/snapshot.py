@@ -1,35 +1,50 @@
-"""TODO."""
+"""What a leg leaves: its averaged networks, and the state that the next leg starts from."""
 
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
-from mscd.checkpoints import metadata, network_file
+from mscd.checkpoints.network_file import save_network
+from mscd.data.dataset import ImageDataset
 from mscd.diffusion.sigmas import STUDENT_GRID
-from mscd.training.leg import STATE_NAME
-from mscd.training.setup import Run
+from mscd.training.attempts import Attempts
+from mscd.training.leg import STATE_NAME, Leg, StudentLeg
+from mscd.training.state import StateFolder, TrainingState
 
 
-def write_snapshot(run: Run) -> None:
-    """Write every averaged network and the state to hand over; they appear in leg.finished together."""
-    leg, dataset = run.leg, run.dataset
+def write_snapshot(
+    leg: Leg,
+    state: TrainingState,
+    dataset: ImageDataset,
+    folder: StateFolder,
+    attempts: Attempts,
+    inherited: dict[str, Any],
+) -> None:
+    """Write every averaged network and the state to hand over; they appear in leg.finished together.
+
+    inherited: what the networks' metadata carry on from the teacher's. Raises Superseded, and leaves nothing, where a
+    newer attempt at the leg has begun.
+    """
     partial = leg.finished.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed here
-    run.folder.save(run.state, partial / STATE_NAME)
-    student = {"segments": leg.settings.segments, **STUDENT_GRID} if leg.kind == "student" else None
+    folder.save(state, partial / STATE_NAME)
     about = {
         "model": leg.model,
         "snapshot_kimg": leg.end_kimg,
-        "nimg": run.state.nimg,
+        "nimg": state.nimg,
         "data": {
-            **{name: getattr(dataset, name) for name in ("digest", "resolution", "channels", "label_dim")},
+            "digest": dataset.digest,
+            "resolution": dataset.resolution,
+            "channels": dataset.channels,
+            "label_dim": dataset.label_dim,
             **({"origin": leg.data_origin} if leg.data_origin else {}),
         },
-        "student": student,
-        "run": run.folder.fingerprint,
-        **(network_file.origin_of(metadata.read_metadata(leg.teacher)) if leg.teacher else {}),
+        "student": {"segments": leg.settings.segments, **STUDENT_GRID} if isinstance(leg, StudentLeg) else None,
+        "run": folder.fingerprint,
+        **inherited,
     }
-    for name, net in run.state.averages.items():
-        network_file.save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
-    run.attempts.check_newest()
+    for name, net in state.main.averages.items():
+        save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
+    attempts.check_newest()
     partial.rename(leg.finished)

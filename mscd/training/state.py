@@ -6,6 +6,7 @@ while it trains. States carry the fingerprint of the run they belong to; one of 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from mscd.checkpoints import tensor_file
 from mscd.checkpoints.metadata import STATE_FORMAT, read_metadata
@@ -23,44 +25,89 @@ from mscd.training.leg import STATE_NAME, handed_kimgs
 from mscd.training.optimizer import AdamWithAverages
 
 KEPT_ROLLING = 2
+MAIN = "net"  # what states call the network that is averaged, sampled and exported
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class TrainingState:
-    """Everything that changes while a network trains: its weights, their averages, Adam's moments and two counters.
+class TrainedNetwork:
+    """A network in training, with its optimiser and the averages of its weights.
 
-    net: on its device already; averages: by name (`ema`, `phema-0.050`), networks like it; nimg: images seen; steps:
-    optimiser steps taken.
+    net: on its device already; averages: by name (`ema`, `phema-0.050`), networks like it; wrapped: the network as a
+    pass with gradient calls it, by DistributedDataParallel where several processes train (mscd.training.setup).
     """
 
     net: EDMPrecond
     averages: dict[str, EDMPrecond]
+
+    def __post_init__(self) -> None:
+        self.optimizer = AdamWithAverages(self.net, self.averages)
+        self.wrapped: torch.nn.Module = self.net
+
+    @contextlib.contextmanager
+    def local_gradients(self) -> Iterator[None]:
+        """In the block, gradients are added up in this process and not yet summed over all."""
+        wrapped = self.wrapped
+        with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext():
+            yield
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor by name: `net.<parameter>`, `<average>.<parameter>`, `adam.<moment>.<parameter>`."""
+        for prefix, net in {MAIN: self.net, **self.averages}.items():
+            yield from ((f"{prefix}.{name}", tensor) for name, tensor in net.state_dict().items())
+        yield from ((f"adam.{name}", moment) for name, moment in self.optimizer.moments().items())
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """Everything that changes in a run: the networks that it trains, and two counters.
+
+    trained: by name; MAIN is the one that is averaged, sampled and exported. nimg: images seen; steps: optimiser steps.
+    """
+
+    trained: dict[str, TrainedNetwork]
     nimg: int = 0
     steps: int = 0
 
-    def __post_init__(self) -> None:
-        self.updates = AdamWithAverages(self.net, self.averages)
+    @property
+    def main(self) -> TrainedNetwork:
+        """The network that the run is about."""
+        return self.trained[MAIN]
+
+    @contextlib.contextmanager
+    def local_gradients(self) -> Iterator[None]:
+        """In the block, no network's gradients are summed over the processes."""
+        with contextlib.ExitStack() as entered:
+            for network in self.trained.values():
+                entered.enter_context(network.local_gradients())
+            yield
 
     def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
-        """Take the step whose gradients `net` has, of batch_size images; returns their norm (updates.Updates)."""
-        norm = self.updates.update(learning_rate, betas, self.steps)
+        """Take the step whose gradients the networks have, of batch_size images; returns the norm of MAIN's gradient.
+
+        betas: the decay of each average in this step.
+        """
+        norms = {
+            name: part.optimizer.step(learning_rate, {ema: betas[ema] for ema in part.averages}, self.steps)
+            for name, part in self.trained.items()
+        }
         self.nimg, self.steps = self.nimg + batch_size, self.steps + 1
-        return norm
+        return norms[MAIN]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by name."""
-        networks = {"net": self.net, **self.averages}
-        named = {f"{prefix}.{k}": v for prefix, net in networks.items() for k, v in net.state_dict().items()}
-        return named | {f"adam.{name}": moment for name, moment in self.updates.moments().items()}
+        """Every tensor by name: MAIN's as they are, others' after `<network>/`."""
+        return {
+            name if network == MAIN else f"{network}/{name}": tensor
+            for network, part in self.trained.items()
+            for name, tensor in part.tensors()
+        }
 
-    def load(self, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
-        """Take over what `tensors` and `metadata` of a state file hold."""
-        for prefix, net in {"net": self.net, **self.averages}.items():
-            net.load_state_dict({k: tensors[f"{prefix}.{k}"] for k in net.state_dict()})
-        for name, moment in self.updates.moments().items():
-            moment.copy_(tensors[f"adam.{name}"])
-        self.nimg, self.steps = metadata["nimg"], metadata["steps"]
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, torch.Tensor], nimg: int, steps: int) -> None:
+        """Take over the tensors (by the names of `tensors`) and counters of a state file."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.nimg, self.steps = nimg, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +190,7 @@ class StateFolder:
             except UserError as error:
                 log.warning("%s; falling back to the state before it", error)
                 continue
-            state.load(tensors, metadata)
+            state.load(tensors, metadata["nimg"], metadata["steps"])
             return Resumed(path, CodeIdentity(**metadata["code"]))
         return None
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from test_train import STUDENT, base, launch_leg, snapshot, student_leg  # noqa: F401 (base is a fixture)
+from training_runs import STUDENT, launch_leg, snapshot, student_leg
 
 from cluster.training import (
     Training,

@@ -119,13 +119,14 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
     hop = "nohop" if "nohop" in name else "hop"
     result = consistency.consistency_loss(
         student,
+        student,
         teacher,
         images,
         labels,
         noise,
         edges,
-        distance=distance,
-        weight=weight,
+        distance_kind=distance,
+        weight_kind=weight,
         terminal_teacher_hop=hop == "hop",
     )
     assert np.allclose(result.x_t.numpy(), golden["x_t"], rtol=1e-12, atol=1e-15)
@@ -170,7 +171,7 @@ def test_a_perfect_student_of_a_linear_ode_has_no_loss():
     table = edge_table(4, 32)
     edges = table.rows(torch.arange(len(table)))
     images = point.repeat(len(table), 1, 1, 1)
-    result = consistency.consistency_loss(perfect, perfect, images, None, torch.randn_like(images), edges)
+    result = consistency.consistency_loss(perfect, perfect, perfect, images, None, torch.randn_like(images), edges)
     assert (result.target - images).abs().max() < 1e-6
 
 
@@ -179,9 +180,11 @@ def test_terminal_target_is_the_teachers_image_or_the_clean_one():
     edges = table.rows(torch.tensor([len(table) - 1]))
     images, noise = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
     teacher = lambda x, sigma, labels: x * 0.5  # noqa: E731
-    hop = consistency.consistency_loss(teacher, teacher, images, None, noise, edges)
+    hop = consistency.consistency_loss(teacher, teacher, teacher, images, None, noise, edges)
     assert torch.allclose(hop.target, 0.5 * hop.x_t.float())
-    clean = consistency.consistency_loss(teacher, teacher, images, None, noise, edges, terminal_teacher_hop=False)
+    clean = consistency.consistency_loss(
+        teacher, teacher, teacher, images, None, noise, edges, terminal_teacher_hop=False
+    )
     assert torch.equal(clean.target, images)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from standin_detector import write_standin
-from test_train import STUDENT, base, launch_leg, student_leg, train  # noqa: F401 (base is a fixture)
+from training_runs import STUDENT, launch_leg, student_leg, train
 
 from mscd.checkpoints import network_file
 from mscd.config.reference import ClassifierSettings
@@ -16,12 +16,13 @@ from mscd.evaluation.reference import adopt_reference, reference_statistics
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
+from mscd.training.leg import ScoringFiles
 
 SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "dropout": 0.0})
 
 
 @pytest.fixture(scope="module")
-def detectors(base, tmp_path_factory):  # noqa: F811
+def detectors(base, tmp_path_factory):
     """Folders with a detector and its reference, for two seeds."""
     folders = []
     for seed in (0, 1):
@@ -39,10 +40,10 @@ def detectors(base, tmp_path_factory):  # noqa: F811
     return folders
 
 
-def scored_leg(base, run_dir, detector, reference, end=2):  # noqa: F811
+def scored_leg(base, run_dir, detector, reference, end=2):
     leg = student_leg(base, run_dir, 0, end, SCORED)
-    files = {"detector": str(detector / "classifier.safetensors"), "reference": str(reference / "classifier.npz")}
-    return dataclasses.replace(leg, **files)
+    files = ScoringFiles(str(detector / "classifier.safetensors"), str(reference / "classifier.npz"))
+    return dataclasses.replace(leg, scoring=files)
 
 
 def scores(run_dir):
@@ -50,26 +51,26 @@ def scores(run_dir):
     return list(found)
 
 
-def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_path):  # noqa: F811
+def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_path):
     train(scored_leg(base, tmp_path / "a", detectors[0], detectors[0]))
     train(student_leg(base, tmp_path / "b", 0, 2, STUDENT.model_copy(update={"dropout": 0.0})))
     assert len(scores(tmp_path / "a")) == 2 and all(score > 0 for score in scores(tmp_path / "a"))
     assert (tmp_path / "a/2/ema.safetensors").read_bytes() == (tmp_path / "b/2/ema.safetensors").read_bytes()
 
 
-def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):  # noqa: F811
+def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):
     train(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1))
     launch_leg(scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), 2, tmp_path)
     assert scores(tmp_path / "two") == pytest.approx(scores(tmp_path / "one"), rel=1e-2)
 
 
-def test_a_reference_of_another_detector_is_refused_before_training(base, detectors, tmp_path):  # noqa: F811
+def test_a_reference_of_another_detector_is_refused_before_training(base, detectors, tmp_path):
     with pytest.raises(UserError, match="score with the detector that made the reference"):
         train(scored_leg(base, tmp_path, detectors[0], detectors[1]))
     assert not (tmp_path / "2").exists()
 
 
-def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: F811
+def test_the_network_scored_is_the_average(base, detectors, tmp_path):
     from mscd.evaluation.validation import Validation
 
     train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
@@ -79,7 +80,7 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):  # noqa: 
         assert again == scores(tmp_path)[-1]
 
 
-def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(base, tmp_path):  # noqa: F811
+def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(base, tmp_path):
     from mscd.evaluation.validation import Validation
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
@@ -97,7 +98,7 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
 
 
 @pytest.mark.parametrize(("resolution", "channels"), [(16, 1), (8, 3)])
-def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolution, channels):  # noqa: F811
+def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolution, channels):
     from mscd.evaluation.validation import Validation
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"

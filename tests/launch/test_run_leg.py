@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from test_train import STUDENT, base, launch_leg, snapshot, student_leg, train  # noqa: F401 (base is a fixture)
+from training_runs import STUDENT, launch_leg, snapshot, student_leg, train
 
 from mscd.checkpoints import tensor_file
 from mscd.errors import UserError

@@ -3,20 +3,19 @@
 import signal
 
 import pytest
-from test_train import STUDENT
+from training_runs import student_leg
 
 from mscd.launch import slurm_commands, worker
 from mscd.launch.slurm_commands import JobStatus
 from mscd.launch.worker import FAILED, LOST_PEER, STOPPED
 from mscd.parallel.stop_request import StopRequest
 from mscd.training.attempts import Attempts
-from mscd.training.leg import Leg
 from mscd.training.loop import Interrupted
 
 
 @pytest.fixture
 def leg(tmp_path):
-    return Leg("student", "s", STUDENT, "train.zip", str(tmp_path), 0, 10)
+    return student_leg(tmp_path, tmp_path, 0, 10)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What a run will cost: the numbers of a plan against what networks, training and files really do."""
 
-import dataclasses
+import functools
 
 import pytest
 import torch
@@ -13,10 +13,9 @@ from mscd.errors import UserError
 from mscd.networks.meta import meta_network, parameter_count
 from mscd.parallel.group import Group
 from mscd.planning.cost import classifier_cost, network_cost
-from mscd.planning.disk import legs
 from mscd.planning.plan import plan, validations
 from mscd.planning.tables import amount, markdown, quantity, table
-from mscd.training.leg import take_snapshot
+from mscd.training.leg import StudentLeg, TeacherLeg, take_snapshot
 from mscd.training.loop import train_leg
 
 ADM = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3}
@@ -82,7 +81,7 @@ def test_a_distilled_image_takes_the_evaluations_that_the_loss_makes():
 
     edges = edge_table(2, 8, sigma_min=0.002, sigma_max=80.0, rho=7.0).rows(torch.tensor([0, 1]))
     images = torch.zeros(2, 1, 8, 8)
-    consistency_loss(denoiser, denoiser, images, None, torch.ones_like(images), edges)
+    consistency_loss(denoiser, denoiser, denoiser, images, None, torch.ones_like(images), edges)
     assert stages(planned)["train s2"].nfe == len(calls)
     assert planned.distillation == planned.cost.forward * calls.count(False) + planned.cost.forward_backward
 
@@ -124,11 +123,12 @@ def run_folder(tmp_path_factory):
     torch.set_num_threads(1)
     packing.pack("digits", folder / "train.zip", max_images=120)
     teacher = str(folder / "teacher/4/ema.safetensors")
-    trained = [("teacher", "teacher", config.teacher, None), ("s2", "students/s2", config.students["s2"], teacher)]
-    for model, run_dir, settings, teacher in trained:
-        where = {"model": model, "run_dir": str(folder / run_dir), "data": str(folder / "train.zip")}
-        for leg in legs(settings):
-            leg = dataclasses.replace(leg, **where, teacher=teacher)
+    make_teacher = functools.partial(TeacherLeg, model="teacher", run_dir=str(folder / "teacher"))
+    make_student = functools.partial(StudentLeg, model="s2", run_dir=str(folder / "students/s2"), teacher=teacher)
+    for make, settings in ((make_teacher, config.teacher), (make_student, config.students["s2"])):
+        for part in settings.legs():
+            ends = {"start_kimg": part.start_kimg, "end_kimg": part.end_kimg}
+            leg = make(settings=settings, data=str(folder / "train.zip"), **ends)
             train_leg(leg, Group())
             take_snapshot(leg)
     return folder

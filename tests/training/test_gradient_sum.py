@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from training_runs import Stepping, teacher_leg
 
 from mscd.config.network import NetworkSettings
 from mscd.config.training import TeacherSettings
 from mscd.data import packing
+from mscd.networks import EDMPrecond
 from mscd.parallel.group import process_group
-from mscd.training import loop, setup
-from mscd.training.leg import Leg
 
 # 3 MB of gradients: more than the first bucket, of 1 MB, holds.
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1)
@@ -27,9 +27,9 @@ PROCESSES, STEPS = 3, 3  # of three, as a sum of two is the same in any order
 PIECES = {1: 16, 4: 4}  # how many a process's 16 images are taken in, and images a piece
 
 
-def watch(run, events: list) -> None:
+def watch(net, events: list) -> None:
     """Append to `events` the number of each parameter when its gradient has come, and each bucket that is summed."""
-    numbers = {parameter: number for number, parameter in enumerate(run.state.net.parameters())}
+    numbers = {parameter: number for number, parameter in enumerate(net.net.parameters())}
     for parameter, number in numbers.items():
         parameter.register_post_accumulate_grad_hook(lambda _, number=number: events.append(number))
 
@@ -38,7 +38,7 @@ def watch(run, events: list) -> None:
         events.append({"bytes": bucket.buffer().nbytes, "parameters": held})
         return allreduce_hook(dist.group.WORLD, bucket)
 
-    run.wrapped.register_comm_hook(None, hook)
+    net.wrapped.register_comm_hook(None, hook)
 
 
 def join(rank: int, folder: str) -> None:
@@ -47,17 +47,16 @@ def join(rank: int, folder: str) -> None:
     folder = Path(folder)
     with process_group(rank, PROCESSES, rank, f"file://{folder}/rendezvous") as group:
         for pieces, images in PIECES.items():
-            leg = Leg("teacher", "teacher", SETTINGS, str(folder / "train.zip"), str(folder / str(pieces)), 0, 1)
-            run = setup.begin(leg, group, images, None, {})
+            run = Stepping(teacher_leg(folder, folder / str(pieces), 0, 1, SETTINGS), group, images)
             steps = [[] for _ in range(STEPS)]
             events = []
-            watch(run, events)
+            watch(run.state.main, events)
             for step in steps:
-                loop._step(run)
+                run.step()
                 step += events
                 events.clear()
             (folder / f"{pieces}-{rank}.json").write_text(json.dumps(steps))
-            torch.save(run.state.net.state_dict(), folder / f"{pieces}-{rank}.pt")
+            torch.save(run.state.main.net.state_dict(), folder / f"{pieces}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def sums(step):
 
 @pytest.mark.parametrize("pieces", PIECES)
 def test_a_step_sums_every_gradient_once_however_many_pieces_its_images_are_taken_in(folder, pieces):
-    parameters = list(loop.EDMPrecond(8, 1, 10, **NETWORK.unet_options()).parameters())
+    parameters = list(EDMPrecond(8, 1, 10, **NETWORK.unet_options()).parameters())
     for step in steps_of(folder, pieces):
         assert sum(bucket["bytes"] for bucket in sums(step)) == 4 * sum(p.numel() for p in parameters)
         assert sorted(n for bucket in sums(step) for n in bucket["parameters"]) == list(range(len(parameters)))

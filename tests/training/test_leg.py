@@ -1,17 +1,23 @@
 """Where a leg's files lie, and how its finished snapshot gets in place."""
 
+import dataclasses
 import os
 
 import pytest
-from test_train import STUDENT
+from training_runs import STUDENT
 
 from mscd.errors import UserError
-from mscd.training.leg import Leg, handed_kimgs, take_snapshot
+from mscd.training.leg import StudentLeg, handed_kimgs, take_snapshot
+
+
+def student(run_dir, start, end, settings=STUDENT):
+    about = {"data": "train.zip", "run_dir": run_dir, "start_kimg": start, "end_kimg": end}
+    return StudentLeg(model="s", settings=settings, teacher="teacher.safetensors", **about)
 
 
 @pytest.fixture
 def leg(tmp_path):
-    return Leg("student", "s", STUDENT, "train.zip", str(tmp_path / "run"), 20, 30)
+    return student(str(tmp_path / "run"), 20, 30)
 
 
 def finished(leg):
@@ -73,13 +79,15 @@ def test_a_file_system_without_hard_links_gets_copies(leg, tmp_path, monkeypatch
 
 def test_the_last_step_of_a_leg_is_whole(leg):
     assert leg.end_nimg == 30_000 and leg.settings.batch_size == 100
-    assert Leg("student", "s", STUDENT.model_copy(update={"batch_size": 256}), "", "", 0, 1).end_nimg == 1024
+    assert student("run", 0, 1, STUDENT.model_copy(update={"batch_size": 256})).end_nimg == 1024
 
 
 def test_the_fingerprint_changes_with_all_that_training_depends_on_and_nothing_else(leg):
     own = leg.fingerprint("data", "teacher")
-    assert own == Leg("student", "other", STUDENT, "elsewhere.zip", "other/run", 0, 10).fingerprint("data", "teacher")
-    other = Leg("student", "s", STUDENT.model_copy(update={"seed": 9}), "", "", 20, 30)
+    assert own == dataclasses.replace(
+        student("other/run", 0, 10), model="other", data="elsewhere.zip", teacher="other.safetensors"
+    ).fingerprint("data", "teacher")
+    other = student("run", 20, 30, STUDENT.model_copy(update={"seed": 9}))
     assert (
         len({own, leg.fingerprint("d", "teacher"), leg.fingerprint("data", "t"), other.fingerprint("data", "teacher")})
         == 4

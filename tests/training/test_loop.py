@@ -10,90 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+import types
 
 import pytest
 import torch
+from training_runs import STUDENT, launch_leg, snapshot, student_leg, teacher_leg, train
 
 from mscd.checkpoints import network_file, tensor_file
-from mscd.config.network import NetworkSettings
-from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
-from mscd.launch import run_leg
-from mscd.launch.resources import Resources
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training import randomness
-from mscd.training.batches import index_stream, micro_batches
-from mscd.training.leg import Leg, take_snapshot
+from mscd.training.batches import MicroBatch, index_stream, micro_batch_rows
 from mscd.training.loop import Interrupted, train_leg
-from mscd.training.objectives import MicroBatch, student_objective
-
-NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
-COMMON = {
-    "duration_kimg": 3,
-    "snapshot_kimg": 1,
-    "batch_size": 100,
-    "learning_rate": 1e-3,
-    "lr_rampup_kimg": 1,
-    "ema_halflife_kimg": 1,
-    "dropout": 0.1,
-    "state_kimg": 1,
-    "xflip": True,
-}
-TEACHER = TeacherSettings(network=NETWORK, phema_stds=[0.1], **COMMON)
-STUDENT = StudentSettings(
-    segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, node_anchor=0.2, phema_stds=[0.1], **COMMON
-)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with packed digits and a teacher of one leg."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("train")
-    packing.pack("digits", folder / "train.zip", max_images=150)
-    train(teacher_leg(folder, folder / "teacher", 0, 3))
-    return folder
-
-
-def train(leg, **keywords):
-    """The leg in this process, its snapshot in place and its events in the run's folder."""
-    train_leg(leg, Group(), **keywords)
-    shutil.copy(leg.events, Path(leg.run_dir) / "e.jsonl")
-    take_snapshot(leg)
-
-
-def launch_leg(leg, processes, log_dir):
-    machine = Resources(processes=processes)
-    run_leg.run_leg(leg, machine, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
-
-
-def teacher_leg(base, run_dir, start, end, settings=TEACHER):
-    return Leg("teacher", "teacher", settings, str(base / "train.zip"), str(run_dir), start, end)
-
-
-def student_leg(base, run_dir, start, end, settings=STUDENT):
-    leg = Leg("student", "s4", settings, str(base / "train.zip"), str(run_dir), start, end)
-    return dataclasses.replace(leg, teacher=str(base / "teacher/3/ema.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(base):
-    """A student's run in one leg, with the bytes of its last snapshot."""
-    train(student_leg(base, base / "undisturbed", 0, 3))
-    return snapshot(base / "undisturbed")
-
-
-def snapshot(run_dir, kimg=3):
-    """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
-    folder = Path(run_dir) / str(kimg)
-    tensors, metadata = tensor_file.load_tensors(folder / "state.safetensors")
-    kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
-    networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
-    return {**networks, "state": tensor_file.content_digest(tensors, kept)}
+from mscd.training.objectives import student_objective
 
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
@@ -121,11 +53,11 @@ def start(leg, processes, log_dir):
     """Train the leg through submitit in a process group of its own."""
     pickled = pickle.dumps(leg).hex()
     code = (
-        "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Machine\n"
+        "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Resources\n"
         "from mscd.errors import UserError\n"
         f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
         f"files = dict(log_dir={str(log_dir)!r}, events=leg.run_dir + '/e.jsonl')\n"
-        f"try: run_leg(leg, Machine(processes={processes}), **files)\n"
+        f"try: run_leg(leg, Resources(processes={processes}), **files)\n"
         "except UserError as error: sys.exit(f'told: {error}')"
     )
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
@@ -285,13 +217,13 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="3 processes cannot share 100 images evenly"):
-        micro_batches(100, Group(size=3), None)
+        micro_batch_rows(100, Group(size=3), None)
     with pytest.raises(UserError, match="2 processes of 30 images at once cannot share 100"):
-        micro_batches(100, Group(size=2), 30)
+        micro_batch_rows(100, Group(size=2), 30)
 
 
 def test_processes_together_see_every_row_once_and_every_image_once_a_pass():
-    rows = [r for rank in range(4) for r in micro_batches(16, Group(rank=rank, size=4), 2)]
+    rows = [r for rank in range(4) for r in micro_batch_rows(16, Group(rank=rank, size=4), 2)]
     assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
     stream = index_stream(7, 0, 10, [slice(0, 10)], 25)
     seen = torch.cat([next(stream) for _ in range(5)])
@@ -313,10 +245,12 @@ def test_the_two_student_passes_share_one_dropout_mask():
     batch = MicroBatch(torch.zeros(4, 1, 8, 8), None, slice(0, 4), 400, 4)
     teacher = torch.nn.Module()
     teacher.sigma_data, teacher.forward = 0.5, lambda x, sigma, labels: x * 0
-    student_objective(STUDENT, teacher)(Recorder(), Recorder(), batch)
+    trained = types.SimpleNamespace(net=Recorder(), wrapped=Recorder())
+    objective = student_objective(STUDENT, teacher, trained)
+    objective(batch)
     first, second = masks
     assert torch.equal(first, second)
-    student_objective(STUDENT, teacher)(Recorder(), Recorder(), dataclasses.replace(batch, nimg=404))
+    objective(dataclasses.replace(batch, nimg=404))
     assert not torch.equal(masks[2], first)
 
 

@@ -44,7 +44,7 @@ def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(n
     for step in range(4):
         set_gradients(net, step, poison and step == 1)
         set_gradients(plain, step, poison and step == 1)
-        updates.update(1e-3 * (step + 1), BETAS, step)
+        updates.step(1e-3 * (step + 1), BETAS, step)
         for parameter in plain.parameters():
             torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
         optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
@@ -66,10 +66,10 @@ def test_the_norm_is_of_the_gradient_before_the_guard(nets):
     updates = AdamWithAverages(net, averages)
     set_gradients(net, 0)
     expected = torch.cat([parameter.grad.flatten() for parameter in net.parameters()]).double().norm()
-    assert float(updates.update(1e-3, BETAS, 0)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(updates.step(1e-3, BETAS, 0)) == pytest.approx(float(expected), rel=1e-5)
     before = tensors(net)
     set_gradients(net, 1, poison=True)
-    assert not updates.update(1e-3, BETAS, 1).isfinite()
+    assert not updates.step(1e-3, BETAS, 1).isfinite()
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, tensors(net), strict=True))
 
@@ -80,15 +80,15 @@ def test_gradients_are_taken_away_and_a_missing_one_is_zero(nets):
     set_gradients(net, 0)
     first.grad = None
     before = first.detach().clone()
-    updates.update(1e-3, BETAS, 0)
+    updates.step(1e-3, BETAS, 0)
     assert torch.equal(first, before) and all(parameter.grad is None for parameter in net.parameters())
     set_gradients(net, 1)
-    updates.update(1e-3, BETAS, 1)
+    updates.step(1e-3, BETAS, 1)
     moment = updates.moments()["exp_avg." + next(net.named_parameters())[0]]
     before = moment.clone()
     set_gradients(net, 2)
     first.grad = None
-    updates.update(1e-3, BETAS, 2)
+    updates.step(1e-3, BETAS, 2)
     assert torch.allclose(moment, before * 0.9)
 
 
@@ -124,6 +124,6 @@ def test_the_number_of_kernels_does_not_grow_with_the_number_of_parameters():
         updates = AdamWithAverages(net, {name: copy.deepcopy(net) for name in BETAS})
         set_gradients(net, 0)
         with Kernels() as kernels:
-            updates.update(1e-3, BETAS, 0)
+            updates.step(1e-3, BETAS, 0)
         counts.append(len(kernels.names))
     assert counts[0] == counts[1] <= 8

@@ -6,16 +6,20 @@ import pytest
 import torch
 
 from mscd.networks import EDMPrecond
-from mscd.training.state import StateFolder, TrainingState
+from mscd.training.state import MAIN, StateFolder, TrainedNetwork, TrainingState
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+
+
+def training_state(net):
+    return TrainingState({MAIN: TrainedNetwork(net, {"ema": copy.deepcopy(net)})})
 
 
 @pytest.fixture
 def state():
     torch.manual_seed(0)
     net = EDMPrecond(8, 1, 0, **OPTIONS)
-    state = TrainingState(net, {"ema": copy.deepcopy(net)})
+    state = training_state(net)
     net(torch.randn(2, 1, 8, 8), torch.ones(2)).square().sum().backward()
     state.update(1e-3, {"ema": 0.5}, 100)
     return state
@@ -45,7 +49,7 @@ def test_a_state_comes_back_equal_with_adams_moments(state, tmp_path):
     folder = StateFolder(tmp_path, "f")
     folder.save_rolling(state)
     net = EDMPrecond(8, 1, 0, **OPTIONS)
-    other = TrainingState(net, {"ema": copy.deepcopy(net)})
+    other = training_state(net)
     assert folder.resume(other, 0, 1000).path == folder.rolling_state(100)
     assert (other.nimg, other.steps) == (100, 1)
     expected = state.tensors()

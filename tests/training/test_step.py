@@ -1,5 +1,6 @@
 """What one training step must not do: wait for the device, grow, or make a table of edges again."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -7,14 +8,15 @@ import os
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import Stepping, student_leg, teacher_leg, train
 
 from mscd.config.network import NetworkSettings
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
-from mscd.training import loop, objectives, setup
-from mscd.training.leg import Leg, take_snapshot
+from mscd.training import objectives
+from mscd.training.diagnostics import TickDiagnostics
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {
@@ -40,19 +42,18 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("step")
     packing.pack("digits", folder / "train.zip", max_images=150)
     settings = TEACHER.model_copy(update={"duration_kimg": 1, "snapshot_kimg": 1})
-    leg = Leg("teacher", "teacher", settings, str(folder / "train.zip"), str(folder / "teacher"), 0, 1)
-    loop.train_leg(leg, Group())
-    take_snapshot(leg)
+    train(teacher_leg(folder, folder / "teacher", 0, 1, settings))
     return folder
 
 
 def begun(base, run_dir, kind, device="cpu", batch_per_process=8, **changes):
     """A run of `kind` whose micro-batches are drawn already, so that what is seen is the step's own."""
     settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
-    teacher = str(base / "teacher/1/ema.safetensors") if kind == "student" else None
-    leg = Leg(kind, kind, settings, str(base / "train.zip"), str(run_dir), 0, 100, teacher=teacher)
-    run = setup.begin(leg, Group(device=torch.device(device)), batch_per_process, None, {})
-    run.stream = itertools.cycle([tuple(part.clone() for part in next(run.stream)) for _ in range(8)])
+    leg = {"teacher": teacher_leg, "student": student_leg}[kind](base, run_dir, 0, 100, settings)
+    if kind == "student":
+        leg = dataclasses.replace(leg, teacher=str(base / "teacher/1/ema.safetensors"))
+    run = Stepping(leg, Group(device=torch.device(device)), batch_per_process)
+    run.batches = itertools.cycle([tuple(part.clone() for part in next(run.batches)) for _ in range(8)])
     return run
 
 
@@ -72,13 +73,17 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["teacher", "student"])
 def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
     run = begun(base, tmp_path, kind)
-    loop._step(run)
+    run.step()
     with Waits() as waits:
         for _ in range(5):
-            loop._step(run)
+            run.step()
+    assert waits.seen == []
+    ticks = TickDiagnostics(run.group)
+    with Waits() as waits:
+        ticks.add(run.step())
     assert waits.seen == []
     with Waits() as waits:
-        run.ticks.fetch()
+        ticks.fetch()
     assert waits.seen  # the tick's end does, or nothing above would show anything
 
 
@@ -87,11 +92,11 @@ def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
 def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
     run = begun(base, tmp_path, kind, device="cuda")
     for _ in range(3):
-        loop._step(run)
+        run.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(200):  # the number of teacher steps changes on the way
-            loop._step(run)
+            run.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -103,7 +108,7 @@ def test_a_gpu_trains_to_the_same_bits_each_time(base, tmp_path, precision):
     for attempt in "ab":
         run = begun(base, tmp_path / attempt, "student", device="cuda", precision=precision)
         for _ in range(20):
-            loop._step(run)
+            run.step()
         ends.append(run.state.tensors())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
@@ -130,11 +135,11 @@ def resident() -> int:
 def test_steps_leave_no_more_memory_in_use(base, tmp_path):
     run = begun(base, tmp_path, "student", batch_per_process=16, anneal_kimg=0.0)
     for _ in range(50):
-        loop._step(run)
+        run.step()
     gc.collect()
     tensors, before = sum(torch.is_tensor(x) for x in gc.get_objects()), resident()
     for _ in range(250):
-        loop._step(run)
+        run.step()
     gc.collect()
     assert sum(torch.is_tensor(x) for x in gc.get_objects()) == tensors
     assert resident() - before < 4e6  # 16 kB a step would show
@@ -146,7 +151,7 @@ def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(base,
     objectives._cached_table.cache_clear()
     run, asked = begun(base, tmp_path, "student", batch_per_process=16), []
     for _ in range(150):
-        asked.append(objectives.teacher_steps(run.leg.settings, run.state.nimg))
-        loop._step(run)
+        asked.append(objectives.teacher_steps(run.settings, run.state.nimg))
+        run.step()
     assert asked[0] == 8 and asked[-1] == 32
     assert made == sorted(set(asked)) and len(made) == 25

@@ -8,25 +8,24 @@ from mscd.config.loading import load_config
 from mscd.launch.resources import resources_of_rule
 from mscd.launch.run_leg import run_leg
 from mscd.launch.script import script_log
-from mscd.training.leg import Leg
+from mscd.training.leg import ScoringFiles, StudentLeg, TeacherLeg
 
 with script_log(snakemake.log.text):
-    config, model = load_config(snakemake.config), snakemake.wildcards.get("student", "teacher")
-    settings = config.students.get(model, config.teacher)
-    end_kimg = int(snakemake.wildcards.kimg)
-    leg = Leg(
-        kind="teacher" if model == "teacher" else "student",
-        model=model,
-        settings=settings,
-        data=snakemake.input.data,
-        teacher=snakemake.input.get("teacher"),
-        detector=snakemake.input.detector,
-        reference=snakemake.input.reference,
-        data_origin=json.loads(Path(snakemake.input.summary).read_text())["origin"],
-        run_dir=str(Path(snakemake.output[0]).parent.parent),
-        start_kimg=end_kimg - settings.snapshot_kimg,
-        end_kimg=end_kimg,
-    )
+    config, files = load_config(snakemake.config), snakemake.input
+    student, end_kimg = snakemake.wildcards.get("student"), int(snakemake.wildcards.kimg)
+    settings = config.students[student] if student else config.teacher
+    common = {
+        "data": files.data,
+        "run_dir": str(Path(snakemake.output[0]).parent.parent),
+        "start_kimg": end_kimg - settings.snapshot_kimg,
+        "end_kimg": end_kimg,
+        "scoring": ScoringFiles(files.detector, files.reference),
+        "data_origin": json.loads(Path(files.summary).read_text())["origin"],
+    }
+    if student:
+        leg = StudentLeg(model=student, settings=settings, teacher=files.teacher, **common)
+    else:
+        leg = TeacherLeg(model="teacher", settings=settings, **common)
     run_leg(
         leg,
         resources_of_rule(snakemake.resources, snakemake.threads, snakemake.rule),

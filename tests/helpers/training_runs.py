@@ -1,0 +1,82 @@
+"""A tiny teacher and its student, and ways to train their legs."""
+
+import shutil
+from pathlib import Path
+
+from mscd.checkpoints import tensor_file
+from mscd.config.network import NetworkSettings
+from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.launch import run_leg
+from mscd.launch.resources import Resources
+from mscd.parallel.group import Group
+from mscd.training.leg import StudentLeg, TeacherLeg, take_snapshot
+from mscd.training.loop import train_leg, training_step
+from mscd.training.setup import set_up
+
+NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
+COMMON = {
+    "duration_kimg": 3,
+    "snapshot_kimg": 1,
+    "batch_size": 100,
+    "learning_rate": 1e-3,
+    "lr_rampup_kimg": 1,
+    "ema_halflife_kimg": 1,
+    "dropout": 0.1,
+    "state_kimg": 1,
+    "xflip": True,
+}
+TEACHER = TeacherSettings(network=NETWORK, phema_stds=[0.1], **COMMON)
+STUDENT = StudentSettings(
+    segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, node_anchor=0.2, phema_stds=[0.1], **COMMON
+)
+
+
+def train(leg, **keywords):
+    """Train the leg in this process; its snapshot is put in place, its events are copied to the run's folder."""
+    train_leg(leg, Group(), **keywords)
+    shutil.copy(leg.events, Path(leg.run_dir) / "e.jsonl")
+    take_snapshot(leg)
+
+
+def launch_leg(leg, processes, log_dir):
+    """Train the leg in so many processes of this machine."""
+    resources = Resources(processes=processes)
+    run_leg.run_leg(leg, resources, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
+
+
+def _files(base, run_dir, start, end):
+    return {"data": str(base / "train.zip"), "run_dir": str(run_dir), "start_kimg": start, "end_kimg": end}
+
+
+def teacher_leg(base, run_dir, start, end, settings=TEACHER):
+    """A leg of the tiny teacher, on the data of `base`."""
+    return TeacherLeg(model="teacher", settings=settings, **_files(base, run_dir, start, end))
+
+
+def student_leg(base, run_dir, start, end, settings=STUDENT):
+    """A leg of the tiny student, of the teacher in `base`."""
+    teacher = str(base / "teacher/3/ema.safetensors")
+    return StudentLeg(model="s4", settings=settings, teacher=teacher, **_files(base, run_dir, start, end))
+
+
+class Stepping:
+    """A leg that has begun, to be trained a step at a time: `start` is what its loop would begin with."""
+
+    def __init__(self, leg, group=None, batch_per_process=None):
+        self.settings, self.group = leg.settings, group or Group()
+        self.start = set_up(leg, self.group, batch_per_process, {})
+        self.state, self.batches = self.start.state, self.start.batches
+
+    def step(self):
+        """Take one step."""
+        start = self.start
+        return training_step(self.state, start.objective, self.batches, start.rows, self.group, self.settings)
+
+
+def snapshot(run_dir, kimg=3):
+    """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
+    folder = Path(run_dir) / str(kimg)
+    tensors, metadata = tensor_file.load_tensors(folder / "state.safetensors")
+    kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
+    networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
+    return {**networks, "state": tensor_file.content_digest(tensors, kept)}
