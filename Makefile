@@ -1,4 +1,4 @@
-# make demo: from a fresh clone to a scored few-step student.   make test: the tests.   make lint: formatting and rules.
+# make demo: from a fresh clone to a scored few-step student.   make test: the tests.   make lint: formatting, rules, types, layers.
 # make test-cluster: the tests on a real Slurm, which it starts on this machine (as root on Debian).
 # make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-cluster demo bench lint
+.PHONY: venv test test-unit test-workflow test-cluster demo bench lint style types
 
 venv: $(INSTALLED)
 
@@ -17,8 +17,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-test: venv
-	$(BIN)/python -m pytest
+test: test-unit test-workflow
+
+test-unit: venv
+	$(BIN)/python -m pytest tests --ignore tests/workflow --ignore tests/logger
+
+test-workflow: venv
+	$(BIN)/python -m pytest tests/workflow tests/logger
 
 test-cluster: venv
 	$(BIN)/python -m pytest -m cluster tests/cluster
@@ -34,8 +39,14 @@ demo: venv
 bench: venv
 	$(BIN)/python benchmarks/run.py
 
-lint: venv
+lint: venv style types
+
+style: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/lint-imports
+
+types: venv
+	$(BIN)/mypy

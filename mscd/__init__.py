@@ -1,3 +1,86 @@
-"""Multistep consistency distillation of diffusion models."""
+"""Few-step image generators from diffusion models, by multistep consistency distillation.
+
+    import mscd
+
+    net, about = mscd.load_network("students/s8/50/ema.safetensors")    an intact network, in eval mode, and its metadata
+    images, classes = mscd.sample(net, seeds=range(16), sampler="euler", steps=8)
+    mscd.generate("students/s8/50/ema.safetensors", "samples.npz", seeds=range(50_000))
+    mscd.score("samples.npz", "reference.npz", "detector.safetensors", "score.json")
+
+What is here:
+
+    load_network, EDMPrecond            networks: read from files of mscd and from published pickles, never executed
+    pack, ImageDataset                  images: packed from folders, zips and archives, read in batches
+    generate, sample                    images made by a network, each a function of its seed
+    score                               how far samples are from the data
+    convert, reconstruct_ema            published checkpoints as files of mscd; EMA lengths chosen after training
+    export_student                      a student for use elsewhere
+    load_config, plan                   the settings of a run, and what it will cost
+    UserError                           what every mistake of a user raises: one line, what and where and what to do
+
+The packages, from the bottom up, are files, parallel, diffusion and provenance, networks and config, checkpoints and
+data, sampling, evaluation, training and reporting, launch and planning, cli; each says in its docstring what is in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mscd.checkpoints.convert import convert
+    from mscd.checkpoints.network_file import load_network
+    from mscd.checkpoints.posthoc_ema import reconstruct_ema
+    from mscd.config.loading import load_config
+    from mscd.data.dataset import ImageDataset
+    from mscd.data.packing import pack
+    from mscd.errors import UserError
+    from mscd.evaluation.score import score
+    from mscd.networks import EDMPrecond
+    from mscd.planning.plan import plan
+    from mscd.reporting.export import export_student
+    from mscd.sampling.generate import generate, sample
 
 __version__ = "0.1.0"
+__all__ = [
+    "EDMPrecond",
+    "ImageDataset",
+    "UserError",
+    "convert",
+    "export_student",
+    "generate",
+    "load_config",
+    "load_network",
+    "pack",
+    "plan",
+    "reconstruct_ema",
+    "sample",
+    "score",
+]
+
+# Loaded when asked for: `import mscd` is immediate, and an export carries this file with the networks alone.
+_HOME = {
+    "EDMPrecond": "mscd.networks",
+    "ImageDataset": "mscd.data.dataset",
+    "UserError": "mscd.errors",
+    "convert": "mscd.checkpoints.convert",
+    "export_student": "mscd.reporting.export",
+    "generate": "mscd.sampling.generate",
+    "load_config": "mscd.config.loading",
+    "load_network": "mscd.checkpoints.network_file",
+    "pack": "mscd.data.packing",
+    "plan": "mscd.planning.plan",
+    "reconstruct_ema": "mscd.checkpoints.posthoc_ema",
+    "sample": "mscd.sampling.generate",
+    "score": "mscd.evaluation.score",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mscd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
