@@ -5,7 +5,6 @@ After Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,12 +14,6 @@ from mscd.errors import UserError
 LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
 LARGEST_MISFIT = 0.5
 LARGEST_GAIN = 1e4  # float32 weights have 24 bits: their rounding would grow to almost 1e-3 of them
-
-
-def std_of(name: str) -> float | None:
-    """Relative standard deviation of the power-function average called `phema-0.050` or `posthoc-0.075`, else None."""
-    match = re.fullmatch(r"(?:phema|posthoc)-(\d\.\d{3})", name)
-    return float(match[1]) if match else None
 
 
 def std_to_exponent(std: float) -> float:

@@ -15,7 +15,6 @@ from mscd.diffusion.ema import (
     posthoc_misfit,
     profile_correlation,
     reach,
-    std_of,
     std_to_exponent,
 )
 from mscd.errors import UserError
@@ -71,14 +70,6 @@ def test_misfit_is_the_distance_of_the_profiles():
     expected = np.linalg.norm(made - aim, axis=1) / np.linalg.norm(aim, axis=1)
     found = posthoc_misfit(coefficients, *stored, *wanted)
     assert found == pytest.approx(expected, rel=1e-3, abs=1e-6) and found[1] > found[0] > found[2]
-
-
-@pytest.mark.parametrize(
-    ("name", "std"),
-    [("phema-0.050", 0.05), ("posthoc-0.275", 0.275), ("ema", None), ("phema-0.05", None), ("xphema-0.050", None)],
-)
-def test_the_name_of_an_average_tells_its_std(name, std):
-    assert std_of(name) == std
 
 
 STORED = [5000, 5000, 10_000, 10_000], [0.05, 0.1, 0.05, 0.1]
