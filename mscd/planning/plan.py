@@ -7,6 +7,7 @@ import dataclasses
 from mscd.config.data import DataSettings
 from mscd.config.run import Config
 from mscd.config.training import TrainingSettings
+from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
 from mscd.evaluation.validation import TEACHER_STEPS
 from mscd.networks import EDMPrecond
@@ -134,7 +135,8 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     """Each network that is trained, and its scores inside the run."""
     stages = []
     if config.trained_teacher:
-        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, 2 * TEACHER_STEPS - 1, cost, detector)
+        score_nfe = nfe("heun", TEACHER_STEPS)
+        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.students.items():
         # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
         flops = 3 * cost.forward + cost.forward_backward

@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 
 from mscd.config.scoring import SamplerSettings
+from mscd.diffusion.solvers import nfe
 from mscd.reporting.score_table import TEACHER, best_rows, fid_table, network_path, sampler_name
-from mscd.sampling.generate import generate, nfe
+from mscd.sampling.generate import generate
 from mscd.sampling.image_grid import image_grid
 
 

@@ -18,6 +18,7 @@ from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import is_pickle, load_network
 from mscd.diffusion import samplers
+from mscd.diffusion.solvers import SOLVERS, nfe
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
@@ -31,11 +32,6 @@ from mscd.sampling.seeds import SeededDraws
 
 HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
 CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
-
-
-def nfe(sampler: str, steps: int) -> int:
-    """Network evaluations an image: `steps` for "euler", 2 steps - 1 for "heun"."""
-    return {"euler": steps, "heun": 2 * steps - 1}[sampler]
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps:
 def _check(
     path: str | os.PathLike, student: Mapping | None, seeds: range, sampler: str, steps: int, churn: Mapping | None
 ) -> None:
-    if sampler not in ("euler", "heun"):
+    if sampler not in SOLVERS:
         raise UserError(f"unknown sampler {sampler!r}: choose euler or heun")
     if steps < 1:
         raise UserError(f"a sampler takes at least 1 step (asked for {steps})")

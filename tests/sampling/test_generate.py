@@ -17,9 +17,10 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import save_network
 from mscd.data.dataset import ImageDataset
 from mscd.diffusion import samplers
+from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
-from mscd.sampling.generate import Sampling, _pieces, generate, nfe, sample
+from mscd.sampling.generate import Sampling, _pieces, generate, sample
 from mscd.sampling.sample_file import read_samples, write_samples
 
 STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
