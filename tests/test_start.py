@@ -14,7 +14,7 @@ COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
 UNUSED = {
-    "mscd.config.run": {"torch", "scipy"} | DRAWS | FETCHES,
+    "mscd.config.run, mscd.provenance.urls": {"torch", "scipy"} | DRAWS | FETCHES,
     "mscd.reporting.curves, mscd.reporting.score_table": {"torch", "scipy", "pydantic"} | FETCHES,
     "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},

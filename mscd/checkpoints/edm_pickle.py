@@ -286,7 +286,7 @@ def _attributes(module: torch.nn.Module) -> dict:
             resampling = {"up": module.resample == "up", "down": module.resample == "down"}
             return {**resampling, "fused_resample": module.filter_last}
         case PositionalEmbedding():
-            return {"num_channels": 2 * module.half, "max_positions": 10000, "endpoint": module.offset == 1}
+            return {"num_channels": 2 * module.frequencies, "max_positions": 10000, "endpoint": module.offset == 1}
     return {}
 
 

@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, read_metadata
-from mscd.diffusion.ema import LARGEST_STD, reach, std_of
+from mscd.diffusion.ema import LARGEST_STD, reach
+from mscd.diffusion.ema_names import is_phema, posthoc_name, std_of
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 
@@ -64,7 +65,7 @@ class StoredAverage:
         self.path = Path(path)
         self.metadata = read_metadata(path)
         name, self.kimg = str(self.metadata.get("ema")), self.metadata.get("snapshot_kimg")
-        self.std = std_of(name) if name.startswith("phema-") else None
+        self.std = std_of(name) if is_phema(name) else None
         if self.metadata.get("format") != NETWORK_FORMAT or self.std is None or self.kimg is None:
             raise UserError(f"{path}: not a stored power-function average (phema-...) of a snapshot, but {name!r}")
         self.nimg = self.metadata.get("nimg", self.kimg * 1000)
@@ -152,7 +153,7 @@ def _metadata(files: list[StoredAverage], coefficients: np.ndarray, std: float, 
         **{key: last.metadata[key] for key in PER_RUN if key in last.metadata},
         "snapshot_kimg": last.kimg,
         "nimg": last.nimg,
-        "ema": f"posthoc-{std:.3f}",
+        "ema": posthoc_name(std),
         "posthoc": {"std": std, "misfit": misfit, "stored": parts},
     }
 

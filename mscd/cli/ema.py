@@ -45,8 +45,9 @@ def ema(stored: tuple[Path, ...], std: float, kimg: int | None, out: Path | None
     refused where that is too far. Needs the memory of one network.
     """
     from mscd.checkpoints.posthoc_ema import reconstruct_ema
+    from mscd.diffusion.ema_names import posthoc_name
 
-    out = out or Path(f"posthoc-{std:.3f}.safetensors")
+    out = out or Path(f"{posthoc_name(std)}.safetensors")
     made = reconstruct_ema(stored, out, std=std, kimg=kimg)
     click.echo(
         f"{out}: {made['model']}, {made['snapshot_kimg']} kimg, {made['ema']}, digest {made['digest']}", err=True

@@ -1,17 +1,19 @@
 """Settings of data, reference, sampling and scoring."""
 
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
+from mscd.diffusion.ema_names import posthoc_name
+from mscd.diffusion.solvers import Solver, nfe
 
 
 class SamplerSettings(Settings):
     """A way to sample the teacher. `euler` takes `steps` network evaluations, `heun` twice as many less one."""
 
-    sampler: Literal["euler", "heun"] = Field(description="Solver.")
+    sampler: Solver = Field(description="Solver.")
     steps: int = Field(ge=1, description="Steps of the solver.")
     S_churn: NonNegative = Field(0.0, description="Amount of noise added on the way (heun).")
     S_min: NonNegative = Field(0.0, description="Churn acts from this sigma ...")
@@ -35,7 +37,7 @@ class SamplerSettings(Settings):
     @property
     def nfe(self) -> int:
         """Network evaluations an image."""
-        return self.steps if self.sampler == "euler" else 2 * self.steps - 1
+        return nfe(self.sampler, self.steps)
 
 
 class ScoringSettings(Settings):
@@ -114,4 +116,4 @@ class PosthocSettings(Settings):
 
     def emas(self) -> list[str]:
         """Names of the reconstructed averages: `posthoc-0.075`, ..."""
-        return [f"posthoc-{std:.3f}" for std in self.stds]
+        return [posthoc_name(std) for std in self.stds]

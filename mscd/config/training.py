@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from mscd.config.base import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
 from mscd.config.network import NetworkSettings
+from mscd.diffusion.ema_names import EMA, phema_name
 from mscd.errors import UserError
 
 
@@ -90,7 +91,7 @@ class TrainingSettings(Settings):
 
     def emas(self) -> list[str]:
         """Names of the averaged networks of a snapshot: `ema`, `phema-0.050`, ..."""
-        return ["ema", *(f"phema-{std:.3f}" for std in self.phema_stds)]
+        return [EMA, *map(phema_name, self.phema_stds)]
 
 
 class TeacherSettings(TrainingSettings):

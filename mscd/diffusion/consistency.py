@@ -1,7 +1,8 @@
 """Multistep consistency distillation: the target and the loss of one training step.
 
-Heek et al. 2024 (arXiv:2403.06807) in EDM coordinates. Sigma arithmetic and the target path are float64, networks
-see float32; shapes are fixed and nothing waits for the device, so kinds of edges are told apart by `torch.where`.
+Heek et al. 2024 (arXiv:2403.06807) in the coordinates of EDM (Karras et al. 2022, arXiv:2206.00364). Sigma arithmetic
+and the target path are float64, networks see float32; shapes are fixed and nothing waits for the device, so kinds of
+edges are told apart by `torch.where`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from mscd.diffusion.denoising import Denoiser
 from mscd.diffusion.edges import EdgeTable
-
-Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""D(x [N, C, H, W], sigma [N], labels [N, K] or None) -> denoised [N, C, H, W]."""
 
 PSEUDO_HUBER_EPS = 1e-4
 HUBER_DELTA = 1e-4
@@ -23,7 +22,7 @@ HUBER_DELTA = 1e-4
 def inverse_ddim(
     x_ref: torch.Tensor, x_t: torch.Tensor, sigma_t: torch.Tensor, sigma_ref: torch.Tensor
 ) -> torch.Tensor:
-    """The clean image for which one DDIM step from x_t at sigma_t arrives at x_ref at sigma_ref.
+    """The clean image for which one DDIM step from x_t at sigma_t arrives at x_ref at sigma_ref (invDDIM of the paper).
 
     (sigma_t x_ref - sigma_ref x_t) / (sigma_t - sigma_ref), sigma_ref < sigma_t. Images [N, C, H, W], sigmas [N];
     computed in float64, returned in x_ref's dtype.
@@ -48,7 +47,7 @@ def heun_hop(
     sigma_s: torch.Tensor,
     labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One deterministic Heun step of the probability-flow ODE from sigma_t to sigma_s (EDM algorithm 1).
+    """One Heun step of the probability-flow ODE from sigma_t to sigma_s (Karras et al. 2022, algorithm 1).
 
     x_t [N, C, H, W]; sigmas [N] float64; the denoiser is given float32. Where sigma_s is 0 the step is Euler's, which
     lands on D(x_t; sigma_t). Computed in float64, returned in x_t's dtype.
@@ -65,56 +64,68 @@ def heun_hop(
     return (x + (s - t) * 0.5 * (slope_t + slope_s)).to(x_t.dtype)
 
 
-def loss_weight(
-    mode: str, sigma_t: torch.Tensor, sigma_s: torch.Tensor | None = None, sigma_data: float = 0.5
-) -> torch.Tensor:
-    """Weight of each image's loss from its noise level, [N] in sigma_t's dtype.
+def _inverse_square(sigma: torch.Tensor) -> torch.Tensor:
+    """1 / sigma^2, kept finite by a floor that doesn't show at any noise level in use."""
+    return 1 / (sigma**2 + 1e-20)
 
-    sqrt_karras sqrt(s^2+d^2)/(s d) (cancels c_out); edm its square; karras 1/s^2 + 1/d^2; snr 1/s^2; vlike and snr+1
-    1/s^2 + 1; truncated-snr max(1/s^2, 1); uniform and flat 1; sqrt_gap sqrt(sigma_t - sigma_s), which needs sigma_s.
+
+def _edm(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """EDM's weight 1 / c_out^2 (Karras et al. 2022, table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+WEIGHTS: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "sqrt_karras": lambda t, s, data: _edm(t, data).sqrt(),  # cancels c_out
+    "edm": lambda t, s, data: _edm(t, data),
+    "karras": lambda t, s, data: _inverse_square(t) + 1 / data**2,
+    "vlike": lambda t, s, data: _inverse_square(t) + 1,
+    "snr+1": lambda t, s, data: _inverse_square(t) + 1,
+    "snr": lambda t, s, data: _inverse_square(t),
+    "truncated-snr": lambda t, s, data: _inverse_square(t).clamp(min=1),
+    "uniform": lambda t, s, data: torch.ones_like(t),
+    "sqrt_gap": lambda t, s, data: (t - s).sqrt(),
+}
+"""Weights of an image's loss by name, each of (sigma_t [N], sigma_s [N], sigma_data) -> [N] in sigma_t's dtype."""
+
+
+def loss_weight(kind: str, sigma_t: torch.Tensor, sigma_s: torch.Tensor, sigma_data: float = 0.5) -> torch.Tensor:
+    """Weight of each image's loss, one of WEIGHTS, from the ends of its edge; [N] in sigma_t's dtype.
+
     Raises ValueError for another name.
     """
-    # The floor keeps 1/sigma^2 finite without showing at any noise level in use.
-    snr = 1 / (sigma_t**2 + 1e-20)
-    edm = (sigma_t**2 + sigma_data**2) / (sigma_t * sigma_data) ** 2
-    if mode == "sqrt_gap":
-        if sigma_s is None:
-            raise ValueError("the weight sqrt_gap needs sigma_s")
-        return (sigma_t - sigma_s).sqrt()
-    weights = {
-        "sqrt_karras": edm.sqrt(),
-        "edm": edm,
-        "karras": snr + 1 / sigma_data**2,
-        "vlike": snr + 1,
-        "snr+1": snr + 1,
-        "snr": snr,
-        "truncated-snr": snr.clamp(min=1),
-        "uniform": torch.ones_like(sigma_t),
-        "flat": torch.ones_like(sigma_t),
-    }
-    if mode not in weights:
-        raise ValueError(f"loss weight is one of {', '.join([*weights, 'sqrt_gap'])} (got {mode!r})")
-    return weights[mode]
+    if kind not in WEIGHTS:
+        raise ValueError(f"loss weight is one of {', '.join(WEIGHTS)} (got {kind!r})")
+    return WEIGHTS[kind](sigma_t, sigma_s, sigma_data)
+
+
+def _pseudo_huber(diff: torch.Tensor) -> torch.Tensor:
+    """sqrt(|d|^2 + e^2) - e over the whole image."""
+    return ((diff**2).sum(dim=1) + PSEUDO_HUBER_EPS**2).sqrt() - PSEUDO_HUBER_EPS
+
+
+def _huber(diff: torch.Tensor) -> torch.Tensor:
+    """Huber's loss of each element, summed over the image."""
+    small = diff.abs().clamp(max=HUBER_DELTA)
+    return (0.5 * small**2 + HUBER_DELTA * (diff.abs() - small)).sum(dim=1)
+
+
+DISTANCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pseudo_huber": _pseudo_huber,
+    "l2_root": lambda diff: (diff**2).sum(dim=1).clamp(min=1e-12).sqrt(),
+    "l2": lambda diff: (diff**2).sum(dim=1),
+    "huber": _huber,
+}
+"""Distances of an image from its target by name, of their difference [N, elements] -> [N]; gradient 0 at 0."""
 
 
 def distance(kind: str, diff: torch.Tensor) -> torch.Tensor:
-    """Distance of each image from its target, diff [N, C, H, W] -> [N].
+    """Distance of each image from its target, one of DISTANCES, from their difference [N, C, H, W] -> [N].
 
-    pseudo_huber sqrt(|d|^2 + e^2) - e and l2_root |d|, over the whole image; l2 d^2 and huber (delta 1e-4), elementwise
-    and summed over the image. All have gradient 0 at d = 0. Raises ValueError for another name.
+    Raises ValueError for another name.
     """
-    flat = diff.flatten(1)
-    if kind == "huber":
-        small = flat.abs().clamp(max=HUBER_DELTA)
-        return (0.5 * small**2 + HUBER_DELTA * (flat.abs() - small)).sum(dim=1)
-    square = (flat**2).sum(dim=1)
-    if kind == "pseudo_huber":
-        return (square + PSEUDO_HUBER_EPS**2).sqrt() - PSEUDO_HUBER_EPS
-    if kind == "l2_root":
-        return square.clamp(min=1e-12).sqrt()
-    if kind == "l2":
-        return square
-    raise ValueError(f"distance is pseudo_huber, l2_root, l2 or huber (got {kind!r})")
+    if kind not in DISTANCES:
+        raise ValueError(f"distance is one of {', '.join(DISTANCES)} (got {kind!r})")
+    return DISTANCES[kind](diff.flatten(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +159,12 @@ def consistency_loss(
     terminal_teacher_hop: bool = True,
     sigma_data: float = 0.5,
 ) -> ConsistencyLoss:
-    """Loss of the student on one batch: equations of the multistep consistency target, per image.
+    """Loss of the student on one batch (Heek et al. 2024, algorithm 1, with Heun's step for the teacher's), per image.
 
     images [N, C, H, W] in [-1, 1], labels [N, K] or None, noise unit normal like images, edges: `EdgeTable.rows`, one
-    per image. target_student, the same network, is called without gradient at (x_s, sigma_s), then student with it at
-    (x_t, sigma_t); with dropout both must see one mask. The optimiser minimises the sum of `loss` over the global batch
-    divided by its size.
+    per image. First `target_student`, the same network, is called without gradient at (x_s, sigma_s), then `student`
+    with it at (x_t, sigma_t): a caller who uses dropout reseeds it before each call so that both see one mask. The
+    optimiser minimises the sum of `loss` over the global batch divided by its size.
     """
     sigma_t, sigma_s, sigma_boundary = edges.sigma_t, edges.sigma_s, edges.sigma_boundary
     terminal, boundary = _per_image(edges.is_terminal), _per_image(edges.is_boundary)
@@ -168,10 +179,10 @@ def consistency_loss(
         x_ref = torch.where(terminal, x_s if terminal_teacher_hop else images.double(), x_ref)
         sigma_ref = torch.where(edges.is_terminal, 0.0, sigma_boundary)
         target = inverse_ddim(x_ref, x_t, sigma_t, sigma_ref).float()
-        weights = loss_weight(weight_kind, sigma_t, sigma_s, sigma_data).float()
+        weight = loss_weight(weight_kind, sigma_t, sigma_s, sigma_data).float()
     prediction = student(x_t.float(), sigma_t.float(), labels)
-    loss = weights * distance(distance_kind, prediction - target)
-    return ConsistencyLoss(loss, prediction, target, x_t, x_s, x_ref, weights)
+    loss = weight * distance(distance_kind, prediction - target)
+    return ConsistencyLoss(loss, prediction, target, x_t, x_s, x_ref, weight)
 
 
 def _per_image(values: torch.Tensor) -> torch.Tensor:

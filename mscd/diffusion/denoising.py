@@ -1,4 +1,4 @@
-"""EDM's denoising loss, with which a teacher is trained (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+"""What a denoiser is, and EDM's loss that trains a teacher (Karras et al. 2022, arXiv:2206.00364, table 1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+
+Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""D(x [N, C, H, W], sigma [N] or a scalar, labels [N, K] or None) -> denoised [N, C, H, W]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class DenoisingLoss:
 
 
 def denoising_loss(
-    net: Callable,
+    net: Denoiser,
     images: torch.Tensor,
     labels: torch.Tensor | None,
     noise: torch.Tensor,

@@ -1,8 +1,7 @@
-"""Noise grids and the table of edges a student is trained on.
+"""The table of edges of the teacher's grid that a student is trained on.
 
 Multistep consistency distillation (Heek et al. 2024, arXiv:2403.06807) in the coordinates of EDM
-(Karras et al. 2022, arXiv:2206.00364). All sigmas are noise levels in units of image amplitude
-(images in [-1, 1]), float64, in descending order.
+(Karras et al. 2022, arXiv:2206.00364). Sigmas are as in mscd.diffusion.sigmas.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import dataclasses
 
 import torch
 
-from mscd.diffusion.sigmas import NODE_TOLERANCE, student_sigmas, teacher_sigmas
+from mscd.diffusion.sigmas import NODE_TOLERANCE, Grid, student_sigmas, teacher_sigmas
 from mscd.parallel.prefetch import send_to
 
 
@@ -37,7 +36,7 @@ class EdgeTable:
         return len(self.sigma_t)
 
     def rows(self, k: torch.Tensor) -> EdgeTable:
-        """The edges k (int64 [N]), one row an image."""
+        """The edges k (int64 [N]), one row per image."""
         return EdgeTable(*(getattr(self, field.name)[k] for field in dataclasses.fields(self)))
 
     def to(self, device: torch.device | str) -> EdgeTable:
@@ -66,7 +65,7 @@ def edge_table(
     the first edge is drawn instead. node_anchor: with this probability the upper end is one of the student's own nodes,
     at which it will be evaluated: `segments` edges from exactly there to the next teacher node are appended for it.
     """
-    grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    grid: Grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     student = student_sigmas(segments, **grid)
     teacher = teacher_sigmas(steps, student, **grid)
     table = _classified_edges(student, teacher)

@@ -1,30 +1,27 @@
-"""Profiles of power-function averages, and what can be made of stored ones: numbers alone, without networks.
+"""Averages of weights: decay per step, profiles of power-function averages, what can be made of stored ones.
 
-After Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C.
+Numbers alone, without networks. After Karras et al. 2024 (arXiv:2312.02696), section 3 and appendix C; equations and
+algorithms are numbered as the authors' own code cites them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from mscd.errors import UserError
+
+Floats = npt.NDArray[np.floating]
 
 LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
 LARGEST_MISFIT = 0.5
 LARGEST_GAIN = 1e4  # float32 weights have 24 bits: their rounding would grow to almost 1e-3 of them
 
 
-def std_of(name: str) -> float | None:
-    """Relative standard deviation of the power-function average called `phema-0.050` or `posthoc-0.075`, else None."""
-    match = re.fullmatch(r"(?:phema|posthoc)-(\d\.\d{3})", name)
-    return float(match[1]) if match else None
-
-
 def std_to_exponent(std: float) -> float:
-    """Exponent gamma of the power profile with relative standard deviation `std` (equation 15 and algorithm 2).
+    """Exponent gamma of the power profile with relative standard deviation `std` (equation 126, algorithm 2).
 
     The largest real root of gamma^3 + 7 gamma^2 + (16 - std^-2) gamma + (12 - std^-2).
     """
@@ -33,40 +30,40 @@ def std_to_exponent(std: float) -> float:
 
 
 def exponent_to_std(exponent: float) -> float:
-    """Relative standard deviation of the power profile: std^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
+    """Relative standard deviation of the power profile: std^2 = (g + 1) / ((g + 2)^2 (g + 3)) (equation 123)."""
     return float(np.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))))
 
 
-def profile_correlation(
-    a_nimg: np.ndarray, a_exponent: np.ndarray, b_nimg: np.ndarray, b_exponent: np.ndarray
-) -> np.ndarray:
-    """Inner product of two power profiles that end at a_nimg and b_nimg images (equation 121); broadcasts, float64."""
+def profile_correlation(a_nimg: Floats, a_exponent: Floats, b_nimg: Floats, b_exponent: Floats) -> Floats:
+    """Inner product of two power profiles that end at a_nimg and b_nimg images (equation 151); broadcasts, float64."""
     ratio = a_nimg / b_nimg
     power = np.where(a_nimg < b_nimg, b_exponent, -a_exponent)
     scale = (a_exponent + 1) * (b_exponent + 1)
-    return scale * ratio**power / ((a_exponent + b_exponent + 1) * np.maximum(a_nimg, b_nimg))
+    inner: Floats = scale * ratio**power / ((a_exponent + b_exponent + 1) * np.maximum(a_nimg, b_nimg))
+    return inner
 
 
 def posthoc_coefficients(
     in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
-) -> np.ndarray:
+) -> Floats:
     """Weights with which stored averages sum to averages of other lengths (algorithm 3), float64 [in, out].
 
     Stored snapshot i was averaged with in_std[i] and taken at in_nimg[i] images; wanted are out_std[j] at out_nimg[j].
     Each column is normalised to sum 1.
     """
     stored, wanted, _ = _correlations(in_nimg, in_std, out_nimg, out_std)
-    coefficients = np.linalg.solve(stored, wanted)
-    return coefficients / coefficients.sum(axis=0)
+    solution = np.linalg.solve(stored, wanted)
+    coefficients: Floats = solution / solution.sum(axis=0)
+    return coefficients
 
 
 def posthoc_misfit(
-    coefficients: np.ndarray,
+    coefficients: Floats,
     in_nimg: Sequence[float],
     in_std: Sequence[float],
     out_nimg: Sequence[float],
     out_std: Sequence[float],
-) -> np.ndarray:
+) -> Floats:
     """How far the profiles that `coefficients` [in, out] make lie from the wanted ones, float64 [out].
 
     The L2 norm of the difference over that of the wanted profile: 0 is exact, 1 as bad as nothing at all.
@@ -74,10 +71,11 @@ def posthoc_misfit(
     stored, wanted, itself = _correlations(in_nimg, in_std, out_nimg, out_std)
     made = ((stored @ coefficients) * coefficients).sum(axis=0)
     squared = itself - 2 * (wanted * coefficients).sum(axis=0) + made
-    return np.sqrt(np.maximum(squared, 0) / itself)
+    misfit: Floats = np.sqrt(np.maximum(squared, 0) / itself)
+    return misfit
 
 
-def reach(in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: float, std: float) -> tuple[np.ndarray, float]:
+def reach(in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: float, std: float) -> tuple[Floats, float]:
     """(Coefficients [in], misfit) of the average `std` at `out_nimg` images, as `posthoc_coefficients` has them.
 
     Raises UserError where it is out of reach of what is stored: a misfit above 0.5, one stored average alone for
@@ -110,7 +108,7 @@ def reach(in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: float, st
 
 def _correlations(
     in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: Sequence[float], out_std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Floats, Floats, Floats]:
     """Inner products of profiles: stored with stored [in, in], with wanted ones [in, out]; wanted with itself [out]."""
     t_in, t_out = np.asarray(in_nimg, np.float64)[:, None], np.asarray(out_nimg, np.float64)
     g_in = np.array([std_to_exponent(std) for std in in_std])[:, None]
@@ -128,9 +126,9 @@ def ema_beta(halflife_kimg: float, rampup_ratio: float | None, nimg_before: int,
     halflife = halflife_kimg * 1000
     if rampup_ratio is not None:
         halflife = min(halflife, rampup_ratio * nimg_before)
-    return 0.5 ** (batch_size / max(halflife, 1e-8))
+    return float(0.5 ** (batch_size / max(halflife, 1e-8)))
 
 
 def power_ema_beta(std: float, nimg_after: int, batch_size: int) -> float:
-    """Decay of one step of the power-function EMA (equation 10): (1 - batch/n)^(gamma + 1), n images after the step."""
-    return (1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1)
+    """Decay of one step of the power-function EMA, (1 - batch/n)^(gamma + 1), n images after it (equation 127)."""
+    return float((1 - batch_size / nimg_after) ** (std_to_exponent(std) + 1))

@@ -1,8 +1,8 @@
-"""Samplers of the probability-flow ODE and the images that belong to a seed.
+"""Samplers of the probability-flow ODE, on any descending grid of noise levels that ends in 0.
 
 `heun` is algorithm 2 of EDM (Karras et al. 2022, arXiv:2206.00364), `euler` its first-order form, which for a student
-of S segments on its own grid is multistep consistency sampling. Samples are float64 in [-1, 1]; a network is handed
-x as float64 [N, C, H, W] and sigma as a float64 scalar tensor, and casts them itself.
+on its own grid is multistep consistency sampling. Samples are float64 in [-1, 1]; a network is handed x as float64
+[N, C, H, W] and sigma as a float64 scalar tensor, and casts them itself. Grids are made by `sigmas.sampling_sigmas`.
 """
 
 from __future__ import annotations
@@ -12,26 +12,16 @@ from collections.abc import Callable
 
 import torch
 
-from mscd.diffusion.sigmas import karras_sigmas
-
-
-def _time_steps(net: Callable, steps: int, sigma_min: float, sigma_max: float, rho: float) -> torch.Tensor:
-    """karras_sigmas(steps) within the network's range, then 0; float64 [steps + 1] on the CPU."""
-    low, high = max(sigma_min, getattr(net, "sigma_min", 0)), min(sigma_max, getattr(net, "sigma_max", math.inf))
-    sigmas = karras_sigmas(steps, sigma_min=low, sigma_max=high, rho=rho)
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+from mscd.diffusion.denoising import Denoiser
 
 
 @torch.no_grad()
 def heun(
-    net: Callable,
+    net: Denoiser,
     noise: torch.Tensor,
-    labels: torch.Tensor | None = None,
+    labels: torch.Tensor | None,
+    sigmas: torch.Tensor,
     *,
-    steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
     S_churn: float = 0.0,
     S_min: float = 0.0,
     S_max: float = math.inf,
@@ -40,13 +30,14 @@ def heun(
 ) -> torch.Tensor:
     """EDM's second-order sampler with optional churn (algorithm 2): 2 steps - 1 network evaluations.
 
-    noise: unit normal [N, C, H, W]; labels [N, K] or None. With S_churn > 0, `randn_like` is drawn from once a step,
-    also where no noise is added, so that the draws of a seed don't depend on S_min and S_max.
+    noise: unit normal [N, C, H, W]; labels [N, K] or None; sigmas: float64 [steps + 1], best on the CPU, the last one
+    0. With S_churn > 0, `randn_like` is drawn from once per step, also where no noise is added, so that the draws of a
+    seed don't depend on S_min and S_max.
     """
-    levels = _time_steps(net, steps, sigma_min, sigma_max, rho)
-    sigmas = levels.to(noise.device, non_blocking=True)  # a GPU is asked for nothing, so that nobody waits for it
+    steps, levels = len(sigmas) - 1, sigmas.tolist()  # of a grid on the CPU: a GPU would be waited for
+    sigmas = sigmas.to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
-    for i, level in enumerate(levels[:-1].tolist()):
+    for i, level in enumerate(levels[:-1]):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         if S_churn > 0:
             gamma = min(S_churn / steps, math.sqrt(2) - 1) if S_min <= level <= S_max else 0.0
@@ -64,25 +55,11 @@ def heun(
 
 
 @torch.no_grad()
-def euler(
-    net: Callable,
-    noise: torch.Tensor,
-    labels: torch.Tensor | None = None,
-    *,
-    steps: int = 8,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> torch.Tensor:
-    """Euler (DDIM) steps down the Karras grid to 0: `steps` network evaluations. Arguments as `heun`."""
-    sigmas = _time_steps(net, steps, sigma_min, sigma_max, rho).to(noise.device, non_blocking=True)
+def euler(net: Denoiser, noise: torch.Tensor, labels: torch.Tensor | None, sigmas: torch.Tensor) -> torch.Tensor:
+    """Euler (DDIM) steps down the grid: one network evaluation per step. Arguments as `heun`."""
+    sigmas = sigmas.to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - net(x, sigma, labels).double()) / sigma
         x = x + (sigma_next - sigma) * slope
     return x
-
-
-def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Pixels of images in [-1, 1]: clip(127.5 x + 128, 0, 255), truncated; uint8, same shape."""
-    return (images * 127.5 + 128).clip(0, 255).to(torch.uint8)

@@ -1,8 +1,12 @@
-"""TODO."""
+"""Noise grids: EDM's, the student's and the teacher's, and how the teacher's grows in training.
+
+All sigmas are noise levels in units of image amplitude (images in [-1, 1]), float64, in descending order.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol, TypedDict
 
 import torch
 
@@ -10,7 +14,22 @@ import torch
 NODE_TOLERANCE = 1e-5
 
 
-STUDENT_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # that students are trained and sampled on
+class Grid(TypedDict, total=False):
+    """What a Karras grid is made of, but for the number of its nodes; the usual value where one is left out."""
+
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+
+STUDENT_GRID: Grid = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # that students are trained and sampled on
+
+
+class NoiseRange(Protocol):
+    """A network that knows the noise levels it is good for, as EDMPrecond does."""
+
+    sigma_min: float
+    sigma_max: float
 
 
 def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> torch.Tensor:
@@ -22,7 +41,8 @@ def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, 
         raise ValueError(f"a noise grid needs at least one node (got {n})")
     ramp = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (high + ramp * (low - high)) ** rho
+    sigmas: torch.Tensor = (high + ramp * (low - high)) ** rho
+    return sigmas
 
 
 def student_sigmas(
@@ -34,6 +54,17 @@ def student_sigmas(
     """
     nodes = karras_sigmas(segments, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     return torch.cat([nodes, nodes.new_zeros(1)])
+
+
+def sampling_sigmas(
+    net: NoiseRange, steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> torch.Tensor:
+    """The grid on which `net` is sampled in `steps` steps, its ends within the network's range, float64 [steps + 1].
+
+    karras_sigmas(steps), then 0; on the CPU. For a student of that many segments it is its own grid.
+    """
+    low, high = max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max)
+    return student_sigmas(steps, sigma_min=low, sigma_max=high, rho=rho)
 
 
 def teacher_sigmas(

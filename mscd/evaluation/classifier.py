@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mscd.checkpoints.tensor_file import save_tensors
 from mscd.data.dataset import ImageDataset, batches
+from mscd.diffusion.pixels import to_unit_range
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 
@@ -55,7 +56,7 @@ class Classifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """float32 [N, 64] of images uint8 [N, C, H, W]."""
-        return self.body(scaled(images))
+        return self.body(to_unit_range(images))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
@@ -110,7 +111,7 @@ def _fit(
         total = 0.0
         shuffled = indices[torch.randperm(len(indices), generator=generator)]
         for images, labels in batches(dataset, shuffled.split(settings.batch_size)):
-            shifted = _shifted(scaled(images), dataset.resolution // 8, generator)
+            shifted = _shifted(to_unit_range(images), dataset.resolution // 8, generator)
             loss = functional.cross_entropy(classifier(shifted), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -131,10 +132,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def scaled(images: torch.Tensor) -> torch.Tensor:
-    return images.float() / 127.5 - 1
-
-
 def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
     """Each of images [N, C, H, W] moved by its own -reach..reach pixels both ways, edges repeated."""
     count, _, height, width = images.shape
@@ -149,7 +146,7 @@ def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> to
 def _accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
     right = 0
     for images, labels in batches(dataset, indices.split(BATCH)):
-        right += (classifier(scaled(images)).argmax(1) == labels.argmax(1)).sum().item()
+        right += (classifier(to_unit_range(images)).argmax(1) == labels.argmax(1)).sum().item()
     return right / len(indices)
 
 

@@ -17,7 +17,8 @@ from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import Reference, load_reference
 from mscd.files.atomic import atomic_write
 from mscd.parallel.group import SINGLE_PROCESS, Group
-from mscd.sampling.sample_file import count_images, joint_provenance, made_by, read_batches
+from mscd.provenance.software import software_versions
+from mscd.sampling.sample_file import count_images, joint_provenance, read_batches
 
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
 BATCH = 500  # images handed to the detector at a time
@@ -92,7 +93,7 @@ def _facts(made: Mapping, detector: Detector, reference: Reference) -> dict:
         **({"classes": made["classes"]} if "classes" in made else {}),
         "detector": {"name": detector.name, "digest": detector.digest},
         "reference_digest": reference.digest,
-        "made_by": made_by(),
+        "made_by": software_versions(),
     }
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from mscd.config.training import StudentSettings, TrainingSettings
-from mscd.diffusion import samplers
 from mscd.evaluation.detector import load_detector, statistics_of
 from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.inception import is_torchscript
@@ -18,10 +17,9 @@ from mscd.evaluation.score import check_reference, check_shape
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
-from mscd.sampling.seeds import seeded_noise_and_labels
+from mscd.sampling.sample import HEUN_STEPS, Sampling, sample, split_seeds
 
 BATCH = 256
-TEACHER_STEPS = 18
 
 
 class Validation:
@@ -50,16 +48,13 @@ class Validation:
 
     def _images(self, net: EDMPrecond) -> Iterator[torch.Tensor]:
         """Images uint8 [n, C, H, W] of this process's seeds."""
-        rows = self.group.rows(self.settings.validate_images)
-        shape = (net.img_channels, net.img_resolution, net.img_resolution)
-        for first in range(rows.start, rows.stop, BATCH):
-            seeds = range(first, min(first + BATCH, rows.stop))
-            noise, labels = seeded_noise_and_labels(seeds, shape, net.label_dim, self.group.device)
-            if isinstance(self.settings, StudentSettings):
-                images = samplers.euler(net, noise, labels, steps=self.settings.segments)
-            else:
-                images = samplers.heun(net, noise, labels, steps=TEACHER_STEPS)
-            yield samplers.to_uint8(images)
+        if isinstance(self.settings, StudentSettings):
+            sampling = Sampling("euler", self.settings.segments)
+        else:
+            sampling = Sampling("heun", HEUN_STEPS)
+        for seeds in split_seeds(self.group.rows(self.settings.validate_images), BATCH):
+            images, _ = sample(net, seeds, sampling)
+            yield images
 
     def _add(self, array: np.ndarray) -> np.ndarray:
         """The array summed over the processes."""

@@ -26,4 +26,4 @@ def compile_blocks(net: torch.nn.Module, mode: str) -> torch.nn.Module:
 
 def _begin_pass(*_: object) -> None:
     """Tell CUDA graphs that what blocks returned in the pass before is no longer needed."""
-    torch.compiler.cudagraph_mark_step_begin()
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

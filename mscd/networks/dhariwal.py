@@ -80,6 +80,7 @@ class DhariwalUNet(torch.nn.Module):
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
+            assert class_labels is not None  # EDMPrecond has zeros for none
             emb = emb + self.map_label(drop_labels(class_labels, self.label_dropout, self.training))
         emb = F.silu(emb)
 
@@ -91,7 +92,8 @@ class DhariwalUNet(torch.nn.Module):
             if "_block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        out: torch.Tensor = self.out_conv(F.silu(self.out_norm(x)))
+        return out
 
 
 def _encoder(

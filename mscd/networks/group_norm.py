@@ -1,5 +1,7 @@
 """Group normalisation, as fast as memory allows on a CPU, too."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
@@ -25,9 +27,19 @@ class GroupNorm(torch.nn.Module):
         if eager and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             # PyTorch's own kernels for channels_last on a CPU take longer than the sums and products that it comes to.
             keep = torch.is_grad_enabled()
-            y = _ChannelsLast.apply(x.float(), self.weight, self.bias, self.groups, self.eps, keep)
+            arguments = (x.float(), self.weight, self.bias, self.groups, self.eps, keep)
+            y: torch.Tensor = _ChannelsLast.apply(*arguments)  # type: ignore[no-untyped-call]
             return y.to(x.dtype)
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class _Context(Protocol):
+    """What PyTorch keeps for a backward pass."""
+
+    groups: int
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -38,7 +50,9 @@ class _ChannelsLast(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps, keep):
+    def forward(
+        ctx: _Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, keep: bool
+    ) -> torch.Tensor:
         n, c, height, width = x.shape
         pixels, values = x.permute(0, 2, 3, 1).reshape(n, height * width, c), height * width * c // groups
         mean = _of_group(pixels.sum(dim=1), groups) / values
@@ -52,10 +66,12 @@ class _ChannelsLast(torch.autograd.Function):
         return y.reshape(n, height, width, c).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(
+        ctx: _Context, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None, None]:
         deviations, scale, weight = ctx.saved_tensors
         n, count, c = deviations.shape
-        values, height, width = count * c // ctx.groups, *gradient.shape[2:]
+        values, (height, width) = count * c // ctx.groups, gradient.shape[2:]
         g = gradient.permute(0, 2, 3, 1).reshape(n, count, c)
         dx = g * deviations
         sums, products = g.sum(dim=1), dx.sum(dim=1)

@@ -62,6 +62,10 @@ class Conv2d(torch.nn.Module):
     convolves first and filters afterwards.
     """
 
+    weight: torch.nn.Parameter  # this and the next are there where the kernel is not 0 ...
+    bias: torch.nn.Parameter
+    resample_filter: torch.Tensor  # ... and this one where it resamples
+
     def __init__(
         self,
         in_channels: int,
@@ -74,12 +78,14 @@ class Conv2d(torch.nn.Module):
     ):
         super().__init__()
         self.kernel, self.resample, self.filter_last = kernel, resample, filter_last
-        self.weight = self.bias = None
         if kernel:
             fan_in, fan_out = in_channels * kernel**2, out_channels * kernel**2
             shape = (out_channels, in_channels, kernel, kernel)
             self.weight = init.draw(shape, fan_in, fan_out, init.weight_gain)
             self.bias = init.draw((out_channels,), fan_in, fan_out, init.bias_gain)
+        else:
+            self.register_parameter("weight", None)
+            self.register_parameter("bias", None)
         if resample:
             f = torch.as_tensor(resample_filter, dtype=torch.float32, device="cpu")  # not on meta: see Init.draw
             f = (f.outer(f) / f.sum() ** 2)[None, None]
@@ -133,16 +139,19 @@ class PositionalEmbedding(torch.nn.Module):
 
     def __init__(self, channels: int, offset: int):
         super().__init__()
-        self.half, self.offset = channels // 2, offset
+        self.frequencies, self.offset = channels // 2, offset
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        exponents = torch.arange(self.half, dtype=torch.float32, device=t.device) / (self.half - self.offset)
+        exponents = torch.arange(self.frequencies, dtype=torch.float32, device=t.device)
+        exponents = exponents / (self.frequencies - self.offset)
         angles = t[:, None] * (1 / 10000) ** exponents
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class FourierEmbedding(torch.nn.Module):
     """Noise levels t [N] -> [cos(2 pi t f), sin(2 pi t f)] [N, channels] with fixed random f ~ 16 N(0, 1)."""
+
+    freqs: torch.Tensor
 
     def __init__(self, channels: int):
         super().__init__()

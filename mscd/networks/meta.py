@@ -1,6 +1,8 @@
-"""Networks without memory, for what their shapes alone tell."""
+"""Networks without memory, for what can be told from their shapes alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -9,7 +11,7 @@ from mscd.networks import EDMPrecond
 META = torch.device("meta")
 
 
-def meta_network(**options) -> EDMPrecond:
+def meta_network(**options: Any) -> EDMPrecond:
     """EDMPrecond(**options) whose weights have shapes and no content. Raises UserError as EDMPrecond does."""
     with META:
         return EDMPrecond(**options)

@@ -21,7 +21,8 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 @functools.cache
 def cpu_computes_bf16() -> bool:
     """Whether oneDNN has bfloat16 kernels for this processor; PyTorch's own are many times slower than float32."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_matrix_format(precision: str) -> None:
@@ -38,4 +39,5 @@ def choose_repeatable_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first product
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and nothing here reads such memory
+        # Filling takes time, and nothing here reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -9,8 +11,9 @@ from mscd.errors import UserError
 from mscd.networks.dhariwal import DhariwalUNet
 from mscd.networks.precision import PRECISIONS, compute_dtype
 from mscd.networks.song import SongUNet
+from mscd.networks.unet import UNet
 
-UNETS = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
+UNETS: dict[str, Callable[..., UNet]] = {"DhariwalUNet": DhariwalUNet, "SongUNet": SongUNet}
 
 
 class EDMPrecond(torch.nn.Module):
@@ -35,7 +38,7 @@ class EDMPrecond(torch.nn.Module):
         sigma_max: float = math.inf,
         precision: str = "fp32",
         use_fp16: bool = False,
-        **unet_options,
+        **unet_options: Any,
     ):
         super().__init__()
         if use_fp16:
@@ -46,7 +49,7 @@ class EDMPrecond(torch.nn.Module):
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
         self.precision = precision
-        self.init_kwargs = {
+        self.init_kwargs: dict[str, Any] = {
             "img_resolution": img_resolution,
             "img_channels": img_channels,
             "label_dim": label_dim,
@@ -58,7 +61,7 @@ class EDMPrecond(torch.nn.Module):
         if math.isfinite(sigma_max):  # JSON has no infinity
             self.init_kwargs["sigma_max"] = sigma_max
         self.init_kwargs |= {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in unet_options.items()}
-        self.augment_dim = unet_options.get("augment_dim", 0)
+        self.augment_dim: int = unet_options.get("augment_dim", 0)
         self.model = UNETS[model_type](img_resolution, img_channels, label_dim, **unet_options)
 
     def forward(
@@ -99,7 +102,8 @@ class EDMPrecond(torch.nn.Module):
         return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))
 
 
-def _check_options(model_type: str, options: dict) -> None:
+def _check_options(model_type: str, options: dict[str, Any]) -> None:
+    """Raise UserError for an unknown network, or an option that it does not have."""
     if model_type not in UNETS:
         raise UserError(f"unknown model_type {model_type!r}: choose one of {', '.join(UNETS)}")
     known = inspect.signature(UNETS[model_type]).parameters

@@ -84,7 +84,7 @@ class SongUNet(torch.nn.Module):
     ) -> torch.Tensor:
         emb = self._embed(noise_labels, class_labels, augment_labels)
         x, skips = self._encode(x, emb)
-        out = None
+        out: torch.Tensor | None = None
         for name, block in self.dec.items():
             if "_aux_up" in name:
                 out = block(out)
@@ -96,6 +96,7 @@ class SongUNet(torch.nn.Module):
                 if "_block" in name:
                     x = torch.cat([x, skips.pop()], dim=1)
                 x = block(x, emb)
+        assert out is not None  # of the finest level's _aux_conv
         return out
 
     def _embed(
@@ -104,6 +105,7 @@ class SongUNet(torch.nn.Module):
         emb = self.map_noise(noise_labels)
         emb = emb.roll(emb.shape[1] // 2, dims=1)  # this family was trained with the sines first
         if self.map_label is not None:
+            assert class_labels is not None  # EDMPrecond has zeros for none
             labels = drop_labels(class_labels, self.label_dropout, self.training)
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
         if self.map_augment is not None and augment_labels is not None:
@@ -111,7 +113,8 @@ class SongUNet(torch.nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        aux, skips = x, []
+        aux = x
+        skips: list[torch.Tensor] = []
         for name, block in self.enc.items():
             if "_aux_down" in name:
                 aux = block(aux)

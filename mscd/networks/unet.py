@@ -1,11 +1,28 @@
-"""What the two U-Net families share: levels, blocks made alike, label dropout, checks of options."""
+"""What a U-Net is, and what the two families share: levels, blocks made alike, label dropout, checks of options."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from mscd.errors import UserError
 from mscd.networks.layers import BlockStyle, UNetBlock
+
+
+class UNet(Protocol):
+    """What EDMPrecond asks of the network F that it wraps, a torch.nn.Module."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        noise_labels: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """F(x [N, C, R, R] in the compute dtype; noise_labels [N or 1], ...) -> [N, C, R, R] in the dtype of x.
+
+        class_labels: [N or 1, label_dim], None for a network without classes; augment_labels: [N, augment_dim] or None.
+        """
 
 
 def resolution_levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:

@@ -7,12 +7,13 @@ import dataclasses
 from mscd.config.data import DataSettings
 from mscd.config.run import Config
 from mscd.config.training import TrainingSettings
+from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
-from mscd.evaluation.validation import TEACHER_STEPS
 from mscd.networks import EDMPrecond
 from mscd.networks.meta import meta_network
 from mscd.planning.cost import Cost, classifier_cost, network_cost
 from mscd.planning.disk import Files, kept_files, passing_files, posthoc_count
+from mscd.sampling.sample import HEUN_STEPS
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}
 INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published
@@ -134,7 +135,8 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     """Each network that is trained, and its scores inside the run."""
     stages = []
     if config.trained_teacher:
-        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, 2 * TEACHER_STEPS - 1, cost, detector)
+        score_nfe = nfe("heun", HEUN_STEPS)
+        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.students.items():
         # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
         flops = 3 * cost.forward + cost.forward_backward

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 
 from mscd.config.scoring import SamplerSettings
+from mscd.diffusion.solvers import nfe
 from mscd.reporting.score_table import TEACHER, best_rows, fid_table, network_path, sampler_name
-from mscd.sampling.generate import generate, nfe
-from mscd.sampling.image_grid import image_grid
+from mscd.sampling.generate import generate
+from mscd.sampling.image_grid import labelled_grid
 
 
 def compare_images(
@@ -36,7 +37,7 @@ def compare_images(
             samples = Path(scratch, f"{number}.npz")
             generate(network, samples, seeds=range(images), device=device, **how.model_dump())
             rows.append((label, samples))
-        image_grid(rows, path, columns=images)
+        labelled_grid(rows, path, columns=images)
 
 
 def _rows(

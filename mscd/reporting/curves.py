@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mscd.diffusion.ema import std_of
+from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
 from mscd.reporting.score_table import (
     TEACHER,

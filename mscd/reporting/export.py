@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.checkpoints.network_file import load_network
-from mscd.diffusion.sigmas import student_sigmas
+from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 from mscd.reporting.model_card import model_card, scores_of
@@ -33,8 +33,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
         raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
     net = load_network(network)
     grid = dict(metadata["student"])
-    grid["sigma_min"], grid["sigma_max"] = max(grid["sigma_min"], net.sigma_min), min(grid["sigma_max"], net.sigma_max)
-    sigmas = student_sigmas(**grid).tolist()
+    sigmas = sampling_sigmas(net, grid.pop("segments"), **grid).tolist()
     scores = None if table is None else scores_of(table, metadata)
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mscd.diffusion.ema_names import POSTHOC
 from mscd.errors import UserError
 
 TEACHER = "teacher"
-POSTHOC = "posthoc-"
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network", "reference"]
 CHURN = ["S_churn", "S_min", "S_max", "S_noise"]
 COLUMNS = [*ROW[:8], "min", "mean", "std", *ROW[8:]]

@@ -1,4 +1,4 @@
-"""Images from a network file that are functions of their seeds, and how they were made."""
+"""From a network file to a file of images, each a function of its seed, that says how they were made."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import collections
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn, cast
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -17,7 +16,8 @@ from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import is_pickle, load_network
-from mscd.diffusion import samplers
+from mscd.diffusion.sigmas import Grid
+from mscd.diffusion.solvers import SOLVERS, Solver, nfe
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
@@ -25,37 +25,18 @@ from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.prefetch import on_host
 from mscd.provenance.licenses import origin
-from mscd.sampling.image_writers import check_dest, write_images
-from mscd.sampling.sample_file import made_by
-from mscd.sampling.seeds import SeededDraws
-
-HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
-CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
-
-
-def nfe(sampler: str, steps: int) -> int:
-    """Network evaluations an image: `steps` for "euler", 2 steps - 1 for "heun"."""
-    return {"euler": steps, "heun": 2 * steps - 1}[sampler]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """A way to sample. churn: keywords S_churn, S_min, S_max, S_noise of samplers.heun, or None; grid: sigma_min,
-    sigma_max, rho where they are not the usual ones; classes: of seeds that do not have the one that they draw."""
-
-    sampler: str
-    steps: int
-    churn: Mapping[str, float] | None = None
-    grid: Mapping[str, float] = field(default_factory=dict)
-    classes: Mapping[int, int] = field(default_factory=dict)
+from mscd.provenance.software import software_versions
+from mscd.sampling.image_writers import Batch, check_dest, write_images
+from mscd.sampling.sample import CHURN, HEUN_STEPS, Churn, Sampling, pieces_for, sample
+from mscd.sampling.sample_file import SampleProvenance
 
 
 def generate(
-    network: str | os.PathLike,
-    dest: str | os.PathLike,
+    network: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
     *,
     seeds: range,
-    sampler: str | None = None,
+    sampler: Solver | None = None,
     steps: int | None = None,
     S_churn: float = 0.0,
     S_min: float = 0.0,
@@ -65,12 +46,12 @@ def generate(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     group: Group = SINGLE_PROCESS,
-) -> dict:
-    """Sample the network (a file of ours, or a pickled checkpoint) for each seed and write images and provenance.
+) -> SampleProvenance:
+    """Sample the network (mscd's own file, or a pickled checkpoint) for each seed and write images and provenance.
 
-    dest: .npz, .zip, .png or a folder, as image_files.write_images has them. sampler, steps: by default a student's
-    own, else heun with 18; a student is sampled on the grid it was trained on, with one evaluation a segment. classes:
-    one for all images or one a seed, in place of those that the seeds draw; latents and churn stay the same.
+    dest: .npz, .zip, .png or a folder, as image_writers.write_images has them. sampler, steps: by default a student's
+    own, else heun with 18; a student is sampled on the grid it was trained on, with one evaluation per segment.
+    classes: one for all images or one per seed, in place of those that the seeds draw; latents and churn stay the same.
 
     The image of a seed does not depend on the other seeds. On a CPU it does not depend on batch_size and the processes
     of `group` either, which share the seeds: whole pieces of them are always sampled, whatever is asked for. On a GPU,
@@ -85,41 +66,54 @@ def generate(
     device = torch.device(device or group.device)
     net, about = _network(network, device)
     choose_matrix_format(net.precision)
-    churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise} if S_churn > 0 else None
-    sampler, steps = _chosen(network, about, sampler, steps)
-    _check(network, about["student"], seeds, sampler, steps, churn)
+    churn: Churn | None = None
+    if S_churn > 0:
+        churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
+    sampler, steps = _sampler_and_steps(network, about, sampler, steps)
+    _check_settings(network, about["student"], seeds, sampler, steps, churn)
     student = about["student"] or {}
-    grid = {name: student[name] for name in ("sigma_min", "sigma_max", "rho") if name in student}
+    grid = cast(Grid, {name: student[name] for name in ("sigma_min", "sigma_max", "rho") if name in student})
     sampling = Sampling(sampler, steps, churn, grid, _class_of_seed(network, net.label_dim, seeds, classes))
     provenance = _provenance(about, sampling, seeds, classes, device)
-    pieces = _pieces(net, seeds, batch_size, device)
-    made = group.in_turns(_made(net, pieces[group.rank :: group.size], seeds, sampling), len(pieces))
+    pieces = pieces_for(net, seeds, batch_size, device)
+    batches = group.in_turns(_sample_pieces(net, pieces[group.rank :: group.size], seeds, sampling), len(pieces))
     if group.is_lead:
         with tqdm(total=len(seeds), desc=f"{Path(network).name}, {sampler} {steps}", unit="img") as progress:
-            write_images(dest, _counted(made, progress), seeds, provenance)
+            write_images(dest, _with_progress(batches, progress), seeds, provenance)
     else:
-        collections.deque(made, maxlen=0)
+        collections.deque(batches, maxlen=0)
     group.barrier()
     return provenance
 
 
 def _provenance(
-    about: Mapping, sampling: Sampling, seeds: range, classes: int | Sequence[int] | None, device: torch.device
-) -> dict:
+    about: Mapping[str, Any],
+    sampling: Sampling,
+    seeds: range,
+    classes: int | Sequence[int] | None,
+    device: torch.device,
+) -> SampleProvenance:
     """What the images of the seeds depend on; `classes` as they were asked for."""
     churn = sampling.churn
-    return {
+    provenance: SampleProvenance = {
         "format": "mscd-samples-1",
         "network": about,
         "sampler": sampling.sampler,
         "steps": sampling.steps,
         "nfe": nfe(sampling.sampler, sampling.steps),
-        "churn": churn and {name: None if value == math.inf else value for name, value in churn.items()},
+        "churn": None if churn is None else {name: _json_number(churn[name]) for name in CHURN},
         "seeds": [seeds[0], seeds[-1]],
-        **({} if classes is None else {"classes": classes if isinstance(classes, int) else list(classes)}),
         "device": device.type,
-        "made_by": made_by(),
+        "made_by": software_versions(),
     }
+    if classes is not None:
+        provenance["classes"] = classes if isinstance(classes, int) else list(classes)
+    return provenance
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has no infinity: None stands for it."""
+    return None if value == math.inf else value
 
 
 def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond, dict]:
@@ -131,7 +125,9 @@ def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond,
     return pickled.network.to(device), {**pickle_metadata(pickled), **named}
 
 
-def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps: int | None) -> tuple[str, int]:
+def _sampler_and_steps(
+    path: str | os.PathLike[str], about: Mapping[str, Any], sampler: Solver | None, steps: int | None
+) -> tuple[Solver, int]:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
@@ -145,10 +141,16 @@ def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps:
     return sampler or "heun", HEUN_STEPS if steps is None else steps
 
 
-def _check(
-    path: str | os.PathLike, student: Mapping | None, seeds: range, sampler: str, steps: int, churn: Mapping | None
+def _check_settings(
+    path: str | os.PathLike[str],
+    student: Mapping[str, Any] | None,
+    seeds: range,
+    sampler: Solver,
+    steps: int,
+    churn: Churn | None,
 ) -> None:
-    if sampler not in ("euler", "heun"):
+    """Raise UserError for settings that make no sample of this network."""
+    if sampler not in SOLVERS:
         raise UserError(f"unknown sampler {sampler!r}: choose euler or heun")
     if steps < 1:
         raise UserError(f"a sampler takes at least 1 step (asked for {steps})")
@@ -164,7 +166,7 @@ def _check(
 
 
 def _class_of_seed(
-    path: str | os.PathLike, label_dim: int, seeds: range, classes: int | Sequence[int] | None
+    path: str | os.PathLike[str], label_dim: int, seeds: range, classes: int | Sequence[int] | None
 ) -> dict[int, int]:
     """The class asked for, by seed."""
     if classes is None:
@@ -180,54 +182,22 @@ def _class_of_seed(
     return dict(zip(seeds, wanted, strict=True))
 
 
-def _pieces(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device) -> list[range]:
-    """Seeds that go through the network together.
-
-    A CPU's kernels round by how many images they are given and where one stands among them. So there a piece is always
-    as large and begins at a multiple of its size, and goes beyond `seeds` at their ends.
-    """
-    if device.type != "cpu":
-        return [
-            range(first, min(first + batch_size, seeds.stop)) for first in range(seeds.start, seeds.stop, batch_size)
-        ]
-    size = max(1, CPU_PIXELS // net.img_resolution**2)
-    return [range(first, first + size) for first in range(seeds.start // size * size, seeds.stop, size)]
-
-
-def _made(
-    net: EDMPrecond, pieces: Sequence[range], seeds: range, sampling: Sampling
-) -> Iterator[tuple[np.ndarray, list[int] | None]]:
+def _sample_pieces(net: EDMPrecond, pieces: Sequence[range], seeds: range, sampling: Sampling) -> Iterator[Batch]:
     """Of each piece, images [n, H, W, C] and classes [n] of those of its seeds that are among `seeds`."""
-    for piece, (images, classes) in zip(pieces, on_host(sample(net, piece, sampling) for piece in pieces), strict=True):
+    samples = (_channels_last(*sample(net, piece, sampling)) for piece in pieces)
+    for piece, (images, classes) in zip(pieces, on_host(samples), strict=True):
+        assert images is not None
         wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
         yield images[wanted].numpy(), None if classes is None else classes[wanted].tolist()
 
 
-def _counted(
-    batches: Iterator[tuple[np.ndarray, list[int] | None]], progress: tqdm
-) -> Iterator[tuple[np.ndarray, list[int] | None]]:
+def _channels_last(images: torch.Tensor, classes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images [n, C, H, W] as [n, H, W, C]."""
+    return images.permute(0, 2, 3, 1).contiguous(), classes
+
+
+def _with_progress(batches: Iterator[Batch], progress: tqdm[NoReturn]) -> Iterator[Batch]:
+    """The batches, counted by the bar once they are done with."""
     for images, classes in batches:
         yield images, classes
         progress.update(len(images))
-
-
-def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images of the seeds, uint8 [N, H, W, C], and their classes, int64 [N] (None if it knows none), on the network's
-    device. A GPU is not waited for.
-
-    A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
-    """
-    draws = SeededDraws(seeds, next(net.parameters()).device)
-    shape = [net.img_channels, net.img_resolution, net.img_resolution]
-    noise, labels = draws.noise_and_labels(shape, net.label_dim)
-    classes = None if labels is None else labels.argmax(1)
-    if sampling.classes:
-        asked = torch.tensor([sampling.classes.get(seed, -1) for seed in seeds]).to(noise.device, non_blocking=True)
-        classes = torch.where(asked < 0, classes, asked)
-        labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
-    how = {"steps": sampling.steps, **sampling.grid}
-    if sampling.sampler == "euler":
-        images = samplers.euler(net, noise, labels, **how)
-    else:
-        images = samplers.heun(net, noise, labels, randn_like=draws.randn_like, **how, **(sampling.churn or {}))
-    return samplers.to_uint8(images).permute(0, 2, 3, 1).contiguous(), classes

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.font_manager import findfont
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mscd.errors import UserError
 from mscd.sampling.sample_file import read_samples
 
+Images = npt.NDArray[np.uint8]
 INK = "#222222"
 TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
 
 
-def image_grid(
-    rows: Sequence[tuple[str, str | Path | np.ndarray]],
+def labelled_grid(
+    rows: Sequence[tuple[str, str | Path | Images]],
     path: str | Path,
     *,
     columns: int = 16,
@@ -34,6 +35,8 @@ def image_grid(
         labelled = zip((label for label, _ in rows), images, strict=True)
         sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
         raise UserError(f"images of different sizes do not share a grid ({sizes})")
+    from matplotlib.font_manager import findfont  # imported here: who writes images alone needs no matplotlib
+
     scale = scale or max(1, TILE // images[0].shape[1])
     tile, gap = images[0].shape[1] * scale, max(2, scale // 2)
     font = ImageFont.truetype(findfont("DejaVu Sans"), size=max(13, tile // 4))
@@ -55,9 +58,10 @@ def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:
     return max(font.getlength(line) for line in label.split("\n"))
 
 
-def _grid_images(rows: Sequence[tuple[str, str | Path | np.ndarray]], columns: int) -> list[np.ndarray]:
+def _grid_images(rows: Sequence[tuple[str, str | Path | Images]], columns: int) -> list[Images]:
     """The first `columns` images of each row, uint8 [columns, H, W, 3]."""
-    grid, first_seeds = [], {}
+    grid: list[Images] = []
+    first_seeds: dict[str, int] = {}
     for label, samples in rows:
         if isinstance(samples, np.ndarray):
             images = samples
@@ -73,7 +77,7 @@ def _grid_images(rows: Sequence[tuple[str, str | Path | np.ndarray]], columns: i
     return grid
 
 
-def grid(images: np.ndarray) -> np.ndarray:
+def contact_sheet(images: Images) -> Images:
     """Images uint8 [N, H, W, C] as one picture [H', W'] (grey) or [H', W', 3], row by row, near a square of images.
 
     Small ones are enlarged by a whole factor, pixel by pixel; empty places and the gaps are white.
@@ -90,6 +94,6 @@ def grid(images: np.ndarray) -> np.ndarray:
     return without_grey_axis(picture)
 
 
-def without_grey_axis(image: np.ndarray) -> np.ndarray:
+def without_grey_axis(image: Images) -> Images:
     """[H, W] of a grey image [H, W, 1]; others as they are."""
     return image[..., 0] if image.shape[-1] == 1 else image

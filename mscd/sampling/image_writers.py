@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from mscd.data.images import encode_png
@@ -20,14 +21,15 @@ from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 from mscd.parallel.prefetch import consume_in_thread
-from mscd.sampling.image_grid import grid, without_grey_axis
-from mscd.sampling.sample_file import save_samples
+from mscd.sampling.image_grid import contact_sheet, without_grey_axis
+from mscd.sampling.sample_file import SampleProvenance, stream_samples
 
-Batches = Iterator[tuple[np.ndarray, list[int] | None]]
+Batch = tuple[npt.NDArray[np.uint8], list[int] | None]
+Batches = Iterator[Batch]
 GRID_IMAGES = 1024
 
 
-def check_dest(dest: str | os.PathLike, count: int) -> None:
+def check_dest(dest: str | os.PathLike[str], count: int) -> None:
     """Raise UserError unless `count` images can go to `dest` as `write_images` does it."""
     form = _form(dest)
     if form not in WRITERS:
@@ -43,19 +45,19 @@ def check_dest(dest: str | os.PathLike, count: int) -> None:
         raise UserError(f"{dest}: the folder that you are in, whose place the images would take; give another name")
 
 
-def write_images(dest: str | os.PathLike, batches: Batches, seeds: range, provenance: dict) -> None:
+def write_images(dest: str | os.PathLike[str], batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     """Write the images of `seeds` to `dest`, whole or not at all; same input, same bytes.
 
-    By its name: .npz, as samples.write_samples; .zip, the EDM zip (mscd.data.dataset) with images numbered by their seeds,
-    dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid. A batch
-    is written in a thread while the next one is made; but for a grid there are no more than these two in memory.
+    By its name: .npz, as sample_file.write_samples; .zip, the EDM zip (mscd.data.dataset) with images numbered by their
+    seeds, dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid.
+    A batch is written in a thread while the next one is made; but for a grid only these two are in memory.
     Raises UserError naming the file when it cannot be written, and makes no further batch.
     """
     write = WRITERS[_form(dest)]
     consume_in_thread(lambda taken: write(Path(dest), taken, seeds, provenance), batches)
 
 
-def _form(dest: str | os.PathLike) -> str:
+def _form(dest: str | os.PathLike[str]) -> str:
     """The ending of a file's name, or nothing for a folder."""
     return "" if Path(dest).is_dir() else Path(dest).suffix
 
@@ -63,24 +65,24 @@ def _form(dest: str | os.PathLike) -> str:
 # Each opens its file before it asks for the first batch: what cannot be written need not be sampled.
 
 
-def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     with atomic_write(dest) as file:
-        save_samples(file, (images for images, _ in batches), len(seeds), provenance)
+        stream_samples(file, (images for images, _ in batches), len(seeds), provenance)
 
 
-def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+def _write_grid(dest: Path, batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     with atomic_write(dest) as file:
-        Image.fromarray(grid(_joined(batches, len(seeds)))).save(file, format="PNG", optimize=True)
+        Image.fromarray(contact_sheet(_join(batches, len(seeds)))).save(file, format="PNG", optimize=True)
 
 
-def _write_zip(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+def _write_zip(dest: Path, batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     with atomic_write(dest) as file:
         archive = StoredZip(file)
         _add_all(archive.add, batches, seeds, provenance)
         archive.close()
 
 
-def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: dict) -> None:
+def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     scratch = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
 
     def add(name: str, content: bytes) -> None:
@@ -102,22 +104,23 @@ def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: dict) 
 WRITERS = {".npz": _write_npz, ".zip": _write_zip, ".png": _write_grid, "": _write_folder}
 
 
-def _joined(batches: Batches, count: int) -> np.ndarray:
-    """All images, [count, H, W, C], in one array that is filled as they come."""
-    joined, at = None, 0
+def _join(batches: Batches, count: int) -> npt.NDArray[np.uint8]:
+    """All images, at least one, [count, H, W, C], in one array that is filled as they come."""
+    first, _ = next(batches)
+    joined, at = np.empty([count, *first.shape[1:]], np.uint8), len(first)
+    joined[:at] = first
     for images, _ in batches:
-        if joined is None:
-            joined = np.empty([count, *images.shape[1:]], np.uint8)
         joined[at : at + len(images)] = images
         at += len(images)
     return joined
 
 
-def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, provenance: dict) -> None:
+def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
     """Add every image as a PNG, then what says how they were made and of which classes they are."""
-    names, labels = map(image_name, seeds), []
+    names = map(image_name, seeds)
+    labels: list[tuple[str, int | None]] = []
     for images, classes in batches:
-        for image, label in zip(images, classes or [None] * len(images), strict=True):
+        for image, label in zip(images, [None] * len(images) if classes is None else classes, strict=True):
             name = next(names)
             add(name, encode_png(without_grey_axis(image)))
             labels.append((name, label))

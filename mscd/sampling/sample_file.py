@@ -7,40 +7,50 @@ import itertools
 import json
 import math
 import os
-import platform
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NotRequired, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
-import mscd
 from mscd.errors import UserError
 from mscd.files.atomic import NPZ_FAULTS, atomic_write
 
+Images = npt.NDArray[np.uint8]
 PIECE = 256  # images of a file that are read at a time
 
 
-def made_by() -> dict[str, str]:
-    """Versions of the software that a number depends on, by name."""
-    import scipy  # here, as who only reads samples needs neither
-    import torch
+class SampleProvenance(TypedDict):
+    """What the images of a sample file depend on.
 
-    packages = {module.__name__: str(module.__version__) for module in (mscd, np, scipy, torch)}
-    return {**packages, "python": platform.python_version()}
+    network: the metadata of its file; churn: the keywords of `samplers.heun`, None where a bound is infinite; seeds:
+    the first and the last; classes: as they were asked for, one or one per seed; made_by: versions of the software.
+    """
+
+    format: str
+    network: Mapping[str, Any]
+    sampler: str
+    steps: int
+    nfe: int
+    churn: dict[str, float | None] | None
+    seeds: list[int]
+    classes: NotRequired[int | list[int]]
+    device: str
+    made_by: dict[str, str]
 
 
-def write_samples(path: str | os.PathLike, images: np.ndarray, provenance: dict) -> None:
+def write_samples(path: str | os.PathLike[str], images: Images, provenance: SampleProvenance) -> None:
     """Write images (uint8 [N, H, W, C]) and the JSON text of `provenance`, whole or not at all; same input, same bytes.
 
     Raises UserError naming the file when it cannot be written.
     """
     with atomic_write(path) as file:
-        save_samples(file, iter([images]), len(images), provenance)
+        stream_samples(file, iter([images]), len(images), provenance)
 
 
-def save_samples(file: IO[bytes], batches: Iterator[np.ndarray], count: int, provenance: dict) -> None:
+def stream_samples(file: IO[bytes], batches: Iterator[Images], count: int, provenance: SampleProvenance) -> None:
     """`write_samples` to an open file, of `count` images in batches [n, H, W, C] of which one is in memory at a time.
 
     The bytes are those that numpy.savez writes of one array.
@@ -52,39 +62,39 @@ def save_samples(file: IO[bytes], batches: Iterator[np.ndarray], count: int, pro
                 if number == 0:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
                     np.lib.format.write_array_header_1_0(member, header)
-                member.write(np.ascontiguousarray(images).reshape(-1))
+                member.write(np.ascontiguousarray(images).reshape(-1).data)
         with archive.open("provenance.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.array(text))
 
 
-def read_samples(path: str | os.PathLike) -> tuple[np.ndarray, dict]:
+def read_samples(path: str | os.PathLike[str]) -> tuple[Images, SampleProvenance]:
     """(images uint8 [N, H, W, C] with C 1 or 3, provenance) of a file by `write_samples`.
 
     Raises UserError naming the file when it is missing, damaged, or not such a file.
     """
-    with _opened(path) as arrays:
+    with _open_arrays(path) as arrays:
         images, provenance = arrays["arr_0"], json.loads(str(arrays["provenance"]))
     _check_images(path, images.shape, images.dtype)
     return images, provenance
 
 
-def _check_images(path: str | os.PathLike, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _check_images(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise UserError(
             f"{path}: images must be uint8 [N, H, W, 1 or 3], they are {dtype} [{'x'.join(map(str, shape))}]"
         )
 
 
-def joint_provenance(paths: Sequence[str | os.PathLike]) -> dict:
+def joint_provenance(paths: Sequence[str | os.PathLike[str]]) -> SampleProvenance:
     """Provenance of the images that the sample files, at least one, hold together, in the order of their seeds.
 
     Raises UserError naming the files unless each goes on where the one before ends, made in the same way (network,
     sampler, steps, churn, device, software); and as `read_samples` does.
     """
-    whole = _provenance(paths[0])
+    whole = _read_provenance(paths[0])
     for before, path in itertools.pairwise(paths):
-        made = _provenance(path)
-        differing = [name for name in {**whole, **made} if not _goes_on(name, whole.get(name), made.get(name))]
+        made = _read_provenance(path)
+        differing = [name for name in {**whole, **made} if not _may_follow(name, whole.get(name), made.get(name))]
         if differing:
             raise UserError(
                 f"{before} and {path} differ in {', '.join(differing)}: the parts of a sample are made in one way; "
@@ -96,34 +106,35 @@ def joint_provenance(paths: Sequence[str | os.PathLike]) -> dict:
                 "a sample follow each other without gap or overlap; give those that do, in order"
             )
         whole["seeds"] = [whole["seeds"][0], made["seeds"][1]]
-        if isinstance(whole.get("classes"), list):
-            whole["classes"] += made["classes"]
+        before_classes, classes = whole.get("classes"), made.get("classes")
+        if isinstance(before_classes, list) and isinstance(classes, list):
+            whole["classes"] = before_classes + classes
     return whole
 
 
-def _goes_on(name: str, before: object, after: object) -> bool:
+def _may_follow(name: str, before: object, after: object) -> bool:
     """Whether two parts of a sample may say these values of `name`: the same, or what is of their seeds alone."""
     own = name == "seeds" or name == "classes" and isinstance(before, list) and isinstance(after, list)
     return own or before == after
 
 
-def count_images(paths: Sequence[str | os.PathLike]) -> int:
+def count_images(paths: Sequence[str | os.PathLike[str]]) -> int:
     """How many images the sample files hold together. Raises UserError as `read_samples` does."""
     count = 0
     for path in paths:
-        with _array(path) as file:
-            count += _header(path, file)[0]
+        with _open_images(path) as file:
+            count += _read_header(path, file)[0]
     return count
 
 
-def read_batches(paths: Sequence[str | os.PathLike], size: int) -> Iterator[np.ndarray]:
+def read_batches(paths: Sequence[str | os.PathLike[str]], size: int) -> Iterator[Images]:
     """The images of the sample files as uint8 [size, H, W, C], the last batch with those left, however files cut them.
 
     No more than a batch and a few images are in memory. Raises UserError as `read_samples` does, for a damaged file
     when its last image is read.
     """
-    held: list[np.ndarray] = []  # pieces of a batch that the next ones complete
-    for images in itertools.chain.from_iterable(map(_pieces, paths)):
+    held: list[Images] = []  # pieces of a batch that the next ones complete
+    for images in itertools.chain.from_iterable(map(_read_pieces, paths)):
         for piece in np.split(images, range(size - sum(map(len, held)), len(images), size)):
             held.append(piece)
             if sum(map(len, held)) == size:
@@ -133,10 +144,10 @@ def read_batches(paths: Sequence[str | os.PathLike], size: int) -> Iterator[np.n
         yield rest
 
 
-def _pieces(path: str | os.PathLike) -> Iterator[np.ndarray]:
+def _read_pieces(path: str | os.PathLike[str]) -> Iterator[Images]:
     """The images of a sample file, [at most PIECE, H, W, C] at a time."""
-    with _array(path) as file:
-        count, *shape = _header(path, file)
+    with _open_images(path) as file:
+        count, *shape = _read_header(path, file)
         for first in range(0, count, PIECE):
             images = min(PIECE, count - first)
             content = file.read(images * math.prod(shape))  # checks the CRC with the last byte
@@ -144,15 +155,15 @@ def _pieces(path: str | os.PathLike) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _array(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def _open_images(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """The stream of a sample file's images; what is wrong with it is a UserError that names it."""
-    with _faults_told(path), zipfile.ZipFile(path) as archive:
+    with _name_faults(path), zipfile.ZipFile(path) as archive:
         archive.getinfo("provenance.npy")
         with archive.open("arr_0.npy") as file:
             yield file
 
 
-def _header(path: str | os.PathLike, file: IO[bytes]) -> tuple[int, ...]:
+def _read_header(path: str | os.PathLike[str], file: IO[bytes]) -> tuple[int, ...]:
     """[N, H, W, C] of a stream of images, which goes on with their bytes."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its array is of another version")
@@ -163,9 +174,9 @@ def _header(path: str | os.PathLike, file: IO[bytes]) -> tuple[int, ...]:
     return shape
 
 
-def _provenance(path: str | os.PathLike) -> dict:
-    with _opened(path) as arrays:
-        made = json.loads(str(arrays["provenance"]))
+def _read_provenance(path: str | os.PathLike[str]) -> SampleProvenance:
+    with _open_arrays(path) as arrays:
+        made: SampleProvenance = json.loads(str(arrays["provenance"]))
     seeds = made.get("seeds") if isinstance(made, dict) else None
     if not isinstance(seeds, list) or [type(seed) for seed in seeds] != [int, int]:
         raise UserError(f"{path}: does not say in mscd's form how its images were made; generate it with mscd")
@@ -173,14 +184,14 @@ def _provenance(path: str | os.PathLike) -> dict:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
+def _open_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Images]]:
     """The arrays of a sample file, read when asked for; what is wrong with it is a UserError that names it."""
-    with _faults_told(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with _name_faults(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         yield arrays
 
 
 @contextlib.contextmanager
-def _faults_told(path: str | os.PathLike) -> Iterator[None]:
+def _name_faults(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what reading a sample file raises into a UserError that names it."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such sample file; generate it first")

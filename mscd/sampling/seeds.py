@@ -1,4 +1,4 @@
-"""TODO."""
+"""The random draws that belong to a seed: its latent, its class, its noise on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class SeededDraws:
-    """Random draws in which row i depends on seeds[i] alone, at any batch size; one generator a seed (modulo 2^32)."""
+    """Random draws in which row i depends on seeds[i] alone, at any batch size; one generator per seed modulo 2^32."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -22,7 +22,7 @@ class SeededDraws:
         return draws
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
-        """Unit normal of x's shape and dtype; x has a row a seed."""
+        """Unit normal of x's shape and dtype; x has one row per seed."""
         return self.randn(x.shape[1:], x.dtype)
 
     def randint(self, high: int) -> torch.Tensor:
@@ -38,10 +38,3 @@ class SeededDraws:
         if not label_dim:
             return noise, None
         return noise, torch.nn.functional.one_hot(self.randint(label_dim), label_dim).float()
-
-
-def seeded_noise_and_labels(
-    seeds: Sequence[int], shape: Sequence[int], label_dim: int, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Latents [N, *shape] (float32, unit normal) and one-hot labels [N, label_dim] (None for 0) of the seeds."""
-    return SeededDraws(seeds, device).noise_and_labels(shape, label_dim)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from mscd.config.training import TrainingSettings, check_share
+from mscd.diffusion.pixels import to_unit_range
 from mscd.parallel.group import Group
 from mscd.training.randomness import generator, image_indices
 
@@ -59,7 +60,7 @@ def micro_batch(
     rows, nimg: as in MicroBatch; labelled: whether the network takes labels. A GPU is not waited for.
     """
     pixels, labels = (tensor.to(device, non_blocking=True) for tensor in host)
-    images = pixels.float() / 127.5 - 1
+    images = to_unit_range(pixels)
     batch = MicroBatch(images, labels if labelled else None, rows, nimg, settings.batch_size)
     if not settings.xflip:
         return batch

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from mscd.config.training import StudentSettings, TrainingSettings
+from mscd.diffusion.ema_names import EMA
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
@@ -90,7 +91,7 @@ def train_leg(
                     )
                 score = None
                 if validation is not None and (ended or _crossed(before, state.nimg, settings.validate_kimg)):
-                    score = metrics["validation/score"] = validation.score(state.main.averages["ema"])
+                    score = metrics["validation/score"] = validation.score(state.main.averages[EMA])
                 if group.is_lead:
                     attempts.check_newest()
                     kimg = leg.end_kimg if ended else state.nimg // 1000

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mscd.config.training import StudentSettings, TeacherSettings
-from mscd.diffusion.consistency import Denoiser, consistency_loss
-from mscd.diffusion.denoising import denoising_loss
+from mscd.diffusion.consistency import consistency_loss
+from mscd.diffusion.denoising import Denoiser, denoising_loss
 from mscd.diffusion.edges import EdgeTable, edge_table
 from mscd.diffusion.sigmas import annealed_steps
 from mscd.networks import EDMPrecond

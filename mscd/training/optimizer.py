@@ -13,6 +13,7 @@ from torch.optim.adam import adam
 
 from mscd.config.training import TrainingSettings
 from mscd.diffusion.ema import ema_beta, power_ema_beta
+from mscd.diffusion.ema_names import EMA, phema_name
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGEST_GRADIENT = 1e5
@@ -117,7 +118,7 @@ def learning_rate(settings: TrainingSettings, nimg: int) -> float:
 def averaging_betas(settings: TrainingSettings, nimg_before: int) -> dict[str, float]:
     """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
-    decays = {"ema": ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
+    decays = {EMA: ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
     for std in settings.phema_stds:
-        decays[f"phema-{std:.3f}"] = power_ema_beta(std, nimg_before + batch, batch)
+        decays[phema_name(std)] = power_ema_beta(std, nimg_before + batch, batch)
     return decays

@@ -1,5 +1,7 @@
 """The consistency target and loss: parity with the golden numbers, and the algebra behind them."""
 
+import typing
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mscd.config.training import StudentSettings
 from mscd.diffusion import consistency
 from mscd.diffusion.edges import EdgeTable, edge_table
 from mscd.networks import EDMPrecond
@@ -63,10 +66,11 @@ def test_heun_hop_equals_golden(points):
 
 @pytest.mark.parametrize("key", [k for k in ops if k.startswith("weight/") and "/sd" in k])
 def test_loss_weights_equal_golden(key):
-    _, mode, rest = key.split("/")
+    _, kind, rest = key.split("/")
     single = rest.endswith("_f32")
     sigma = T(ops["weight/sigma"]).to(torch.float32 if single else torch.float64)
-    ours = consistency.loss_weight(mode, sigma, sigma_data=float(rest.removesuffix("_f32").removeprefix("sd")))
+    sigma_data = float(rest.removesuffix("_f32").removeprefix("sd"))
+    ours = consistency.loss_weight("uniform" if kind == "flat" else kind, sigma, torch.zeros_like(sigma), sigma_data)
     assert np.allclose(ours.numpy(), ops[key], rtol=1e-5 if single else 1e-10, atol=0)
 
 
@@ -114,7 +118,6 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
     teacher, student = networks
     student.zero_grad()
     options = info[f"cfg/{name}/options"]
-    distance, weight = options["loss_type"], options["weight_mode"]
     images, labels, noise = (T(golden[k]) for k in ("images", "labels", "eps"))
     hop = "nohop" if "nohop" in name else "hop"
     result = consistency.consistency_loss(
@@ -125,8 +128,8 @@ def test_loss_and_gradient_equal_golden(name, networks, edges):
         labels,
         noise,
         edges,
-        distance_kind=distance,
-        weight_kind=weight,
+        distance_kind=options["loss_type"],
+        weight_kind=options["weight_mode"],
         terminal_teacher_hop=hop == "hop",
     )
     assert np.allclose(result.x_t.numpy(), golden["x_t"], rtol=1e-12, atol=1e-15)
@@ -192,6 +195,33 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="distance"):
         consistency.distance("l3", torch.zeros(1, 1))
     with pytest.raises(ValueError, match="weight"):
-        consistency.loss_weight("none", torch.ones(1))
-    with pytest.raises(ValueError, match="sigma_s"):
-        consistency.loss_weight("sqrt_gap", torch.ones(1))
+        consistency.loss_weight("none", torch.ones(1), torch.zeros(1))
+
+
+def test_the_weight_sqrt_gap_is_the_root_of_the_edges_length():
+    t, s = torch.tensor([5.0, 0.002]), torch.tensor([1.0, 0.0])
+    assert torch.equal(consistency.loss_weight("sqrt_gap", t, s), (t - s).sqrt())
+
+
+def test_the_target_is_made_first_without_gradient_and_by_the_student_for_it():
+    calls = []
+
+    def recorded(name):
+        return lambda x, sigma, labels: calls.append((name, torch.is_grad_enabled(), sigma.tolist())) or x * 0.5
+
+    table = edge_table(2, 8)
+    edges, images = table.rows(torch.tensor([1, 2])), torch.zeros(2, 1, 4, 4)
+    networks = map(recorded, ("student", "target student", "teacher"))
+    consistency.consistency_loss(*networks, images, None, torch.ones_like(images), edges)
+    sigma_t, sigma_s = edges.sigma_t.float().tolist(), edges.sigma_s.float().tolist()
+    assert calls == [
+        ("teacher", False, sigma_t),
+        ("teacher", False, sigma_s),
+        ("target student", False, sigma_s),
+        ("student", True, sigma_t),
+    ]
+
+
+@pytest.mark.parametrize(("key", "kinds"), [("distance", consistency.DISTANCES), ("weight", consistency.WEIGHTS)])
+def test_the_configuration_offers_what_the_loss_has(key, kinds):
+    assert set(typing.get_args(StudentSettings.model_fields[key].annotation)) == set(kinds)

@@ -184,7 +184,7 @@ def _attributes(module: torch.nn.Module) -> dict:
         case GroupNorm():
             return {"num_groups": module.groups, "eps": module.eps}
         case PositionalEmbedding():
-            return {"num_channels": 2 * module.half, "max_positions": 10000, "endpoint": module.offset == 1}
+            return {"num_channels": 2 * module.frequencies, "max_positions": 10000, "endpoint": module.offset == 1}
         case torch.nn.ModuleDict() | FourierEmbedding():
             return {}
     return {"label_dropout": module.label_dropout}

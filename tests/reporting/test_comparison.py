@@ -45,7 +45,7 @@ def shown(monkeypatch):
         assert columns == 3
         rows.extend((label, *call) for (label, _), call in zip(labelled, calls, strict=True))
 
-    monkeypatch.setattr(comparison, "image_grid", grid)
+    monkeypatch.setattr(comparison, "labelled_grid", grid)
     return rows
 
 

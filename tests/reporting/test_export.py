@@ -20,6 +20,7 @@ import mscd
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.diffusion import samplers
+from mscd.diffusion.sigmas import student_sigmas
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import CC_BY_NC_SA
@@ -153,8 +154,8 @@ def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
     samplers.euler(
         lambda x, sigma, labels: levels.append(sigma.item()) or x,
         torch.zeros(1, 1, 8, 8),
-        steps=3,
-        **{name: value for name, value in STUDENT.items() if name != "segments"},
+        None,
+        student_sigmas(**STUDENT),
     )
     assert config["sigmas"] == [*levels, 0.0] and net.sigma_min < levels[-1]
 

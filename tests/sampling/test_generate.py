@@ -1,8 +1,6 @@
 """Images that are functions of their seeds, and the file that says how they were made."""
 
-import copy
 import hashlib
-import json
 import math
 import resource
 import subprocess
@@ -17,22 +15,15 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import save_network
 from mscd.data.dataset import ImageDataset
 from mscd.diffusion import samplers
+from mscd.diffusion.pixels import to_uint8
+from mscd.diffusion.sigmas import student_sigmas
+from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
-from mscd.sampling.generate import Sampling, _pieces, generate, nfe, sample
-from mscd.sampling.sample_file import read_samples, write_samples
+from mscd.sampling.generate import generate
+from mscd.sampling.sample_file import read_samples
 
 STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
-
-
-@pytest.fixture(scope="module")
-def net():
-    """A class-conditional 8×8 network that does something: weights of a fresh one are mostly zero."""
-    generator = torch.Generator().manual_seed(0)
-    net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=16, channel_mult=[1], num_blocks=1)
-    for parameter in net.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +107,11 @@ def test_a_seed_draws_latent_then_class_then_churn(teacher, net, tmp_path):
             net,
             latent,
             label,
-            steps=4,
+            student_sigmas(4),
             randn_like=lambda x, g=generator: torch.randn(x.shape, dtype=x.dtype, generator=g),
             **churn,
         )
-        assert np.array_equal(image, samplers.to_uint8(x)[0].permute(1, 2, 0).numpy())
+        assert np.array_equal(image, to_uint8(x)[0].permute(1, 2, 0).numpy())
 
 
 def test_the_same_command_makes_the_same_bytes(teacher, tmp_path):
@@ -357,87 +348,7 @@ def test_fifty_thousand_images_take_no_more_memory_than_a_few(teacher, tmp_path)
     assert peak < 500_000  # of which a piece is 16 kB and its seeds' generators most of the rest
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("churn", [None, {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}])
-def test_a_gpu_is_not_waited_for_while_it_samples(net, churn):
-    on_gpu = copy.deepcopy(net).cuda()
-    how = Sampling("heun", 4, churn, classes={3: 5})
-    images, classes = sample(on_gpu, range(8), how)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        again, _ = sample(on_gpu, range(8), how)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(images, again) and classes[3] == 5
-
-
-@pytest.mark.parametrize(
-    ("seeds", "batch_size", "pieces"),
-    [
-        (range(5, 12), 3, [range(5, 8), range(8, 11), range(11, 12)]),
-        (range(6), 3, [range(3), range(3, 6)]),
-        (range(4, 6), 64, [range(4, 6)]),
-    ],
-)
-def test_a_gpu_takes_the_seeds_asked_for_by_the_batch(net, seeds, batch_size, pieces):
-    assert _pieces(net, seeds, batch_size, torch.device("cuda")) == pieces
-
-
-@pytest.mark.parametrize(
-    ("seeds", "pieces"),
-    [
-        (range(1), [range(256)]),
-        (range(255, 257), [range(256), range(256, 512)]),
-        (range(300, 600), [range(256, 512), range(512, 768)]),
-    ],
-)
-def test_a_cpu_takes_pieces_that_neither_seeds_nor_batch_size_move(net, seeds, pieces):
-    assert all(_pieces(net, seeds, size, torch.device("cpu")) == pieces for size in (1, 7, 64))
-
-
 def test_progress_goes_to_stderr_alone(teacher, tmp_path, capfd):
     generate(teacher, tmp_path / "a.npz", seeds=range(2), sampler="euler", steps=1)
     out, err = capfd.readouterr()
     assert out == "" and "2/2" in err
-
-
-def test_samples_cut_short_anywhere_are_refused_by_name(tmp_path):
-    path = tmp_path / "a.npz"
-    write_samples(path, np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1), {"seeds": [0, 1]})
-    content = path.read_bytes()
-    for size in range(0, len(content), 37):
-        path.write_bytes(content[:size])
-        with pytest.raises(UserError, match="a.npz: damaged or cut short"):
-            read_samples(path)
-
-
-def test_a_flipped_bit_in_the_images_is_found_out(tmp_path):
-    path = tmp_path / "a.npz"
-    images = np.full([2, 8, 8, 1], 77, np.uint8)
-    write_samples(path, images, {"seeds": [0, 1]})
-    content = bytearray(path.read_bytes())
-    content[content.index(images.tobytes()) + 5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="a.npz: damaged"):
-        read_samples(path)
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros([2, 8, 8, 1], np.float32),
-        np.zeros([2, 8, 8], np.uint8),
-        np.zeros([2, 3, 8, 8], np.uint8),
-        np.zeros([2, 8, 8, 4], np.uint8),
-    ],
-)
-def test_arrays_that_are_no_images_are_refused(tmp_path, images):
-    np.savez(tmp_path / "a.npz", arr_0=images, provenance=np.array(json.dumps({})))
-    with pytest.raises(UserError, match="a.npz: images must be uint8"):
-        read_samples(tmp_path / "a.npz")
-
-
-def test_samples_of_unknown_making_are_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", arr_0=np.zeros([2, 8, 8, 1], np.uint8))
-    with pytest.raises(UserError, match="a.npz: not a sample file of mscd .*provenance"):
-        read_samples(tmp_path / "a.npz")

@@ -11,7 +11,6 @@ from PIL import Image
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError
-from mscd.sampling.image_grid import grid
 from mscd.sampling.image_writers import GRID_IMAGES, check_dest, write_images
 from mscd.sampling.sample_file import read_samples
 
@@ -90,17 +89,6 @@ def test_a_grid_shows_all_images_enlarged_without_smoothing(tmp_path):
         assert np.array_equal(shown[top : top + 64 : 8, left : left + 64 : 8], image)
         assert np.array_equal(shown[top + 7 : top + 64 : 8, left + 7 : left + 64 : 8], image)
     assert (shown[68:, 134:] == 255).all()
-
-
-@pytest.mark.parametrize(("resolution", "scale"), [(8, 8), (32, 2), (64, 1), (128, 1)])
-def test_a_grid_is_grey_of_grey_images_and_leaves_large_ones_as_they_are(resolution, scale):
-    shown = grid(pictures(1, 4, resolution))
-    side = 2 * (resolution * scale + 2) + 2
-    assert shown.shape == (side, side)
-    assert np.array_equal(
-        shown[2 : resolution * scale + 2 : scale, 2 : resolution * scale + 2 : scale],
-        pictures(1, 4, resolution)[0, ..., 0],
-    )
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.zip", "a.png", "a"])

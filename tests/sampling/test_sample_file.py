@@ -1,4 +1,4 @@
-"""The sample files of the jobs that share a block of seeds, read as if one job had made them."""
+"""Sample files: damage is found out, and those of jobs that share seeds are read as if one job had made them."""
 
 import io
 import json
@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from mscd.errors import UserError
-from mscd.sampling.sample_file import count_images, joint_provenance, read_batches, save_samples, write_samples
+from mscd.sampling.sample_file import (
+    count_images,
+    joint_provenance,
+    read_batches,
+    read_samples,
+    stream_samples,
+    write_samples,
+)
 
 CHURN = {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
 MADE = {"network": {"digest": "n" * 64}, "sampler": "euler", "steps": 4, "churn": None, "device": "cpu"}
@@ -37,7 +44,7 @@ def test_images_in_batches_have_the_bytes_that_numpy_writes_of_all(size):
     images = np.random.default_rng(0).integers(0, 256, [7, 3, 5, 3], dtype=np.uint8)
     whole, parts = io.BytesIO(), io.BytesIO()
     np.savez(whole, arr_0=images, provenance=np.array(json.dumps(MADE, sort_keys=True)))
-    save_samples(parts, (images[first : first + size] for first in range(0, 7, size)), 7, MADE)
+    stream_samples(parts, (images[first : first + size] for first in range(0, 7, size)), 7, MADE)
     assert parts.getvalue() == whole.getvalue()
 
 
@@ -137,3 +144,45 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path, fault):
     for read in (joint_provenance, lambda files: list(read_batches(files, 3))):
         with pytest.raises(UserError, match=f"^{other}: "):
             read([first, other])
+
+
+def test_samples_cut_short_anywhere_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.npz"
+    write_samples(path, np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1), {"seeds": [0, 1]})
+    content = path.read_bytes()
+    for size in range(0, len(content), 37):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match="a.npz: damaged or cut short"):
+            read_samples(path)
+
+
+def test_a_flipped_bit_in_the_images_is_found_out(tmp_path):
+    path = tmp_path / "a.npz"
+    images = np.full([2, 8, 8, 1], 77, np.uint8)
+    write_samples(path, images, {"seeds": [0, 1]})
+    content = bytearray(path.read_bytes())
+    content[content.index(images.tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a.npz: damaged"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros([2, 8, 8, 1], np.float32),
+        np.zeros([2, 8, 8], np.uint8),
+        np.zeros([2, 3, 8, 8], np.uint8),
+        np.zeros([2, 8, 8, 4], np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(tmp_path, images):
+    np.savez(tmp_path / "a.npz", arr_0=images, provenance=np.array(json.dumps({})))
+    with pytest.raises(UserError, match="a.npz: images must be uint8"):
+        read_samples(tmp_path / "a.npz")
+
+
+def test_samples_of_unknown_making_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros([2, 8, 8, 1], np.uint8))
+    with pytest.raises(UserError, match="a.npz: not a sample file of mscd .*provenance"):
+        read_samples(tmp_path / "a.npz")

@@ -11,6 +11,8 @@ from pathlib import Path
 from mscd.provenance.urls import is_address, local_path
 from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.base import digest
+from mscd.diffusion import ema_names
+from mscd.diffusion.solvers import SOLVERS
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
 from mscd.config.training import check_share
@@ -123,9 +125,9 @@ wildcard_constraints:
     published=any_of(run.published_students),
     kimg=r"\d+",
     model=rf"teacher|(?:{any_of([*run.students, *run.published_students])})-\d+",
-    ema=r"ema|phema-\d\.\d{3}|posthoc-\d\.\d{3}",
-    std=r"\d\.\d{3}",
-    sampler=r"(?:euler|heun)-\d+(?:-churn[\d.e+-]+)?",
+    ema=ema_names.NAME_PATTERN,
+    std=ema_names.STD_PATTERN,
+    sampler=rf"(?:{any_of(SOLVERS)})-\d+(?:-churn[\d.e+-]+)?",
     downloaded=any_of(downloads),
     first=r"\d+",
     last=r"\d+",
@@ -238,7 +240,7 @@ def stored_averages(wildcards):
         folder / f"{kimg}/{ema}.safetensors"
         for kimg in run.stored_snapshots(wildcards.student, int(wildcards.kimg))
         for ema in student.emas()
-        if ema != "ema"
+        if ema != ema_names.EMA
     ]
 
 
@@ -263,9 +265,9 @@ def block_scores(model, ema, sampler):
 @functools.cache
 def score_files():
     """A file for each network, average, sampler and seed block; averages of reconstructed lengths stand apart."""
-    made = [("teacher", "ema", sampler.label) for sampler in run.scoring.teacher_samplers]
+    made = [("teacher", ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
-        made.append((f"{name}-{student.snapshot_kimg}", "ema", f"euler-{student.segments}"))
+        made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
     for name, student in run.students.items():
         made += [
             (f"{name}-{kimg}", ema, f"euler-{student.segments}")
@@ -286,7 +288,8 @@ def ema_length_scores(wildcards):
     """Scores by EMA length: the reconstructed ones, and beside them those kept in training."""
     student = run.students[wildcards.student]
     models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
-    stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in student.emas() if ema != "ema"]
+    kept = [ema for ema in student.emas() if ema != ema_names.EMA]
+    stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in kept]
     return [*posthoc_score_files(wildcards.student), *(path for scored in stored for path in block_scores(*scored))]
 
 

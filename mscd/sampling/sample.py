@@ -1,0 +1,84 @@
+"""Images of seeds from a network in memory: a way to sample, and which seeds go through the network together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+import torch
+
+from mscd.diffusion import samplers
+from mscd.diffusion.pixels import to_uint8
+from mscd.diffusion.sigmas import Grid, sampling_sigmas
+from mscd.diffusion.solvers import Solver
+from mscd.networks import EDMPrecond
+from mscd.sampling.seeds import SeededDraws
+
+HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
+CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
+
+
+class Churn(TypedDict):
+    """How much noise `samplers.heun` adds on the way, and at which noise levels."""
+
+    S_churn: float
+    S_min: float
+    S_max: float
+    S_noise: float
+
+
+CHURN: tuple[Literal["S_churn", "S_min", "S_max", "S_noise"], ...] = ("S_churn", "S_min", "S_max", "S_noise")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A way to sample. churn: None for none of it; grid: overrides of the default sigma_min, sigma_max and rho;
+    classes: class of each seed where it is not the one that the seed draws."""
+
+    sampler: Solver
+    steps: int
+    churn: Churn | None = None
+    grid: Grid = field(default_factory=Grid)
+    classes: Mapping[int, int] = field(default_factory=dict)
+
+
+def split_seeds(seeds: range, size: int) -> list[range]:
+    """The seeds in consecutive pieces of `size`, the last with those left."""
+    return [range(first, min(first + size, seeds.stop)) for first in range(seeds.start, seeds.stop, size)]
+
+
+def pieces_for(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device) -> list[range]:
+    """Seeds that go through the network together so that an image depends on its seed alone.
+
+    A CPU's kernels round by how many images they are given and where one stands among them. So there a piece is always
+    as large and begins at a multiple of its size, and goes beyond `seeds` at their ends.
+    """
+    if device.type != "cpu":
+        return split_seeds(seeds, batch_size)
+    size = max(1, CPU_PIXELS // net.img_resolution**2)
+    return [range(first, first + size) for first in range(seeds.start // size * size, seeds.stop, size)]
+
+
+def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images of the seeds, uint8 [N, C, H, W], and their classes, int64 [N] (None if it knows none), on the network's
+    device. A GPU is not waited for.
+
+    A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
+    """
+    draws = SeededDraws(seeds, next(net.parameters()).device)
+    shape = [net.img_channels, net.img_resolution, net.img_resolution]
+    noise, labels = draws.noise_and_labels(shape, net.label_dim)
+    classes = None if labels is None else labels.argmax(1)
+    if sampling.classes and classes is not None:
+        asked = torch.tensor([sampling.classes.get(seed, -1) for seed in seeds]).to(noise.device, non_blocking=True)
+        classes = torch.where(asked < 0, classes, asked)
+        labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
+    sigmas = sampling_sigmas(net, sampling.steps, **sampling.grid)
+    if sampling.sampler == "euler":
+        images = samplers.euler(net, noise, labels, sigmas)
+    elif sampling.churn is None:
+        images = samplers.heun(net, noise, labels, sigmas)
+    else:
+        images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **sampling.churn)
+    return to_uint8(images), classes

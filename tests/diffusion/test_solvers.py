@@ -1,0 +1,11 @@
+"""What the solvers cost."""
+
+import pytest
+
+from mscd.diffusion.solvers import SOLVERS, nfe
+
+
+def test_network_evaluations_per_image():
+    assert [nfe(solver, 8) for solver in SOLVERS] == [8, 15]
+    with pytest.raises(KeyError):
+        nfe("dpm", 8)

@@ -1,0 +1,63 @@
+"""Images of seeds in memory, and which seeds go through the network together."""
+
+import copy
+
+import pytest
+import torch
+
+from mscd.diffusion.pixels import to_uint8
+from mscd.diffusion.samplers import euler
+from mscd.diffusion.sigmas import student_sigmas
+from mscd.sampling.sample import Sampling, pieces_for, sample, split_seeds
+from mscd.sampling.seeds import SeededDraws
+
+
+def test_images_are_those_of_the_sampler_on_the_grid_asked_for(net):
+    grid = {"sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
+    images, classes = sample(net, range(3, 7), Sampling("euler", 2, grid=grid))
+    noise, labels = SeededDraws(range(3, 7)).noise_and_labels((1, 8, 8), 10)
+    assert torch.equal(images, to_uint8(euler(net, noise, labels, student_sigmas(2, **grid))))
+    assert images.shape == (4, 1, 8, 8) and torch.equal(classes, labels.argmax(1))
+
+
+def test_seeds_are_split_without_gap_or_overlap():
+    assert split_seeds(range(5, 12), 3) == [range(5, 8), range(8, 11), range(11, 12)]
+    assert split_seeds(range(4), 64) == [range(4)] and split_seeds(range(0), 3) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("churn", [None, {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}])
+def test_a_gpu_is_not_waited_for_while_it_samples(net, churn):
+    on_gpu = copy.deepcopy(net).cuda()
+    how = Sampling("heun", 4, churn, classes={3: 5})
+    images, classes = sample(on_gpu, range(8), how)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again, _ = sample(on_gpu, range(8), how)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(images, again) and classes[3] == 5
+
+
+@pytest.mark.parametrize(
+    ("seeds", "batch_size", "pieces"),
+    [
+        (range(5, 12), 3, [range(5, 8), range(8, 11), range(11, 12)]),
+        (range(6), 3, [range(3), range(3, 6)]),
+        (range(4, 6), 64, [range(4, 6)]),
+    ],
+)
+def test_a_gpu_takes_the_seeds_asked_for_by_the_batch(net, seeds, batch_size, pieces):
+    assert pieces_for(net, seeds, batch_size, torch.device("cuda")) == pieces
+
+
+@pytest.mark.parametrize(
+    ("seeds", "pieces"),
+    [
+        (range(1), [range(256)]),
+        (range(255, 257), [range(256), range(256, 512)]),
+        (range(300, 600), [range(256, 512), range(512, 768)]),
+    ],
+)
+def test_a_cpu_takes_pieces_that_neither_seeds_nor_batch_size_move(net, seeds, pieces):
+    assert all(pieces_for(net, seeds, size, torch.device("cpu")) == pieces for size in (1, 7, 64))
