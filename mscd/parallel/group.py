@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -49,15 +50,15 @@ class Group:
         """The `value` of every process, by rank, on the lead; nothing on the others. Values are sent as objects."""
         if self.size == 1:
             return [value]
-        values: list[T] = [None] * self.size if self.is_lead else None
+        values = [value] * self.size if self.is_lead else None  # filled in place
         dist.gather_object(value, values)
-        return values or []
+        return [] if values is None else values
 
     def all_gather(self, value: T) -> list[T]:
         """The `value` of every process, by rank, on each of them. Values are sent as objects."""
         if self.size == 1:
             return [value]
-        values: list[T] = [None] * self.size
+        values = [value] * self.size  # filled in place
         dist.all_gather_object(values, value)
         return values
 
@@ -65,11 +66,11 @@ class Group:
         """On the lead, results 0 to count - 1 in order; every process has to run through it, the others get nothing.
 
         mine: this process's results rank, rank + size, rank + 2 size, ...; each is asked for when its round begins, so
-        that no more than one a process is in memory.
+        that no more than one per process is in memory.
         """
         for first in range(0, count, self.size):
-            made = next(mine) if first + self.rank < count else None
-            yield from self.gather(made)[: count - first]
+            made = [next(mine)] if first + self.rank < count else []  # the last round may be too short for all
+            yield from itertools.chain.from_iterable(self.gather(made))
 
 
 SINGLE_PROCESS = Group()
@@ -88,8 +89,7 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
     """Join the group, over NCCL where it computes on `gpus`, else gloo, for the duration of the block.
 
     init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one. Raises UserError
-    where there should be a GPU and is none. After an exception the group is left to end with the process: taking NCCL
-    down would wait for processes that wait for this one.
+    where there should be a GPU and is none.
     """
     device = default_device(local_rank) if gpus else torch.device("cpu")
     cuda = device.type == "cuda"
@@ -101,7 +101,14 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group("nccl" if cuda else "gloo", init_method=init_method, rank=rank, world_size=size)
-    yield Group(rank, size, device)
+    try:
+        yield Group(rank, size, device)
+    except BaseException:
+        # gloo's threads must be gone before the interpreter ends: one that still has a tensor of the last exchange
+        # would abort the process. Taking NCCL down would wait for processes that wait for this one; it ends with it.
+        if size > 1 and not cuda:
+            dist.destroy_process_group()
+        raise
     if size > 1:
         dist.destroy_process_group()
 
@@ -110,7 +117,7 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
 def torchrun_group() -> Iterator[Group]:
     """The group of the processes that torchrun started, of which this is one, or without it this process alone.
 
-    Computes on GPUs where there are some, a process on each. Raises UserError when GPUs are fewer than processes.
+    Computes on GPUs where there are some, one per process. Raises UserError when GPUs are fewer than processes.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     started = all(name in os.environ for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,13 @@ import torch
 
 T = TypeVar("T")
 Tensors = tuple[torch.Tensor | None, ...]
-_END, _ABANDONED = object(), object()
+
+
+class _Instead(enum.Enum):
+    """What comes in an item's place."""
+
+    END = enum.auto()
+    ABANDONED = enum.auto()
 
 
 class _Abandoned(Exception):
@@ -22,11 +29,15 @@ class _Abandoned(Exception):
 def read_ahead(items: Iterable[T]) -> Iterator[T]:
     """The items in order; a thread gets the next one while the caller has the last. Raises what `items` raises, at the
     item that it concerns."""
-    items = iter(items)
+    rest = iter(items)
+
+    def take() -> T | _Instead:
+        return next(rest, _Instead.END)
+
     with ThreadPoolExecutor(1, "ahead") as thread:
-        following = thread.submit(next, items, _END)
-        while (item := following.result()) is not _END:
-            following = thread.submit(next, items, _END)
+        following = thread.submit(take)
+        while not isinstance(item := following.result(), _Instead):
+            following = thread.submit(take)
             yield item
 
 
@@ -36,21 +47,22 @@ def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]
     The first item is got once `consume` asks for it. An error of `consume` is raised here, and no further item is got;
     after an error of `items`, `consume` is broken off by an exception where it waits for the next one.
     """
-    asked, handed = threading.Semaphore(0), queue.SimpleQueue()
+    asked = threading.Semaphore(0)
+    handed: queue.SimpleQueue[T | _Instead] = queue.SimpleQueue()
 
-    def taken() -> Iterator[T]:
+    def handed_items() -> Iterator[T]:
         while True:
             asked.release()
             item = handed.get()
-            if item is _ABANDONED:
+            if item is _Instead.ABANDONED:
                 raise _Abandoned
-            if item is _END:
+            if isinstance(item, _Instead):
                 return
             yield item
             del item  # or the last item would be kept until the next one is there
 
     with ThreadPoolExecutor(1, "hand_over") as thread:
-        consuming = thread.submit(consume, taken())
+        consuming = thread.submit(consume, handed_items())
         consuming.add_done_callback(lambda _: asked.release())
         try:
             asked.acquire()
@@ -63,9 +75,9 @@ def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]
                 handed.put(item)
                 waits = True
         except BaseException:
-            handed.put(_ABANDONED)
+            handed.put(_Instead.ABANDONED)
             raise
-        handed.put(_END)
+        handed.put(_Instead.END)
         consuming.result()
 
 
@@ -79,7 +91,7 @@ def send_to(device: torch.device | str, tensor: torch.Tensor) -> torch.Tensor:
 def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> Iterator[torch.Tensor]:
     """The batches on `device`. For a GPU they are read ahead, and copied from pinned memory while it computes.
 
-    Not for a CPU: its cores are taken, and a thread beside those that compute takes more from them than reading does.
+    Not for a CPU: its cores are taken, and a thread next to those that compute takes more from them than reading does.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -98,24 +110,24 @@ def on_host(batches: Iterable[Tensors]) -> Iterator[Tensors]:
     landing = None
     for tensors in batches:
         copies = tuple(tensor if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors)
-        copied = [_recorded(tensor.device) for tensor in tensors if tensor is not None and tensor.is_cuda]
+        copied = [_record_event(tensor.device) for tensor in tensors if tensor is not None and tensor.is_cuda]
         if landing is not None:
-            yield _landed(*landing)
+            yield _wait_for(*landing)
         landing = (copies, copied) if copied else None
         if landing is None:
             yield copies
     if landing is not None:
-        yield _landed(*landing)
+        yield _wait_for(*landing)
 
 
-def _recorded(device: torch.device) -> torch.cuda.Event:
+def _record_event(device: torch.device) -> torch.cuda.Event:
     """An event after all that the device has been given so far."""
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 
 
-def _landed(copies: Tensors, copied: list[torch.cuda.Event]) -> Tensors:
+def _wait_for(copies: Tensors, copied: list[torch.cuda.Event]) -> Tensors:
     for event in copied:
         event.synchronize()
     return copies

@@ -21,7 +21,7 @@ from mscd.errors import UserError
 from mscd.parallel.group import Group
 
 log = logging.getLogger(__name__)
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one a running kernel, whatever the containers on it are called
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, whatever the containers on it are called
 
 
 def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], group: Group) -> torch.Tensor:
@@ -30,28 +30,30 @@ def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], g
     Every process of the group has to call it. What a process writes to the tensor later, it alone sees. Where memory
     cannot be shared each process fills its own, which is logged. A UserError of `fill` is raised by all processes.
     """
-    nodes = group.all_gather(_node())
+    nodes = group.all_gather(_node_id())
     neighbours = [rank for rank, node in enumerate(nodes) if node == nodes[group.rank]]
-    filled, descriptor, offer = None, None, None
+    filled: np.ndarray | None = None
+    descriptor: int | None = None
+    offer: _Offer | UserError | None = None
     try:
         if group.rank == neighbours[0]:
-            descriptor = _memory(math.prod(shape)) if len(neighbours) > 1 else None
+            descriptor = _new_memory(math.prod(shape)) if len(neighbours) > 1 else None
             try:
-                filled = _filled(shape, fill, descriptor)
-                offer = descriptor and _Offer.of(descriptor)
+                filled = _fill_memory(shape, fill, descriptor)
+                offer = None if descriptor is None else _Offer.of(descriptor)
             except UserError as error:  # the others wait
                 offer = error
         offers = group.all_gather(offer)
         for other in offers:
             if isinstance(other, UserError):
                 raise other
-        if filled is None and (taken := offers[neighbours[0]]):
-            filled = taken.mapped(shape)
+        if filled is None and isinstance(taken := offers[neighbours[0]], _Offer):
+            filled = taken.map_memory(shape)
         group.barrier()  # the descriptor is what the others open
     finally:
         if descriptor is not None:
             os.close(descriptor)
-    return torch.from_numpy(_filled(shape, fill, None) if filled is None else filled)
+    return torch.from_numpy(_fill_memory(shape, fill, None) if filled is None else filled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +68,14 @@ class _Offer:
     def of(cls, descriptor: int) -> _Offer:
         return cls(os.getpid(), descriptor, _inode(descriptor))
 
-    def mapped(self, shape: tuple[int, ...]) -> np.ndarray | None:
+    def map_memory(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The memory; None, with a line in the log, where it is out of reach, as from another container."""
         try:
             descriptor = os.open(f"/proc/{self.pid}/fd/{self.number}", os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if _inode(descriptor) != self.inode:
                     raise OSError(f"process {self.pid} is another one here")
-                return _mapped(descriptor, shape)
+                return _map_memory(descriptor, shape)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -81,14 +83,14 @@ class _Offer:
             return None
 
 
-def _node() -> str:
+def _node_id() -> str:
     """What processes have in common that can share memory."""
     if hasattr(os, "memfd_create") and _BOOT_ID.exists():
         return _BOOT_ID.read_text()
     return f"process {os.getpid()}"
 
 
-def _memory(size: int) -> int | None:
+def _new_memory(size: int) -> int | None:
     """Descriptor of new shared memory; None, with a line in the log, where there is no room for it."""
     descriptor = os.memfd_create("mscd")
     try:
@@ -100,17 +102,17 @@ def _memory(size: int) -> int | None:
     return descriptor
 
 
-def _filled(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], descriptor: int | None) -> np.ndarray:
+def _fill_memory(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], descriptor: int | None) -> np.ndarray:
     """New memory, or that of the descriptor, filled."""
     if descriptor is None:
         array = np.empty(shape, np.uint8)
         fill(array)
         return array
     fill(np.frombuffer(mmap.mmap(descriptor, math.prod(shape)), np.uint8).reshape(shape))
-    return _mapped(descriptor, shape)
+    return _map_memory(descriptor, shape)
 
 
-def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+def _map_memory(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
     """The descriptor's memory, of which pages that are written to become this process's own."""
     return np.frombuffer(mmap.mmap(descriptor, math.prod(shape), access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
 

@@ -16,7 +16,8 @@ class StopRequest:
     """
 
     def __init__(self, launcher: int | None = None) -> None:
-        self.launcher, self.signals = launcher, set()
+        self.launcher = launcher
+        self.signals: set[int] = set()
 
     def __enter__(self) -> StopRequest:
         self.before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}

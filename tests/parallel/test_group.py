@@ -14,6 +14,7 @@ from standin_detector import write_standin
 from mscd.checkpoints.network_file import save_network
 from mscd.data.packing import pack
 from mscd.evaluation import classifier
+from mscd.evaluation.reference import reference_statistics
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import SINGLE_PROCESS, torchrun_group
@@ -41,9 +42,9 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
         generate(inputs / "bf16.safetensors", folder / form, seeds=SEEDS, group=group)
     for detector, known in (("classifier.safetensors", None), ("standin.pt", sha256)):
         reference = folder / f"{detector}.npz"
-        told = {"group": group, "detector_sha256": known}
-        detector.reference_statistics(inputs / "train.zip", inputs / detector, reference, **told)
-        score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **told)
+        how = {"group": group, "detector_sha256": known}
+        reference_statistics(inputs / "train.zip", inputs / detector, reference, **how)
+        score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **how)
 
 
 def join(folder: str, inputs: str, sha256: str) -> None:

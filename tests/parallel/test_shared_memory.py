@@ -49,7 +49,7 @@ def member(folder, data, rank, case):
     """What each of two processes does; its findings go to a file."""
     folder, rank, found = Path(folder), int(rank), {}
     if case == "other kernel":
-        shared_memory._node = lambda: f"node {rank}"
+        shared_memory._node_id = lambda: f"node {rank}"
     elif case == "no room":  # memory that is shared is a file to this limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     elif case == "out of reach":
@@ -74,6 +74,21 @@ def member(folder, data, rank, case):
         (folder / f"{rank}.part").rename(folder / f"{rank}.json")
         if case == "killed":
             time.sleep(100)
+
+
+def threads():
+    """Names of this process's threads, the first one's aside."""
+    tasks = (task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid()))
+    return sorted((task / "comm").read_text().strip() for task in tasks)
+
+
+def member_that_fails(folder, data, rank, case):
+    """A member whose error ends it; before that it says which threads of its group are left."""
+    try:
+        member(folder, data, rank, case)
+    finally:
+        left = [name for name in threads() if "gloo" in name]
+        (Path(folder) / f"{rank}.left.json").write_text(json.dumps(left))
 
 
 def private_maps():
@@ -102,9 +117,9 @@ def refusing(opens):
 
 
 @contextmanager
-def two_processes(folder, data, case):
+def two_processes(folder, data, case, member="member"):
     (folder / "tmp").mkdir()
-    code = f"from test_shared_memory import member; member({str(folder)!r}, {str(data)!r}, {{}}, {case!r})"
+    code = f"from test_shared_memory import {member}; {member}({str(folder)!r}, {str(data)!r}, {{}}, {case!r})"
     env = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": os.pathsep.join(sys.path)}
     common = {"cwd": Path(__file__).parent, "env": env, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([sys.executable, "-c", code.format(rank)], **common) for rank in (0, 1)]
@@ -164,9 +179,11 @@ def test_without_shared_memory_each_process_reads_for_itself(case, said, train, 
 
 
 def test_a_damaged_image_ends_all_processes_with_its_name(train, tmp_path):
-    with two_processes(tmp_path, train, "damaged") as processes:
+    with two_processes(tmp_path, train, "damaged", "member_that_fails") as processes:
         said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
+    # One that still had a tensor when the interpreter ends would abort the process.
+    assert [json.loads((tmp_path / f"{rank}.left.json").read_text()) for rank in (0, 1)] == [[], []]
     for text in said:
         assert "UserError" in text and "img00000007.png cannot be read (its content does not match its CRC)" in text
 
