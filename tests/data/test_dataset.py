@@ -292,11 +292,18 @@ def test_pickled_data_set_opens_its_file_anew(digits):
     assert np.array_equal(copy[1796][0], dataset[1796][0])
 
 
-def test_closed_data_sets_leave_no_open_file(digits):
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        ImageDataset(digits[0])
-    assert len(os.listdir("/proc/self/fd")) == before
+def test_closed_data_sets_leave_no_open_file(digits, tmp_path):
+    path = tmp_path.resolve() / "opened by nobody else.zip"
+    shutil.copyfile(digits[0], path)
+
+    def descriptors():
+        links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+        return [link for link in links if os.path.realpath(link) == str(path)]
+
+    held = [ImageDataset(path) for _ in range(5)]
+    assert len(descriptors()) == 5
+    del held
+    assert descriptors() == []
 
 
 def test_flipped_bit_in_an_archive_is_refused_or_changes_no_pixel_and_no_class(tmp_path):
