@@ -16,47 +16,88 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, TypedDict
 
 from mscd.files.atomic import append_line, whole_lines
+
+
+class StartEvent(TypedDict):
+    event: Literal["start"]
+    time: float
+    step: int
+
+
+class ParamsEvent(TypedDict):
+    event: Literal["params"]
+    time: float
+    params: dict[str, object]
+
+
+class TagsEvent(TypedDict):
+    event: Literal["tags"]
+    time: float
+    tags: dict[str, str]
+
+
+class MetricsEvent(TypedDict):
+    event: Literal["metrics"]
+    time: float
+    step: int
+    metrics: dict[str, float]
+
+
+class ArtifactEvent(TypedDict):
+    event: Literal["artifact"]
+    time: float
+    path: str
+
+
+Event = StartEvent | ParamsEvent | TagsEvent | MetricsEvent | ArtifactEvent
 
 
 class EventLog:
     """Appends events to `path`, each line in one write; the folder is made if it is missing."""
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def start(self, step: int = 0) -> None:
         """A process begins (or goes on) from `step` kimg."""
-        self._append({"event": "start", "step": step})
+        self._append({"event": "start", "time": time.time(), "step": step})
 
     def params(self, params: Mapping[str, object]) -> None:
         """Settings of the job, by name."""
-        self._append({"event": "params", "params": dict(params)})
+        self._append({"event": "params", "time": time.time(), "params": dict(params)})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Facts about the job, by name."""
-        self._append({"event": "tags", "tags": dict(tags)})
+        self._append({"event": "tags", "time": time.time(), "tags": dict(tags)})
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Numbers at `step` kimg, by name; nan and inf are written as JSON's NaN and Infinity."""
-        self._append({"event": "metrics", "step": step, "metrics": {k: float(v) for k, v in metrics.items()}})
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._append({"event": "metrics", "time": time.time(), "step": step, "metrics": numbers})
 
-    def artifact(self, path: str | os.PathLike) -> None:
+    def artifact(self, path: str | os.PathLike[str]) -> None:
         """A file worth keeping with the run."""
-        self._append({"event": "artifact", "path": str(path)})
+        self._append({"event": "artifact", "time": time.time(), "path": str(path)})
 
-    def _append(self, event: dict) -> None:
-        append_line(self.path, json.dumps({"event": event.pop("event"), "time": time.time(), **event}))
+    def _append(self, event: Event) -> None:
+        append_line(self.path, json.dumps(event))
 
 
-def read_events(path: str | os.PathLike) -> Iterator[dict]:
+def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
     """The events of a file that still hold, in order: see `start` above. A torn last line is left out."""
-    held: list[dict] = []
+    held: list[Event] = []
     for line in whole_lines(path):
-        event = json.loads(line)
+        event: Event = json.loads(line)
         if event["event"] == "start":
             step = event["step"]
-            held = [e for e in held if e.get("step", 0) <= step] if step > 0 else []
+            held = [earlier for earlier in held if _step(earlier) <= step] if step > 0 else []
         held.append(event)
     yield from held
+
+
+def _step(event: Event) -> int:
+    """The kimg that an event is of; 0 for what is said of the whole job."""
+    return event["step"] if event["event"] == "start" or event["event"] == "metrics" else 0

@@ -15,6 +15,7 @@ import os
 import pwd
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +23,17 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mscd.errors import UserError
+from mscd.files.atomic import writing
 
+POLL_SECONDS = 0.1  # between two tries of who waits for a lock
 log = logging.getLogger(__name__)
 
 
 class Holder(BaseModel):
     """Who holds a lock, as its file says; None stands for what that system does not tell.
 
-    started: of the process, in clock ticks since boot (a clock that is set changes nothing); token: of this one taking.
+    started: of the process, in clock ticks since boot (a clock that is set changes nothing); token: unique per
+    acquisition.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -53,17 +57,17 @@ class FolderLock:
     written. A process killed in the few steps of taking may leave small files beside `path` that hinder nobody.
     """
 
-    def __init__(self, path: str | os.PathLike, what: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
         self.path, self.what = Path(path), what
 
     def __enter__(self) -> FolderLock:
         holder = _this_process()
         try:
-            with _told(self.path), self._written(holder) as temporary:
-                while not self._taken(temporary, holder):
-                    pass
+            with writing(self.path), self._candidate_file(holder) as candidate:
+                while not self._try_acquire(candidate, holder):
+                    pass  # the lock changed hands meanwhile: at once again, as it is now free or held
         except BaseException:  # Ctrl-C too, which may come when the lock is already ours
-            self._released(holder)
+            self._release(holder)
             raise
         self._holder = holder
         return self
@@ -71,28 +75,28 @@ class FolderLock:
     def __exit__(self, *exception: object) -> None:
         if os.getpid() != self._holder.pid:
             return  # a forked child leaves the block: the lock is its parent's
-        if not self._released(self._holder):
+        if not self._release(self._holder):
             log.warning("%s: the lock %s was no longer this process's when it ended", self.what, self.path)
 
     @contextlib.contextmanager
-    def _written(self, holder: Holder) -> Iterator[Path]:
+    def _candidate_file(self, holder: Holder) -> Iterator[Path]:
         """A file of this holder's own with the lock's content, removed at the end under this name."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{holder.token}.tmp")
+        candidate = self.path.with_name(f".{self.path.name}.{holder.token}.tmp")
         try:
-            with open(temporary, "xb") as file:
+            with open(candidate, "xb") as file:
                 file.write(holder.model_dump_json().encode())
                 file.flush()
                 os.fsync(file.fileno())
-            yield temporary
+            yield candidate
         finally:
-            temporary.unlink(missing_ok=True)
+            candidate.unlink(missing_ok=True)
 
-    def _taken(self, temporary: Path, holder: Holder) -> bool:
+    def _try_acquire(self, candidate: Path, holder: Holder) -> bool:
         """Try once to make the lock `holder`'s; False: it changed meanwhile, look again. UserError where it is held."""
-        if self._placed(os.link, temporary, holder):
+        if self._install(os.link, candidate, holder):
             return True
-        held = self._held()
+        held = self._current_holder()
         if held is None:
             return False
         if not _is_gone(held, holder):
@@ -100,25 +104,25 @@ class FolderLock:
             raise self._refusal(f"process {held.pid} of {held.user} on {held.host} since {since}")
         # Only who holds this second lock replaces that token, and no token ever comes back.
         with FolderLock(self.path.with_name(f"{self.path.name}.{held.token}"), self.what):
-            if self._held() != held or not self._placed(os.replace, temporary, holder):
+            if self._current_holder() != held or not self._install(os.replace, candidate, holder):
                 return False
         log.warning("%s: took over the lock of process %d on %s, which is gone", self.what, held.pid, held.host)
         return True
 
-    def _placed(self, put: Callable[[Path, Path], None], temporary: Path, holder: Holder) -> bool:
-        """Put the temporary file at `path`; returns whether the lock is `holder`'s then."""
+    def _install(self, put: Callable[[Path, Path], None], candidate: Path, holder: Holder) -> bool:
+        """Put the candidate file at `path`; returns whether the lock is `holder`'s then."""
         try:
-            put(temporary, self.path)
+            put(candidate, self.path)
         except OSError as error:
             # On NFS a repeated request fails after its first copy succeeded: what the file says is what happened.
-            if self._held() == holder:
+            if self._current_holder() == holder:
                 return True
             if isinstance(error, FileExistsError):
                 return False
             raise
         return True
 
-    def _held(self) -> Holder | None:
+    def _current_holder(self) -> Holder | None:
         """Who holds the lock, or None. Raises UserError when its file cannot be understood."""
         try:
             return _read(self.path)
@@ -130,14 +134,33 @@ class FolderLock:
             f"{self.what} is held by {by}; wait for it, or if that process is certainly gone remove {self.path}"
         )
 
-    def _released(self, holder: Holder) -> bool:
+    def _release(self, holder: Holder) -> bool:
         """Remove the lock if it is `holder`'s; returns whether it was."""
         with contextlib.suppress(_Unreadable):  # then it is not ours
             if _read(self.path) == holder:
-                with _told(self.path):
+                with writing(self.path):
                     self.path.unlink(missing_ok=True)
                 return True
         return False
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: str | os.PathLike[str], what: str, seconds: float) -> Iterator[None]:
+    """A FolderLock that is waited for, at most so many seconds; then its UserError says who holds it."""
+    deadline, said = time.monotonic() + seconds, False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(FolderLock(path, what))
+                break
+            except UserError as error:
+                if isinstance(error.__cause__, OSError) or time.monotonic() > deadline:  # it cannot be written
+                    raise
+                if not said:
+                    log.info("%s", error)
+                said = True
+            time.sleep(POLL_SECONDS)
+        yield
 
 
 class _Unreadable(Exception):
@@ -158,15 +181,6 @@ def _read(path: Path) -> Holder | None:
         raise _Unreadable(error.strerror) from error
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Make an OSError of the block a UserError that names the lock."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error}); free some space or check the folder") from error
-
-
 def _this_process() -> Holder:
     """This process as the holder of a lock taken now."""
     # Where /proc shows another pid namespace than this process's own, nothing in it tells about our pids.
@@ -182,7 +196,7 @@ def _this_process() -> Holder:
         boot=_known(_text, "/proc/sys/kernel/random/boot_id"),
         pid_namespace=_known(os.readlink, "/proc/self/ns/pid") if own_proc else None,
         pid=os.getpid(),
-        started=status and status[0],
+        started=None if status is None else status[0],
         token=secrets.token_hex(8),
         taken=datetime.now(UTC),
         user=user,
@@ -195,7 +209,7 @@ def _is_gone(held: Holder, here: Holder) -> bool:
         return False
     if held.boot != here.boot:
         return held.machine is not None  # a host name alone is no proof that this is the machine that was rebooted
-    if None in (held.pid_namespace, held.started) or held.pid_namespace != here.pid_namespace:
+    if held.started is None or held.pid_namespace is None or held.pid_namespace != here.pid_namespace:
         return False
     return not _may_run(held.pid, held.started)
 

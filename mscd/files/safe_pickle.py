@@ -1,7 +1,7 @@
 """A reader of pickles that runs nothing: it carries out the few instructions that data needs, on values of its own.
 
 Names in a pickle are never imported. A name counts only when the caller's table has it, and a call by that name is a
-call of the table's function. Every other instruction, name or form raises Refused; memory and steps are bounded.
+call of the table's function. Every other instruction, name or form raises UnsafePickle; memory and steps are bounded.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 LARGEST_INTEGER = 16  # bytes
 LONGEST_NAME = 200  # bytes
 LONGEST_KEY = 16  # parts of a tuple
 SCALARS = (str, int, float, type(None))
-Calls = Mapping[str, Callable[[tuple], object]]
+Args = tuple[object, ...]
+Calls = Mapping[str, Callable[[Args], object]]
+T = TypeVar("T")
 
 
 class UnsafePickle(Exception):
-    """What a pickle holds or asks for that is not admitted; the text goes on from "refused: "."""
+    """What a pickle holds or asks for that is not admitted; the message, to be prefixed with "refused: "."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,17 @@ class GlobalName:
 
 @dataclass
 class PickledObject:
-    """An instance in a pickle, as it is told there: what it is, its constructor's arguments and its state."""
+    """An instance in a pickle, as the pickle has it: what it is, its constructor's arguments and its state."""
 
     kind: str
-    args: tuple = ()
+    args: Args = ()
     state: object = None
 
 
 class SafeUnpickler:
-    """Reads the pickles that lie one after another in `data`.
+    """Reads the pickles that follow each other in `data`.
 
-    calls: for each admitted name "module.attribute" the function of ours that gets a call's arguments as a tuple.
+    calls: for each admitted name "module.attribute" the function of the caller that gets a call's arguments as a tuple.
     persistent: gets what a persistent id consists of; None: there must be none. max_steps: instructions in all.
     Byte strings are returned as views into `data`, OrderedDicts and the like as the table's functions make them.
     """
@@ -58,8 +61,10 @@ class SafeUnpickler:
         self.at, self.steps_left = 0, max_steps
 
     def load(self) -> object:
-        """The value of the next pickle; `at` is then the first byte after it. Raises Refused."""
-        self.stack, self.outer_stacks, self.memo = [], [], {}
+        """The value of the next pickle; `at` is then the first byte after it. Raises UnsafePickle."""
+        self.stack: list[object] = []
+        self.outer_stacks: list[list[object]] = []
+        self.memo: dict[int, object] = {}
         if self._unsigned(1) != pickle.PROTO[0] or not 2 <= self._unsigned(1) <= 5:
             raise UnsafePickle("it is not a pickle of protocol 2 or later")
         while (code := self._unsigned(1)) != pickle.STOP[0]:
@@ -78,7 +83,7 @@ class SafeUnpickler:
         return self._pop()
 
     def take(self, size: int) -> memoryview:
-        """The next `size` bytes. Raises Refused where there are fewer."""
+        """The next `size` bytes. Raises UnsafePickle where there are fewer."""
         end = self.at + size
         if end > len(self.data):
             raise UnsafePickle(f"it is cut short (at byte {len(self.data)})")
@@ -104,10 +109,10 @@ class SafeUnpickler:
             raise UnsafePickle(f"it is not a sound pickle (nothing to take at byte {self.at})")
         return self.stack.pop()
 
-    def _pop_several(self, count: int) -> tuple:
+    def _pop_several(self, count: int) -> Args:
         return tuple(self._pop() for _ in range(count))[::-1]
 
-    def _pop_marked(self) -> list:
+    def _pop_marked(self) -> list[object]:
         if not self.outer_stacks:
             raise UnsafePickle(f"it is not a sound pickle (no mark before byte {self.at})")
         items, self.stack = self.stack, self.outer_stacks.pop()
@@ -117,11 +122,12 @@ class SafeUnpickler:
         self.outer_stacks.append(self.stack)
         self.stack = []
 
-    def _top(self, kind: type) -> object:
+    def _top(self, kind: type[T]) -> T:
         """The value on top of the stack, which stays there."""
         value = self._pop()
         if type(value) is not kind:
-            raise UnsafePickle(f"it fills something that is no {kind.__name__} (before byte {self.at})")
+            called = "Object" if issubclass(kind, PickledObject) else kind.__name__
+            raise UnsafePickle(f"it fills something that is no {called} (before byte {self.at})")
         self.stack.append(value)
         return value
 
@@ -161,13 +167,13 @@ class SafeUnpickler:
             raise UnsafePickle("it has a persistent id, which stands for something outside the file")
         return self.persistent(self._pop())
 
-    def _append(self, items: list) -> None:
+    def _append(self, items: list[object]) -> None:
         self._top(list).extend(items)
 
-    def _add(self, items: list) -> None:
+    def _add(self, items: list[object]) -> None:
         self._top(set).update(map(_checked_key, items))
 
-    def _set(self, items: list | tuple) -> None:
+    def _set(self, items: list[object] | Args) -> None:
         if len(items) % 2:
             raise UnsafePickle(f"it is not a sound pickle (a key without a value before byte {self.at})")
         self._top(dict).update(zip(map(_checked_key, items[::2]), items[1::2], strict=True))
@@ -190,8 +196,7 @@ def _checked_key(key: object) -> object:
 
 
 def _instruction(code: int) -> str:
-    known = pickletools.code2op.get(chr(code))
-    return known.name if known else f"{code:#04x}"
+    return next((known.name for known in pickletools.opcodes if known.code == chr(code)), f"{code:#04x}")
 
 
 # Opcode -> what it puts on the stack.

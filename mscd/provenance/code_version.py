@@ -12,10 +12,10 @@ import subprocess
 from pathlib import Path
 
 from mscd import __version__
-from mscd.errors import UserError
+from mscd.files.atomic import writing
 
 PACKAGE = Path(__file__).parents[1]
-# Beside the package in a copy: what was known of the original, which a copy cannot find out, having no git.
+# Next to the package in a copy: what was known of the original, which a copy cannot find out, having no git.
 COPIED_IDENTITY = PACKAGE.parent / "identity.json"
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class CodeIdentity:
 
 @functools.cache
 def code_identity() -> CodeIdentity:
-    """The code of this package, as its files are when this process first asks: what is edited later it does not run."""
+    """The code of this package as of this process's first call; later edits do not affect what it runs."""
     return _identity(_sources())
 
 
@@ -50,17 +50,13 @@ def copy_package(folder: Path) -> Path:
     working directory may come first). Raises UserError when the copy cannot be written.
     """
     sources = _sources()
-    try:
+    with writing(folder, "no copy of the code could be written"):
         (folder / PACKAGE.name).mkdir(parents=True)
         for name, content in sources.items():
             target = folder / PACKAGE.name / name
             target.parent.mkdir(exist_ok=True, parents=True)
             target.write_bytes(content)
         (folder / COPIED_IDENTITY.name).write_text(json.dumps(dataclasses.asdict(_identity(sources)), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: no copy of the code could be written ({error}); free some space or check the folder"
-        ) from error
     return folder.resolve()
 
 
@@ -89,7 +85,7 @@ def _digest(sources: dict[str, bytes]) -> str:
 
 def _commit() -> str | None:
     """The commit of the checkout that the package belongs to, see CodeIdentity; the log says why there is none."""
-    # An environment inside somebody's checkout lies in it without belonging to it: git has to know the files.
+    # An environment inside another repository is not part of it, so check that git tracks our files.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = _git("rev-parse", "--verify", "HEAD")

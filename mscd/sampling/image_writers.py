@@ -19,7 +19,7 @@ from mscd.data.images import encode_png
 from mscd.data.labels import image_name
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
-from mscd.files.atomic import atomic_write
+from mscd.files.atomic import atomic_write, writing
 from mscd.parallel.prefetch import consume_in_thread
 from mscd.sampling.image_grid import contact_sheet, without_grey_axis
 from mscd.sampling.sample_file import SampleProvenance, stream_samples
@@ -92,11 +92,10 @@ def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: Sample
             file.write(content)
 
     try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        _add_all(add, batches, seeds, provenance)
-        os.replace(scratch, dest)
-    except OSError as error:
-        raise UserError(f"{dest}: could not be written ({error}); free some space or check the folder") from error
+        with writing(dest):
+            scratch.mkdir(parents=True, exist_ok=True)
+            _add_all(add, batches, seeds, provenance)
+            os.replace(scratch, dest)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

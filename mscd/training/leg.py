@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from mscd.config.base import digest
 from mscd.config.training import StudentSettings, TeacherSettings
-from mscd.errors import UserError
+from mscd.files.atomic import writing
 
 KEPT_HANDED = 2
 STATE_NAME = "state.safetensors"
@@ -149,12 +149,11 @@ def _put(file: Path, target: Path) -> None:
     """`file` also under the name `target`, whole or not at all."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        try:
-            os.link(file, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(file, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"{target}: could not be written ({error}); free some space or check the folder") from error
+        with writing(target):
+            try:
+                os.link(file, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, temporary)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -213,15 +213,15 @@ READ_ALL = """
 import json, resource, sys
 from pathlib import Path
 from mscd.errors import UserError
-from mscd.checkpoints.edm_pickle import read_pickle
+from mscd.checkpoints.edm_pickle import read_edm_pickle
 folder, golden = map(Path, sys.argv[1:])
-read_pickle(golden)
+read_edm_pickle(golden)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)
 said = {}
 for path in sorted(folder.iterdir()):
     try:
-        read_pickle(path)
+        read_edm_pickle(path)
         said[path.stem] = "read"
     except UserError as error:
         said[path.stem] = str(error)

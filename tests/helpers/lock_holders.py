@@ -50,7 +50,7 @@ def edited(path, **changes):
 
 
 class Contenders:
-    """Threads that contend once for one lock and move one at a time, line by line of mscd.files.folder_lock, as they are told.
+    """Threads that contend once for one lock and move one at a time as they are told, by lines of files/folder_lock.py.
 
     path: the lock; releases: for each thread whether it leaves the lock again.
     """
