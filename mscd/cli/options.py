@@ -99,7 +99,6 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
 
     Raises UserError where nothing is there, and for another file than that of the sha256.
     """
-    from mscd.config.base import FileSettings
     from mscd.errors import UserError
     from mscd.files.atomic import sha256_of
     from mscd.provenance.fetch import fetch
@@ -107,7 +106,7 @@ def obtained(source: str, sha256: str | None = None, license: str | None = None)
     from mscd.provenance.urls import is_address
 
     if is_address(source) or sha256:
-        return fetch(FileSettings(source=source, sha256=sha256, license=license))
+        return fetch(source, sha256, license)
     if not Path(source).is_file():
         raise UserError(f"{source}: no such file; give its path or an http(s) address")
     return Path(source), origin(source, sha256_of(source), license)

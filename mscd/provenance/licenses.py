@@ -1,4 +1,4 @@
-"""Under which terms known files are published, and how a file's origin is told in what is made from it.
+"""Under which terms known files are published, and what metadata says of the origin of a third-party file.
 
 Only what their publishers say: no terms are guessed, and a mirror's claims about somebody else's files do not count.
 """
@@ -6,6 +6,7 @@ Only what their publishers say: no terms are guessed, and a mirror's claims abou
 from __future__ import annotations
 
 import os
+from typing import TypedDict
 from urllib.parse import unquote, urlsplit
 
 CC_BY_NC_SA = "CC BY-NC-SA 4.0 (non-commercial)"
@@ -28,7 +29,7 @@ _TERMS = {
 }
 
 
-def license_of(source: str | os.PathLike) -> str | None:
+def license_of(source: str | os.PathLike[str]) -> str | None:
     """The terms under which the file at a known http(s) address is published; None where the address is not known."""
     parts = urlsplit(os.fspath(source))
     if parts.scheme not in ("http", "https"):
@@ -38,16 +39,24 @@ def license_of(source: str | os.PathLike) -> str | None:
     return _TERMS[max(known, key=len)] if known else None
 
 
-def license_text(source: str | os.PathLike, license: str | None = None) -> str:
+def license_text(source: str | os.PathLike[str], license: str | None = None) -> str:
     """What to say of a file's licence: the one given, else that of its address, else where to look."""
     return license or license_of(source) or f"not known: see {source}"
 
 
-def origin(source: str | os.PathLike, sha256: str | None, license: str | None = None) -> dict[str, str | None]:
-    """What metadata says of a file by others: "source", its "sha256" and its "license".
+class Origin(TypedDict):
+    """What metadata says of a third-party file.
 
-    source: the address, or of a file of this machine its name alone, as folders are nobody else's business.
+    source: its address, or of a file of this machine its name alone; sha256: None for a folder; license: its terms.
     """
+
+    source: str
+    sha256: str | None
+    license: str
+
+
+def origin(source: str | os.PathLike[str], sha256: str | None, license: str | None = None) -> Origin:
+    """What metadata says of the file: of one of this machine no folder, as folders are nobody else's business."""
     source = os.fspath(source)
     parts = urlsplit(source)
     if parts.scheme not in ("http", "https"):

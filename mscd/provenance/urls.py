@@ -1,4 +1,4 @@
-"""Addresses and paths of files by others, told from their text alone."""
+"""URLs and paths of third-party files, classified from the string alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def is_address(source: str) -> bool:
     return re.match("https?://", source, re.IGNORECASE) is not None
 
 
-def local_path(source: str | os.PathLike) -> Path:
-    """Where the file of `source` lies or will lie: downloads/<host>/<path> for http(s)://, else its own path.
+def local_path(source: str | os.PathLike[str]) -> Path:
+    """Where the file of `source` is or will be: downloads/<host>/<path> for http(s)://, else its own path.
 
     Looks at nothing but the text. Raises UserError for an address that names no file or is of another kind.
     """

@@ -10,7 +10,7 @@ with script_log(snakemake.log.text) as tell:
     settings = load_config(snakemake.config).files()[snakemake.params.key]
     terms = license_text(settings.source, settings.license)
     tell(f"downloading {settings.source}; licence: {terms}; progress: {snakemake.log.text}")
-    origin = fetch(settings)[1]
+    origin = fetch(settings.source, settings.sha256, settings.license)[1]
     events = EventLog(snakemake.log.events)
     events.start()
     events.params(origin)

@@ -9,7 +9,8 @@ from mscd.launch.script import script_log
 from mscd.provenance.fetch import fetch
 
 with script_log(snakemake.log.text):
-    path, origin = fetch(load_config(snakemake.config).reference.inception)
+    settings = load_config(snakemake.config).reference.inception
+    path, origin = fetch(settings.source, settings.sha256, settings.license)
     with open(path, "rb") as source, atomic_write(snakemake.output[0]) as file:
         shutil.copyfileobj(source, file)
     events = EventLog(snakemake.log.events)

@@ -15,7 +15,7 @@ with script_log(snakemake.log.text):
     if settings.source != "digits":
         from mscd.provenance.fetch import fetch  # here, as it takes a while to load
 
-        source, origin = fetch(settings)
+        source, origin = fetch(settings.source, settings.sha256, settings.license)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     # Of a file of the user's own, and no terms told, there is nothing to carry on.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None

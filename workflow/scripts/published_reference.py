@@ -13,7 +13,8 @@ with imports_without_gc():
 
 with script_log(snakemake.log.text):
     settings, images = load_config(snakemake.config).reference, json.loads(Path(snakemake.input.summary).read_text())
-    path, origin = fetch(settings.statistics)
+    statistics = settings.statistics
+    path, origin = fetch(statistics.source, statistics.sha256, statistics.license)
     adopt_reference(
         path,
         snakemake.input.detector,

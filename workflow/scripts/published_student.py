@@ -11,7 +11,7 @@ with imports_without_gc():
 with script_log(snakemake.log.text):
     name = snakemake.wildcards.published
     settings = load_config(snakemake.config).published_students[name]
-    path, origin = fetch(settings)
+    path, origin = fetch(settings.source, settings.sha256, settings.license)
     made = convert(
         path,
         snakemake.output[0],

@@ -13,7 +13,8 @@ with imports_without_gc():
 
 with script_log(snakemake.log.text):
     config = load_config(snakemake.config)
-    path, origin = fetch(config.teacher)
+    teacher = config.teacher
+    path, origin = fetch(teacher.source, teacher.sha256, teacher.license)
     made = convert(path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network())
     with atomic_write(snakemake.output.source) as file:
         file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())

@@ -1,5 +1,4 @@
 """Getting files from servers that misbehave in every way, and on machines that do."""
-# ruff: noqa: F811 (fixtures)
 
 import logging
 import os
@@ -11,23 +10,12 @@ import sys
 
 import pytest
 import yaml
-from fetching import (  # noqa: F401 (fixtures)
-    CONTENT,
-    FETCH,
-    OTHER,
-    OTHER_SHA256,
-    SHA256,
-    fetch,
-    files_below,
-    quick,
-    refused,
-    served,
-    server,
-    source,
-)
+from fetching import CONTENT, FETCH, OTHER, SHA256, fetched_file, files_below, refused
 
-from mscd.provenance import fetch
+from mscd.provenance import transfer
 from mscd.provenance.urls import local_path
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):
@@ -37,8 +25,8 @@ def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, s
         server.truncate, server.instead = None, OTHER
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch.time, "sleep", mend)
-        assert fetch(source).read_bytes() == OTHER
+        patch.setattr(transfer.time, "sleep", mend)
+        assert fetched_file(source).read_bytes() == OTHER
     assert len(server.requests) == 2
     (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     ended = f"{len(CONTENT) + 1000} of {2 * len(CONTENT)} bytes"
@@ -59,14 +47,14 @@ def test_a_stalled_answer_is_given_up_and_fetched_again(server, source):
     assert "(nothing came for 0.2 s)" in line
     assert len(server.requests) == 5
     server.stall = None
-    assert fetch(source).read_bytes() == CONTENT
+    assert fetched_file(source).read_bytes() == CONTENT
 
 
 def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source, monkeypatch):
     pauses = []
-    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+    monkeypatch.setattr(transfer.time, "sleep", pauses.append)
     server.failures = 4
-    assert fetch(source).read_bytes() == CONTENT
+    assert fetched_file(source).read_bytes() == CONTENT
     assert len(server.requests) == 5
     assert pauses == [0.01, 0.02, 0.04, 0.08]
 
@@ -108,13 +96,13 @@ def test_what_may_be_another_file_is_neither_kept_nor_pinned(server, source, ans
 def test_any_answer_is_taken_that_has_the_sha256_given(server, source, answer):
     for name, value in answer.items():
         setattr(server, name, value)
-    assert fetch(source, sha256=SHA256).read_bytes() == CONTENT
+    assert fetched_file(source, sha256=SHA256).read_bytes() == CONTENT
 
 
 def test_a_web_page_that_is_asked_for_is_fetched(server, served):
     server.kind = "text/html"
     (served / "page.html").write_bytes(OTHER)
-    assert fetch(f"{server.address}/page.html").read_bytes() == OTHER
+    assert fetched_file(f"{server.address}/page.html").read_bytes() == OTHER
 
 
 def test_an_answer_in_chunks_is_whole_by_its_end(server, source):
@@ -123,14 +111,14 @@ def test_an_answer_in_chunks_is_whole_by_its_end(server, source):
     assert "cannot be fetched" in refused(source) and len(server.requests) == 5
     assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
     server.truncate = None
-    assert fetch(source).read_bytes() == CONTENT
+    assert fetched_file(source).read_bytes() == CONTENT
 
 
 def test_a_redirected_file_is_pinned_as_asked_for_and_its_place_is_logged(server, source, caplog):
     server.redirects = {"/moved.pkl": "/nets/teacher.pkl?key=secret"}
     moved = f"{server.address}/moved.pkl"
     with caplog.at_level(logging.INFO):
-        path = fetch(moved)
+        path = fetched_file(moved)
     assert path == local_path(moved) and path.read_bytes() == CONTENT
     assert yaml.safe_load(open("downloads.lock")) == {moved: SHA256}
     assert f"moved.pkl: redirected to {source}" in caplog.messages and "secret" not in caplog.text
@@ -182,7 +170,7 @@ def test_a_proxy_that_is_away_is_told(monkeypatch):
 
 
 def test_an_address_that_makes_no_sense_is_not_repeated(monkeypatch):
-    monkeypatch.setattr(fetch.time, "sleep", pytest.fail)
+    monkeypatch.setattr(transfer.time, "sleep", pytest.fail)
     assert "cannot be fetched" in refused("http://host.org:port/teacher.pkl")
 
 
@@ -197,7 +185,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_cleans_up_and_finishes(se
     assert str(process.pid) in left
     assert not os.path.exists("downloads.lock")
     server.stall = None
-    assert fetch(source).read_bytes() == CONTENT
+    assert fetched_file(source).read_bytes() == CONTENT
     assert files_below("downloads") == ["teacher.pkl"]
 
 
@@ -205,10 +193,10 @@ def test_an_interrupted_download_leaves_nothing(server, source, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch.time, "sleep", interrupted)
+    monkeypatch.setattr(transfer.time, "sleep", interrupted)
     server.truncate = 1000
     with pytest.raises(KeyboardInterrupt):
-        fetch(source)
+        fetched_file(source)
     assert files_below("downloads") == []
 
 
