@@ -16,6 +16,7 @@ from mscd.files.atomic import atomic_write
 from mscd.reporting.model_card import model_card, scores_of
 
 PACKAGE = Path(__file__).parents[1]
+STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 # What a network is made of: imports nothing but torch and the standard library.
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 
@@ -42,7 +43,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
         shutil.copyfileobj(original, copy)
     _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     _write(dest / "README.md", model_card(metadata, sigmas, scores).encode())
-    _write(dest / "sample.py", (PACKAGE / "sample_standalone.py").read_bytes())
+    _write(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
     for name in _CARRIED:
         _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())
     _write(dest / "mscd" / "LICENSE", _license().encode())

@@ -14,7 +14,7 @@ from mscd.networks.meta import meta_network, parameter_count
 from mscd.parallel.group import Group
 from mscd.planning.cost import classifier_cost, network_cost
 from mscd.planning.plan import plan, validations
-from mscd.planning.tables import amount, markdown, quantity, table
+from mscd.planning.tables import amount, markdown, quantity
 from mscd.training.leg import StudentLeg, TeacherLeg, take_snapshot
 from mscd.training.loop import train_leg
 
@@ -218,16 +218,6 @@ def test_hours_follow_from_a_stated_number_of_flops():
     text = markdown(planned, tflops=1e-6)
     (row,) = [line for line in text.splitlines() if line.startswith("| **all** ")]
     assert row.split("|")[-2].strip() == amount(sum(stage.flops for stage in planned.stages) / 1e6 / 3600)
-
-
-def test_tables_are_aligned_markdown():
-    lines = table(["a", "number"], [["long name", "1"], ["b", "1,000"]])
-    assert lines == [
-        "| a         | number |",
-        "|-----------|-------:|",
-        "| long name |      1 |",
-        "| b         |  1,000 |",
-    ]
 
 
 @pytest.mark.parametrize(
