@@ -26,7 +26,7 @@ from mscd.data.dataset import ImageDataset
 from mscd.data.images import is_image
 from mscd.data.zip_format import read_directory
 from mscd.errors import UserError
-from mscd.evaluation.classifier import FORMAT as CLASSIFIER_FORMAT
+from mscd.evaluation.classifier import CLASSIFIER_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.networks.meta import meta_network, parameter_count

@@ -14,6 +14,7 @@ from standin_detector import write_standin
 from mscd.checkpoints.network_file import save_network
 from mscd.data.packing import pack
 from mscd.evaluation import classifier
+from mscd.evaluation.reference import make_reference
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import SINGLE_PROCESS, torchrun_group
@@ -42,7 +43,7 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
     for detector, known in (("classifier.safetensors", None), ("standin.pt", sha256)):
         reference = folder / f"{detector}.npz"
         told = {"group": group, "detector_sha256": known}
-        detector.reference_statistics(inputs / "train.zip", inputs / detector, reference, **told)
+        make_reference(inputs / "train.zip", inputs / detector, reference, **told)
         score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **told)
 
 
@@ -68,7 +69,7 @@ def inputs(tmp_path_factory):
         save_network(folder / f"{precision}.safetensors", net, about)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        classifier.save_detector(folder / "classifier.safetensors", classifier.Classifier(8, 1, 10), {})
+        classifier.save_classifier(folder / "classifier.safetensors", classifier.Classifier(8, 1, 10), {})
     pack("digits", folder / "train.zip")  # 1797 images: four batches, the last one smaller
     many = np.random.default_rng(0).integers(0, 256, [1030, 8, 8, 1], dtype=np.uint8)  # three
     network = {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "digest": "n" * 64}
