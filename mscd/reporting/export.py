@@ -13,7 +13,8 @@ from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
-from mscd.reporting.model_card import model_card, scores_of
+from mscd.reporting.model_card import model_card
+from mscd.reporting.score_table import scores_of_network
 
 PACKAGE = Path(__file__).parents[1]
 STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
@@ -35,7 +36,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     net = load_network(network)
     grid = dict(metadata["student"])
     sigmas = sampling_sigmas(net, grid.pop("segments"), **grid).tolist()
-    scores = None if table is None else scores_of(table, metadata)
+    scores = None if table is None else scores_of_network(table, metadata)
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
     _check_dest(dest)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import pandas as pd
 import yaml
 
-from mscd.errors import UserError
+from mscd.files.markdown import markdown_table
 from mscd.provenance.code_version import code_identity
-from mscd.reporting.score_table import TEACHER, decimals_for
+from mscd.reporting.scores import decimals_for
 
 # Beginnings of license texts, and the identifiers that the hub has for them.
 _HUB_LICENSES = {
@@ -30,41 +29,19 @@ draws the images of seeds 0 to 63, of random classes where there are classes. `m
 the network needs, `config.json` holds its settings. Where mscd is installed, `mscd generate model.safetensors` gives
 the same images for the same seeds.
 """
-_TEXTS = ["model", "ema", "network", "reference"]  # which may look like numbers
 _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
 
 
 def model_card(metadata: Mapping, sigmas: list[float], scores: pd.DataFrame | None) -> str:
     """README.md of a student whose file has this metadata and is sampled at these noise levels.
 
-    scores: its rows and its teacher's, of `scores_of`, or None.
+    scores: its rows and its teacher's, of `scores_of_network`, or None.
     """
     sections = [_header(metadata), _title(metadata), _USE]
     if scores is not None:
         sections.append(_scores(scores))
     sections += [_making(metadata, sigmas), _limits(metadata), _license(metadata)]
     return "\n".join(sections)
-
-
-def scores_of(table: str | os.PathLike, metadata: Mapping) -> pd.DataFrame:
-    """The rows of a `fid_table.csv` that belong to this very network, and its teacher's.
-
-    Raises UserError for what is no such table and for one without a row of this network.
-    """
-    try:
-        types = {**dict.fromkeys(_TEXTS, str), "snapshot_kimg": "Int64"}
-        rows = pd.read_csv(table, dtype=types, keep_default_na=False, na_values=[""])  # a student may be called NA
-        own, teacher = rows["network"] == metadata["digest"], rows["model"] == TEACHER
-        rows[[*_TABLE, "images", "metric", "reference"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{table}: not a score table of mscd ({reason}); give a run's fid_table.csv") from error
-    if not own.any():
-        raise UserError(
-            f"{table}: has no score of this network ({metadata['model']}, digest {metadata['digest'][:12]}); give the "
-            "table of its run, or none"
-        )
-    return rows[own | teacher]
 
 
 def hub_license(metadata: Mapping) -> dict[str, str]:
@@ -104,15 +81,16 @@ def _title(metadata: Mapping) -> str:
 def _scores(scores: pd.DataFrame) -> str:
     one = scores.iloc[0]
     decimals = decimals_for(scores["mean"].min())
-    lines = [f"| {' | '.join(['model', 'kimg', *_TABLE[2:]])} |", f"|{' --- |' * len(_TABLE)}"]
+    cells = []
     for _, row in scores.iterrows():
         texts = ["" if pd.isna(row[name]) else str(row[name]) for name in _TABLE[:6]]
         values = ["" if pd.isna(row[name]) else f"{row[name]:.{decimals}f}" for name in _TABLE[6:]]
-        lines.append(f"| {' | '.join([*texts, *values])} |")
+        cells.append([*texts, *values])
+    table = markdown_table(["model", "kimg", *_TABLE[2:]], cells, padded=False)
     return (
         f"## Scores\n\n{one['metric']}, lower is better, over blocks of {one['images']} images against reference "
         f"`{one['reference'][:12]}`: minimum, mean and standard\ndeviation over the blocks of seeds. "
-        "The teacher's rows are for comparison.\n\n" + "\n".join(lines) + "\n"
+        "The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
     )
 
 
