@@ -13,8 +13,8 @@ UNITS = ["", "k", "M", "G", "T", "P", "E", "Z"]
 def markdown(plan: Plan, *, gpus: int = 1, images_per_second: float | None = None, tflops: float = 150.0) -> str:
     """Tables of work, time and disk.
 
-    gpus: that share the work, without loss; images_per_second: that ONE of them distils, which tells its speed in
-    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP a second.
+    gpus: how many share the work, without loss; images_per_second: that ONE of them distils, which gives its speed in
+    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP per second.
     """
     speed = images_per_second * plan.distillation if images_per_second else tflops * 1e12
     lines = [f"**{plan.name}**: {_network(plan)}", "", *_work(plan, speed, gpus), "", *_assumptions(plan, speed, gpus)]
@@ -84,7 +84,7 @@ def quantity(value: float) -> str:
 
 
 def amount(hours: float) -> str:
-    """Hours, with as many digits as tell something."""
+    """Hours, with the digits that matter."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.01 else "< 0.01"
 
 

@@ -78,7 +78,7 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
         _plain_log(axes, "y")
         axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _student_scores(scores: pd.DataFrame, student: str) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
         title = f"{student} at {mine['nfe'].iloc[0]} NFE"
         axes.set(title=title, xlabel="relative width of the average (%)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, Colour, str, str]]:
@@ -158,7 +158,7 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
         _plain_log(axes, "y")
         axes.set(title="Score against cost", xlabel="network evaluations an image (NFE)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: Colour, **line: Any) -> None:
@@ -184,7 +184,7 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
     axes.set(**{f"{which}scale": "log"})
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
     if ticks is not None:
-        axis.set_major_locator(FixedLocator(_spread(sorted(ticks), (high / low) ** 0.05)))
+        axis.set_major_locator(FixedLocator(spread_ticks(sorted(ticks), (high / low) ** 0.05)))
     elif high / low > 8:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
@@ -193,7 +193,7 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _spread(ticks: list[float], ratio: float) -> list[float]:
+def spread_ticks(ticks: list[float], ratio: float) -> list[float]:
     """Those of ascending ticks that stand at least a factor of `ratio` above the one kept before."""
     kept = ticks[:1]
     for tick in ticks[1:]:
@@ -206,5 +206,5 @@ def _score_label(scores: pd.DataFrame) -> str:
     return f"{scores['metric'].iloc[0]}, lower is better"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
