@@ -12,7 +12,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     """|mu1 - mu2|² + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^½) of two Gaussians (Heusel et al. 2017, eq. 6).
 
     mu [D], sigma [D, D] symmetric, computed in float64. With sigma = L Lᵀ of both covariances the trace of
-    (sigma1 sigma2)^½ is the sum of the singular values of L1ᵀ L2, so nothing has to be inverted, no root is taken of a
+    (sigma1 sigma2)^½ is the sum of the singular values of L1ᵀ L2, so nothing is inverted, no root is taken of a
     rounded eigenvalue, and singular covariances are as good as any. Never negative; UserError if an input holds NaN or
     infinite values.
     """

@@ -22,7 +22,7 @@ from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
 from mscd.reporting.scores import TEACHER, curve, decimals_for, emas, is_posthoc
 
 Colour = str | np.ndarray
-# Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.
+# Okabe and Ito's palette: distinct with any common colour blindness. Black and grey are the teacher's.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 INK, GREY = "#222222", "#777777"
@@ -57,7 +57,7 @@ STYLE = {
 
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
     """A PNG: a student's score against its training, one curve per EMA kept in training (mean, and a band from minimum to
-    maximum over the seed blocks) and the best of those made afterwards, beside the teacher's best row and its Euler row
+    maximum over the seed blocks) and the best of those made afterwards, with the teacher's best row and its Euler row
     of the same NFE."""
     mine, table = _student_scores(scores, student), fid_table(scores)
     nfe = int(mine["nfe"].iloc[0])
@@ -173,7 +173,7 @@ def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, col
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """A legend beside the axes that leaves them room however long its labels."""
+    """A legend next to the axes that leaves them room however long its labels."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [textwrap.fill(label, LEGEND_WIDTH, break_on_hyphens=False, break_long_words=False) for label in labels]
     figure.legend(handles, labels, loc="outside right upper")
@@ -194,7 +194,7 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
 
 
 def spread_ticks(ticks: list[float], ratio: float) -> list[float]:
-    """Those of ascending ticks that stand at least a factor of `ratio` above the one kept before."""
+    """Those of the ascending ticks that are at least `ratio` times the one kept before."""
     kept = ticks[:1]
     for tick in ticks[1:]:
         if tick >= ratio * kept[-1]:

@@ -1,4 +1,4 @@
-"""A student as others can use it: one folder for huggingface_hub that needs torch and safetensors alone."""
+"""The export of a student: one folder, as huggingface_hub holds them, that needs torch and safetensors alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
 
 
 def _check_dest(dest: Path) -> None:
-    """Raise UserError where a file of the user's might be replaced."""
+    """Raise UserError where a file that is not mscd's might be replaced."""
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()):
         return
     try:
@@ -69,6 +69,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _license() -> str:
-    """The text of this software's license, which has to go along with copies of it."""
+    """The text of this software's license, which must accompany copies of it."""
     files = importlib.metadata.files("mscd") or []
     return next(file for file in files if file.name == "LICENSE").read_text()

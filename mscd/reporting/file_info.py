@@ -36,7 +36,7 @@ Facts = dict[str, object]  # JSON
 FEW_BYTES = 1000  # of a file's beginning, which its kind is read from
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")
 TORCHSCRIPT = "TorchScript module (code that runs when it is loaded)"
-PROVENANCE = "provenance.json"  # beside images of `mscd generate`
+PROVENANCE = "provenance.json"  # next to images of `mscd generate`
 LINE = 120  # characters
 SHAPE = ("img_resolution", "img_channels", "label_dim")
 

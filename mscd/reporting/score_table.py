@@ -158,7 +158,7 @@ def _cells(table: pd.DataFrame, marks: Mapping[Hashable, str], decimals: int) ->
 
 
 def _marks(table: pd.DataFrame) -> dict[Hashable, str]:
-    """What to write beside the best row of each model, by the row's index; the best student's is "best student"."""
+    """What to write next to the best row of each model, by the row's index; the best student's is "best student"."""
     best = best_rows(table)
     marks = {row.name: f"best {model}" for model, row in best.items()}
     students = [row for model, row in best.items() if model != TEACHER]
@@ -168,7 +168,7 @@ def _marks(table: pd.DataFrame) -> dict[Hashable, str]:
 
 
 def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
-    """One sentence per student that sets its best row beside the teacher's."""
+    """One sentence per student that compares its best row with the teacher's."""
     best = best_rows(table)
     if TEACHER not in best:
         return []
