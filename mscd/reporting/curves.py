@@ -56,9 +56,9 @@ STYLE = {
 
 
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
-    """A PNG: a student's score against its training, one curve per EMA kept in training (mean, and a band from minimum to
-    maximum over the seed blocks) and the best of those made afterwards, with the teacher's best row and its Euler row
-    of the same NFE."""
+    """A PNG: a student's score against its training, one curve per EMA kept in training (mean, and a band from minimum
+    to maximum over the seed blocks) and the best of those made afterwards, with the teacher's best row and its Euler
+    row of the same NFE."""
     mine, table = _student_scores(scores, student), fid_table(scores)
     nfe = int(mine["nfe"].iloc[0])
     with style.context(["default", STYLE]):

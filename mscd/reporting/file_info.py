@@ -1,6 +1,7 @@
 """What a file is, by its content whatever its name: networks, states, detectors, references, samples, scores, images.
 
-Behind `mscd info`. Only headers are read, except of a pickled checkpoint, which has no header and is read without running it.
+Behind `mscd info`. Only headers are read, except of a pickled checkpoint, which has no header and is read without
+running it.
 """
 
 from __future__ import annotations

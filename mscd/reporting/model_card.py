@@ -122,7 +122,8 @@ def _data(data: DataFacts | None) -> str:
 def _limits(student: StudentFacts) -> str:
     return (
         "## Limits\n\n"
-        f"- It is made to be evaluated at these {student['segments']} noise levels; other samplers or steps give worse images.\n"
+        f"- It is made to be evaluated at these {student['segments']} noise levels; other samplers or steps give worse "
+        "images.\n"
         "- It shows what its training images show, with their biases, and may come close to single ones.\n"
         "- Seeds give the same images on one kind of device; another rounds differently.\n"
         "- A score compares with others of the same metric and reference only.\n"
