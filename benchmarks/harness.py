@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from mscd.files.markdown import markdown_table
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -91,8 +93,7 @@ def machine() -> str:
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     header = ("part", "figure", "measured", "target", "met")
-    lines = [header, tuple("---" for _ in header), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(markdown_table(header, [row.cells() for row in rows], padded=False))
 
 
 def main(rows: Callable[[], list[Row]], description: str) -> None:

@@ -14,7 +14,7 @@ from mscd.config.loading import load_config
 from mscd.config.run import Config
 from mscd.networks.meta import parameter_count
 from mscd.planning.plan import Plan, plan
-from mscd.planning.tables import amount, quantity, table
+from mscd.planning.tables import amount, numbers_table, quantity
 
 GPUS = (8, 32, 128)
 GPUS_PER_NODE = 4
@@ -84,7 +84,7 @@ def throughput(planned: Plan, batch: int | None) -> list[str]:
                 for step in steps
             ]
             rows.append([f"{gpus} {card}", f"{images:,}", milliseconds(steps[0].computing), *results])
-    return table(header, rows)
+    return numbers_table(header, rows)
 
 
 def files_of_training(planned: Plan, config: Config) -> list[str]:
@@ -118,7 +118,7 @@ def files_of_training(planned: Plan, config: Config) -> list[str]:
         f"A state takes {quantity(state)}B, every {student.state_kimg} kimg; a leg of {student.snapshot_kimg} kimg "
         f"ends with {quantity(handed)}B:"
     )
-    return [sizes, "", *table(header, rows)]
+    return [sizes, "", *numbers_table(header, rows)]
 
 
 def growth(config: Config) -> list[str]:
@@ -138,7 +138,7 @@ def growth(config: Config) -> list[str]:
         "two students": config.model_copy(update={"students": {name: student, f"{name}b": student}}),
     }
     header = ["run", "snapshots", "scores", "GPU-hours of training", "of scoring", "disk in the end", "beside that"]
-    return table(header, [[what, *_sizes(run)] for what, run in runs.items()])
+    return numbers_table(header, [[what, *_sizes(run)] for what, run in runs.items()])
 
 
 def _sizes(config: Config) -> list[str]:

@@ -14,9 +14,10 @@ import scipy.linalg
 import torch
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd.evaluation.classifier import Classifier, save_detector
-from mscd.evaluation.detector import Detector, load_detector, statistics_of
-from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
+from mscd.evaluation.classifier import Classifier, save_classifier
+from mscd.evaluation.detector import Detector, load_detector
+from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statistics
+from mscd.evaluation.frechet import frechet_distance
 from mscd.files.atomic import sha256_of
 from mscd.sampling.sample_file import read_batches, write_samples
 
@@ -74,7 +75,7 @@ def gaussian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def extraction(folder: Path, device: str) -> list[Row]:
-    save_detector(folder / "classifier.safetensors", Classifier(8, 1, 10), {})
+    save_classifier(folder / "classifier.safetensors", Classifier(8, 1, 10), {})
     torch.jit.script(StandIn().eval().requires_grad_(False)).save(str(folder / "standin.pt"))
     sha256 = sha256_of(folder / "standin.pt")
     return [
@@ -97,7 +98,7 @@ def extracted(folder: Path, detector: Detector, device: str, shape: tuple[int, .
     functions = {
         "bare": lambda: [detector(batch) for batch in batches],
         "read": lambda: [None for _ in read()],
-        "read, with statistics": lambda: statistics_of(read(), detector),
+        "read, with statistics": lambda: collect_statistics(read(), detector),
         "statistics": lambda: [statistics.update(features) for _ in batches],
     }
     times = medians(in_turns(functions, rounds=3))

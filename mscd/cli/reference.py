@@ -53,7 +53,7 @@ def reference(
     """
     if (data is None) == (published is None) or (published is not None and resolution is None):
         raise click.UsageError("give either DATA, or --published and --resolution")
-    from mscd.evaluation.reference import adopt_reference, reference_statistics
+    from mscd.evaluation.reference import adopt_reference, make_reference
     from mscd.parallel.group import torchrun_group
 
     network, _ = obtained(detector, sha256)
@@ -63,4 +63,4 @@ def reference(
         adopt_reference(path, network, out, detector_sha256=sha256, **about)
         return
     with torchrun_group() as group:
-        reference_statistics(data, network, out, device=group.device, group=group, detector_sha256=sha256)
+        make_reference(data, network, out, device=group.device, group=group, detector_sha256=sha256)

@@ -7,27 +7,57 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, TypedDict, TypeGuard
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from mscd.checkpoints.tensor_file import save_tensors
+from mscd.checkpoints.tensor_file import load_tensors, save_tensors
 from mscd.data.dataset import ImageDataset, batches
 from mscd.diffusion.pixels import to_unit_range
 from mscd.errors import UserError
-from mscd.files.atomic import atomic_write
+from mscd.evaluation.inception import check_sha256
+from mscd.files.atomic import atomic_write, sha256_of
 
 if TYPE_CHECKING:
     from mscd.config.reference import ClassifierSettings
     from mscd.files.event_log import EventLog
 
 log = logging.getLogger(__name__)
-FORMAT = "mscd-classifier-1"
+CLASSIFIER_FORMAT = "mscd-classifier-1"
 FEATURES = 64
 BATCH = 500  # images handed to a network at a time when nothing is trained
+
+
+class ClassifierShape(TypedDict):
+    """What a classifier is made for: width and channels of the images, and number of classes."""
+
+    resolution: int
+    channels: int
+    label_dim: int
+
+
+class ClassifierOrigin(TypedDict):
+    """What a classifier was made from: digest of the data set, and the accuracy on images it was not trained on."""
+
+    data: str
+    held_out_accuracy: float
+
+
+class ClassifierMetadata(TypedDict):
+    """Metadata of a classifier's file."""
+
+    format: str
+    digest: str
+    classifier: ClassifierShape
+    made_from: ClassifierOrigin
+
+
+def is_classifier(metadata: Mapping[str, object]) -> TypeGuard[ClassifierMetadata]:
+    """Whether a file with this metadata holds a classifier, by its format."""
+    return metadata.get("format") == CLASSIFIER_FORMAT
 
 
 class Classifier(nn.Module):
@@ -37,7 +67,7 @@ class Classifier(nn.Module):
     for fewer than two classes.
     """
 
-    def __init__(self, resolution: int, channels: int, label_dim: int):
+    def __init__(self, resolution: int, channels: int, label_dim: int) -> None:
         super().__init__()
         if resolution not in (8, 16, 32, 64):
             raise UserError(f"a classifier takes images 8, 16, 32 or 64 pixels wide, not {resolution}: pack them so")
@@ -56,11 +86,13 @@ class Classifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """float32 [N, 64] of images uint8 [N, C, H, W]."""
-        return self.body(to_unit_range(images))
+        features: torch.Tensor = self.body(to_unit_range(images))
+        return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
-        return self.head(self.body(images))
+        logits: torch.Tensor = self.head(self.body(images))
+        return logits
 
 
 def train_classifier(
@@ -81,9 +113,9 @@ def train_classifier(
     held_out, kept = order[:aside], order[aside:]
     if not len(held_out) or not len(kept):
         raise UserError(f"{dataset.path}: {len(dataset)} images are too few to hold out {settings.held_out} of them")
-    with _one_thread():
+    with _single_thread():
         _fit(classifier, dataset, kept, settings, generator, events)
-    accuracy = _accuracy(classifier.eval(), dataset, held_out)
+    accuracy = measure_accuracy(classifier.eval(), dataset, held_out)
     log.info("classifier: accuracy %.4f on %d held-out images", accuracy, len(held_out))
     if events is not None:
         events.metrics({"held_out_accuracy": accuracy}, step=settings.epochs * len(kept) // 1000)
@@ -110,11 +142,11 @@ def _fit(
     for epoch in range(settings.epochs):
         total = 0.0
         shuffled = indices[torch.randperm(len(indices), generator=generator)]
-        for images, labels in batches(dataset, shuffled.split(settings.batch_size)):
-            shifted = _shifted(to_unit_range(images), dataset.resolution // 8, generator)
+        for images, labels in batches(dataset, torch.split(shuffled, settings.batch_size)):
+            shifted = shift_images(to_unit_range(images), dataset.resolution // 8, generator)
             loss = functional.cross_entropy(classifier(shifted), labels)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             ramp.step()
             total += loss.item() * len(images)
@@ -123,7 +155,7 @@ def _fit(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def _single_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -132,7 +164,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
+def shift_images(images: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
     """Each of images [N, C, H, W] moved by its own -reach..reach pixels both ways, edges repeated."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (reach,) * 4, mode="replicate")
@@ -143,24 +175,45 @@ def _shifted(images: torch.Tensor, reach: int, generator: torch.Generator) -> to
 
 
 @torch.no_grad()
-def _accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
+def measure_accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
+    """Share of the images of `indices` whose class the classifier finds."""
     right = 0
-    for images, labels in batches(dataset, indices.split(BATCH)):
+    for images, labels in batches(dataset, torch.split(indices, BATCH)):
         right += (classifier(to_unit_range(images)).argmax(1) == labels.argmax(1)).sum().item()
     return right / len(indices)
 
 
-def save_detector(path: str | os.PathLike, classifier: Classifier, made_from: dict) -> str:
-    """Write the classifier with the facts `made_from` (JSON-able), whole or not at all; returns the file's digest."""
+def save_classifier(path: str | os.PathLike[str], classifier: Classifier, made_from: ClassifierOrigin) -> str:
+    """Write the classifier and what it was made from, whole or not at all; returns the file's digest."""
     shape = {name: getattr(classifier, name) for name in ("resolution", "channels", "label_dim")}
-    return save_tensors(path, classifier.state_dict(), {"format": FORMAT, "classifier": shape, "made_from": made_from})
+    metadata = {"format": CLASSIFIER_FORMAT, "classifier": shape, "made_from": made_from}
+    return save_tensors(path, classifier.state_dict(), metadata)
+
+
+def load_classifier(path: str | os.PathLike[str], sha256: str | None = None) -> tuple[Classifier, str]:
+    """(classifier, digest) of a `save_classifier` file. sha256: what the file must have.
+
+    UserError naming the file when it is missing, damaged or another kind.
+    """
+    tensors, metadata = load_tensors(path)
+    if sha256 is not None:
+        check_sha256(path, sha256_of(path), sha256)
+    if not is_classifier(metadata):
+        found = metadata.get("format")
+        raise UserError(f"{path}: not a classifier (its format is {found!r}, wanted {CLASSIFIER_FORMAT!r})")
+    classifier = Classifier(**metadata["classifier"])
+    expected = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise UserError(f"{path}: weights of another kind of classifier; train it again")
+    classifier.load_state_dict(tensors)
+    return classifier, metadata["digest"]
 
 
 def train_detector(
-    data: str | os.PathLike,
+    data: str | os.PathLike[str],
     settings: ClassifierSettings,
-    dest: str | os.PathLike,
-    summary: str | os.PathLike,
+    dest: str | os.PathLike[str],
+    summary: str | os.PathLike[str],
     *,
     events: EventLog,
 ) -> None:
@@ -169,7 +222,7 @@ def train_detector(
     events.start()
     events.params(settings.model_dump())
     classifier, accuracy = train_classifier(dataset, settings, events=events)
-    digest = save_detector(dest, classifier, {"data": dataset.digest, "held_out_accuracy": accuracy})
+    digest = save_classifier(dest, classifier, {"data": dataset.digest, "held_out_accuracy": accuracy})
     facts = {"name": "classifier", "digest": digest, "dim": FEATURES, "held_out_accuracy": accuracy}
     with atomic_write(summary) as file:
         file.write((json.dumps({**facts, "data": dataset.digest}, indent=1) + "\n").encode())

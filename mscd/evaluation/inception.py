@@ -1,7 +1,7 @@
 """Inception's features, those of FID: the TorchScript file that the field's scores are made with, or one like it.
 
-A TorchScript file holds code, which may reach files once it is loaded. So nothing of it is opened before its sha256 is
-found to be the one expected.
+A TorchScript file holds code, which may reach files once it is loaded. So it is not opened until its sha256 is found to
+be the one expected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Inception(nn.Module):
     resolution = channels = None  # any
     batch_size = 100  # a gigabyte of activations, as it enlarges images to 299 pixels
 
-    def __init__(self, script: torch.jit.ScriptModule, path: str | os.PathLike):
+    def __init__(self, script: torch.jit.ScriptModule, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.script = script
         try:
@@ -52,29 +52,33 @@ class Inception(nn.Module):
     @torch.no_grad()
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         # The optimiser rewrites a network in its first calls, which would round differently from the later ones.
-        with torch.jit.optimized_execution(False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.script(images, return_features=True)
+        unoptimized = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with unoptimized, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features: torch.Tensor = self.script(images, return_features=True)
+        return features
 
 
-def is_torchscript(path: str | os.PathLike) -> bool:
+def is_torchscript(path: str | os.PathLike[str]) -> bool:
     """Whether a detector is a TorchScript file: by its name, or whatever the name by its first bytes, a zip's."""
     if Path(path).suffix in (".pt", ".pkl"):
         return True
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PK\3\4"
-    except OSError:  # told by what reads all of it
+    except OSError:  # reported by what reads all of it
         return False
 
 
-def check_sha256(path: str | os.PathLike, found: str, wanted: str, mend: str = "another file; fetch it again") -> None:
+def check_sha256(
+    path: str | os.PathLike[str], found: str, wanted: str, mend: str = "another file; fetch it again"
+) -> None:
     """Raise UserError naming both hashes and the `mend` unless the file's sha256 is the one wanted."""
     if found != wanted:
         raise UserError(f"{path}: its sha256 is {found}, wanted {wanted}: {mend}")
 
 
 def load_torchscript(
-    path: str | os.PathLike, device: str | torch.device = "cpu", sha256: str | None = None
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", sha256: str | None = None
 ) -> tuple[Inception, str]:
     """(network, sha256 of its file) of a TorchScript file, which must be INCEPTION_SHA256's or else that of `sha256`.
 
@@ -89,14 +93,14 @@ def load_torchscript(
     mend = f"holding code, it is not opened{size}; fetch it again, or give its sha256 if you trust it"
     check_sha256(path, found, wanted, mend)
     try:
-        script = torch.jit.load(io.BytesIO(content), map_location=device)
+        script = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path}: not a TorchScript file ({str(error).strip().splitlines()[0]})") from error
     return Inception(script, path), found
 
 
-def detector_name(path: str | os.PathLike, sha256: str) -> str:
-    """What scores by the TorchScript file are called after: "inception" for the one file of FID, else its stem."""
+def detector_name(path: str | os.PathLike[str], sha256: str) -> str:
+    """Name of the TorchScript file's detector in scores: "inception" for the one file of FID, else the file's stem."""
     if sha256 == INCEPTION_SHA256:
         return "inception"
     stem = Path(path).stem

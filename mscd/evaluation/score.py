@@ -8,32 +8,61 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
 from mscd.errors import UserError
-from mscd.evaluation.detector import Detector, load_detector, statistics_of
+from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
+from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.frechet import frechet_distance
-from mscd.evaluation.reference import Reference, load_reference
+from mscd.evaluation.reference import Reference, check_reference, check_shape, load_reference
 from mscd.files.atomic import atomic_write
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.software import software_versions
 from mscd.sampling.sample_file import count_images, joint_provenance, read_batches
 
-OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema"), ("sampler", "steps", "nfe", "churn", "seeds")
+# What the provenance of samples must say of their network, and of how they were made.
+OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema", "digest"), ("sampler", "steps", "nfe", "churn", "seeds")
 BATCH = 500  # images handed to the detector at a time
 
 
+class Score(TypedDict):
+    """A score file: the distance, and all that it depends on.
+
+    model, snapshot_kimg (None where it is not known), ema: the network, as its file names it; churn: the sampler's, an
+    infinite value as None, or None without churn; seeds: the first and the last; classes: those asked for, where any
+    were; made_by: versions of the software.
+    """
+
+    value: float
+    metric: str
+    model: str
+    snapshot_kimg: int | None
+    ema: str
+    network_digest: str
+    sampler: str
+    steps: int
+    nfe: int
+    churn: dict[str, float | None] | None
+    seeds: list[int]
+    classes: NotRequired[int | list[int]]
+    detector: DetectorIdentity
+    reference_digest: str
+    made_by: dict[str, str]
+    images: int
+
+
 def score(
-    samples: str | os.PathLike | Sequence[str | os.PathLike],
-    reference: str | os.PathLike,
-    detector: str | os.PathLike,
-    dest: str | os.PathLike | None,
+    samples: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    reference: str | os.PathLike[str],
+    detector: str | os.PathLike[str],
+    dest: str | os.PathLike[str] | None,
     *,
     device: str | torch.device = "cpu",
     detector_sha256: str | None = None,
     group: Group = SINGLE_PROCESS,
-) -> dict | None:
+) -> Score | None:
     """Score the sample file against the reference file with the detector file; write `dest` (JSON) and return it.
 
     samples: one file, or the files of the jobs that shared a block of seeds, in order; however they cut the block, the
@@ -45,27 +74,27 @@ def score(
     fewer than 2 images.
     """
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
-    made, target = joint_provenance(parts), load_reference(reference)
+    provenance, target = joint_provenance(parts), load_reference(reference)
     network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network)
-    _check_made(parts[0], made)
+    _check_provenance(parts[0], provenance)
     # Opened before the work is done: a score that cannot be written need not be computed.
     with atomic_write(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
-        statistics = statistics_of(_features(parts, reference, target, network, group), network)
+        statistics = collect_statistics(_features(parts, reference, target, network, group), network)
         if not group.is_lead:
             return None
         if statistics.count < 2:
             raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
         value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
-        result = {"value": value, **_facts(made, network, target), "images": statistics.count}
+        result = _record(value, statistics.count, provenance, network, target)
         if file is not None:
             file.write((json.dumps(result, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
         return result
 
 
 def _features(
-    parts: Sequence[str | os.PathLike],
-    reference_path: str | os.PathLike,
+    parts: Sequence[str | os.PathLike[str]],
+    reference_path: str | os.PathLike[str],
     reference: Reference,
     detector: Detector,
     group: Group,
@@ -82,54 +111,38 @@ def _features(
     return group.in_turns(detector.features(checked()), count)
 
 
-def _facts(made: Mapping, detector: Detector, reference: Reference) -> dict:
-    """What a score depends on besides the images' count."""
-    network = made["network"]
-    return {
+def _record(
+    value: float, images: int, provenance: Mapping[str, Any], detector: Detector, reference: Reference
+) -> Score:
+    """The score of so many images of that provenance."""
+    network = provenance["network"]
+    record: Score = {
+        "value": value,
         "metric": "FID" if detector.name == "inception" else f"FD({detector.name})",
-        **{name: network[name] for name in OF_NETWORK},
+        "model": network["model"],
+        "snapshot_kimg": network["snapshot_kimg"],
+        "ema": network["ema"],
         "network_digest": network["digest"],
-        **{name: made[name] for name in OF_SAMPLES},
-        **({"classes": made["classes"]} if "classes" in made else {}),
-        "detector": {"name": detector.name, "digest": detector.digest},
+        "sampler": provenance["sampler"],
+        "steps": provenance["steps"],
+        "nfe": provenance["nfe"],
+        "churn": provenance["churn"],
+        "seeds": provenance["seeds"],
+        "detector": detector.identity,
         "reference_digest": reference.digest,
         "made_by": software_versions(),
+        "images": images,
     }
+    if "classes" in provenance:
+        record["classes"] = provenance["classes"]
+    return record
 
 
-def _check_made(path: str | os.PathLike, made: Mapping) -> None:
-    """Raise UserError unless the samples say all that `_facts` tells of them."""
-    network = made.get("network") if isinstance(made.get("network"), dict) else {}
-    missing = [name for name in OF_SAMPLES if name not in made]
-    missing += [f"network {name}" for name in (*OF_NETWORK, "digest") if name not in network]
+def _check_provenance(path: str | os.PathLike[str], provenance: Mapping[str, Any]) -> None:
+    """Raise UserError unless the samples say all that a score says of them."""
+    stated = provenance.get("network")
+    network: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
+    missing = [name for name in OF_SAMPLES if name not in provenance]
+    missing += [f"network {name}" for name in OF_NETWORK if name not in network]
     if missing:
         raise UserError(f"{path}: does not say how its images were made ({', '.join(missing)}); generate it with mscd")
-
-
-def check_reference(
-    path: str | os.PathLike, reference: Reference, detector_path: str | os.PathLike, detector: Detector
-) -> None:
-    """Raise UserError naming both files unless `reference` (of `path`) holds features of `detector` (of its path)."""
-    made_with = reference.provenance.get("detector")
-    if made_with is None:
-        raise UserError(
-            f"{path}: does not say which detector its features are of; make the reference with {detector_path}"
-        )
-    if made_with["digest"] != detector.digest or len(reference.mu) != detector.dim:
-        raise UserError(
-            f"{path} holds features of detector {made_with['name']} {made_with['digest'][:12]}, but {detector_path} is "
-            f"{detector.name} {detector.digest[:12]}: score with the detector that made the reference"
-        )
-
-
-def check_shape(
-    said: str, shape: tuple[int, int, int], reference_path: str | os.PathLike, reference: Reference
-) -> None:
-    """Raise UserError unless images [H, W, C] of this shape are of the reference's; said: "<what> holds" them."""
-    height, width, channels = shape
-    resolution = reference.provenance["resolution"]
-    if (height, width, channels) != (resolution, resolution, reference.provenance["channels"]):
-        raise UserError(
-            f"{said} {width}x{height} images of {channels} channels, but {reference_path} is of "
-            f"{resolution}x{resolution} with {reference.provenance['channels']}: use a reference of the same images"
-        )

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from mscd.config.training import StudentSettings, TrainingSettings
-from mscd.evaluation.detector import load_detector, statistics_of
+from mscd.evaluation.detector import load_detector
+from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.inception import is_torchscript
-from mscd.evaluation.reference import load_reference
-from mscd.evaluation.score import check_reference, check_shape
+from mscd.evaluation.reference import check_reference, check_shape, load_reference
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
@@ -30,8 +30,8 @@ class Validation:
         self.settings, self.group = settings, group
         self.reference, self.reference_path = load_reference(reference), reference
         # A TorchScript detector is opened if it is the file whose sha256 was checked when the reference was made.
-        known = (self.reference.provenance.get("detector") or {}).get("digest")
-        sha256 = known if is_torchscript(detector) else None
+        made_with = self.reference.provenance.get("detector")
+        sha256 = made_with["digest"] if made_with and is_torchscript(detector) else None
         self.detector = load_detector(detector, group.device, sha256)
         check_reference(reference, self.reference, detector, self.detector)
 
@@ -40,9 +40,9 @@ class Validation:
         image = (net.img_resolution, net.img_resolution, net.img_channels)
         check_shape("the network makes", image, self.reference_path, self.reference)
         features = on_host((self.detector(images),) for images in self._images(net))
-        statistics = statistics_of((batch for (batch,) in features), self.detector)
+        statistics = collect_statistics((batch for (batch,) in features), self.detector)
         if self.group.size > 1:
-            statistics = statistics.summed(self._add)
+            statistics = statistics.sum_over_processes(self._add)
         mean, covariance = statistics.mean_and_covariance()
         return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
 

@@ -13,12 +13,12 @@ from mscd.networks import EDMPrecond
 from mscd.networks.meta import META
 
 # PyTorch counts matrix products and convolutions, which is all that matters, but attention only on the meta device:
-# there it is spelled out in matrix products, while a CPU's or GPU's kernel for it may go uncounted.
+# there it consists of matrix products, while a CPU's or GPU's kernel for it may go uncounted.
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs an image (a multiply-add is two): of an evaluation, and of one with its backward pass."""
+    """FLOPs per image (a multiply-add is two): of one evaluation, and of one with its backward pass."""
 
     forward: int
     forward_backward: int
@@ -29,7 +29,7 @@ def network_cost(net: EDMPrecond) -> Cost:
     image = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution, device=META)
     sigma = torch.ones(1, device=META)
     labels = torch.zeros(1, net.label_dim, device=META) if net.label_dim else None
-    return _cost(net, lambda: net(image, sigma, labels))
+    return _count(net, lambda: net(image, sigma, labels))
 
 
 def classifier_cost(resolution: int, channels: int, label_dim: int) -> Cost:
@@ -37,13 +37,13 @@ def classifier_cost(resolution: int, channels: int, label_dim: int) -> Cost:
     with META:
         classifier = Classifier(resolution, channels, label_dim)
     image = torch.zeros(1, channels, resolution, resolution, device=META)
-    return _cost(classifier, lambda: classifier(image))
+    return _count(classifier, lambda: classifier(image))
 
 
-def _cost(net: torch.nn.Module, evaluate: Callable[[], torch.Tensor]) -> Cost:
+def _count(net: torch.nn.Module, evaluate: Callable[[], torch.Tensor]) -> Cost:
     net.train().requires_grad_(True)
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         evaluate()
     with FlopCounterMode(display=False) as both:
-        evaluate().sum().backward()
+        torch.autograd.backward(evaluate().sum())
     return Cost(forward.get_total_flops(), both.get_total_flops())

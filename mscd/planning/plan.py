@@ -23,7 +23,7 @@ INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Incep
 class Stage:
     """A part of the work; steps of the optimiser are None where nothing is trained.
 
-    nfe: evaluations of the diffusion networks an image, a backward pass not being one; flops: in all.
+    nfe: evaluations of the diffusion networks per image, a backward pass not being one; flops: of all images.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The cost of a run: `files` stay on disk, `passing` come and go; notes say what was left out.
+    """The cost of a run: `files` stay on disk, `passing` come and go; notes say what is left out.
 
-    distillation: FLOPs of a student's training image; scores: how many of them the table is made from.
+    distillation: FLOPs per training image of a student; scores: how many of them the table is made from.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """Networks that are sampled alike for every seed block: how many, and evaluations an image."""
+    """Networks that are sampled alike for every seed block: how many, and evaluations per image."""
 
     name: str
     networks: int
@@ -68,8 +68,8 @@ class _Scored:
 def plan(config: Config, *, images: int | None = None, name: str = "config") -> Plan:
     """The cost of the run that `config` describes. Needs no data, download or GPU.
 
-    images: size of the data set where the settings do not tell it. Raises UserError where the settings, which it calls
-    `name`, do not tell what the images are like, and for a network that cannot be.
+    images: size of the data set where the settings do not give it. Raises UserError where the settings, which messages
+    call `name`, do not say what the images are like, and for an impossible network.
     """
     resolution, channels, classes = _image_facts(config.data, name)
     images = _image_count(config.data) or images
@@ -97,12 +97,14 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
 def _image_facts(data: DataSettings, name: str) -> tuple[int, int, int]:
     """(resolution, channels, classes) of the packed images."""
     known = DIGITS if data.source == "digits" and data.transform is None else {}
-    facts = {"resolution": data.known_resolution, "channels": data.channels, "classes": data.classes}
-    facts = {key: known.get(key) if value is None else value for key, value in facts.items()}
-    for key, value in facts.items():
+
+    def fact(key: str, stated: int | None) -> int:
+        value = known.get(key) if stated is None else stated
         if value is None:
             raise UserError(f"{name}: data.{key}: a plan needs it, as it looks at no images")
-    return facts["resolution"], facts["channels"], facts["classes"]
+        return value
+
+    return fact("resolution", data.known_resolution), fact("channels", data.channels), fact("classes", data.classes)
 
 
 def _image_count(data: DataSettings) -> int | None:
@@ -110,7 +112,7 @@ def _image_count(data: DataSettings) -> int | None:
 
 
 def _network(config: Config, resolution: int, channels: int, classes: int) -> EDMPrecond:
-    """The teacher, as it is trained here or as its file has to be."""
+    """The teacher, as it is trained here or as its file must be."""
     options = config.teacher.network.unet_options()
     if trained := config.trained_teacher:
         options |= {"dropout": trained.dropout, "dout_resolutions": trained.dropout_resolutions}
@@ -134,9 +136,9 @@ def _reference(config: Config, images: int, detector: Cost) -> Stage:
 def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     """Each network that is trained, and its scores inside the run."""
     stages = []
-    if config.trained_teacher:
+    if trained := config.trained_teacher:
         score_nfe = nfe("heun", HEUN_STEPS)
-        stages += _trained("teacher", config.teacher, 1, cost.forward_backward, score_nfe, cost, detector)
+        stages += _trained("teacher", trained, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.students.items():
         # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
         flops = 3 * cost.forward + cost.forward_backward
@@ -145,13 +147,13 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
 
 
 def _trained(
-    name: str, settings: TrainingSettings, nfe: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
+    name: str, settings: TrainingSettings, evaluations: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
 ) -> list[Stage]:
-    """A training of `nfe` evaluations and `flops` an image; its scores inside the run take `score_nfe` an image."""
+    """A training of `evaluations` and `flops` per image; its scores inside the run take `score_nfe` per image."""
     nimg = settings.legs()[-1].end_nimg
-    stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, nfe, nimg * flops)]
-    if settings.validate_kimg:
-        images = validations(settings) * settings.validate_images
+    stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, evaluations, nimg * flops)]
+    if count := count_validations(settings):
+        images = count * settings.validate_images
         stages.append(_sampled(f"score {name} inside the run", images, score_nfe, cost, detector))
     return stages
 
@@ -162,14 +164,14 @@ def _sampled(name: str, images: int, nfe: int, cost: Cost, detector: Cost) -> St
 
 
 def _scored(config: Config) -> list[_Scored]:
-    """Everything that gets scores, as the table's rows are made of."""
+    """Everything that is scored, as rows of the table."""
     scored = [_Scored(f"teacher, {sampler.label}", 1, sampler.nfe) for sampler in config.scoring.teacher_samplers]
     for name, student in config.students.items():
         scored.append(_Scored(name, len(student.snapshots()) * len(student.emas()), student.segments))
         if config.posthoc_ema:
             scored.append(_Scored(f"{name}, post-hoc EMA", posthoc_count(config, name), student.segments))
-    for name, student in config.published_students.items():
-        scored.append(_Scored(name, 1, student.segments))
+    for name, published in config.published_students.items():
+        scored.append(_Scored(name, 1, published.segments))
     return scored
 
 
@@ -178,8 +180,10 @@ def _scoring(config: Config, scored: list[_Scored], cost: Cost, detector: Cost) 
     return [_sampled(f"score {group.name}", group.networks * blocks, group.nfe, cost, detector) for group in scored]
 
 
-def validations(settings: TrainingSettings) -> int:
+def count_validations(settings: TrainingSettings) -> int:
     """How often a training scores its network: at a tick that crosses validate_kimg, and at a leg's end."""
+    if settings.validate_kimg is None:
+        return 0
     every, tick, batch = settings.validate_kimg * 1000, settings.tick_kimg * 1000, settings.batch_size
     count, ends = 0, {leg.end_nimg for leg in settings.legs()}
     for before in range(0, max(ends), batch):

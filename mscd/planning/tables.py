@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mscd.files.markdown import markdown_table
 from mscd.networks.meta import parameter_count
 from mscd.planning.disk import Files
 from mscd.planning.plan import Plan, Stage
@@ -12,8 +13,8 @@ UNITS = ["", "k", "M", "G", "T", "P", "E", "Z"]
 def markdown(plan: Plan, *, gpus: int = 1, images_per_second: float | None = None, tflops: float = 150.0) -> str:
     """Tables of work, time and disk.
 
-    gpus: that share the work, without loss; images_per_second: that ONE of them distils, which tells its speed in
-    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP a second.
+    gpus: how many share the work, without loss; images_per_second: that ONE of them distils, which gives its speed in
+    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP per second.
     """
     speed = images_per_second * plan.distillation if images_per_second else tflops * 1e12
     lines = [f"**{plan.name}**: {_network(plan)}", "", *_work(plan, speed, gpus), "", *_assumptions(plan, speed, gpus)]
@@ -43,7 +44,7 @@ def _work(plan: Plan, speed: float, gpus: int) -> list[str]:
     rows = [row(stage.name, _cells(stage), stage.flops) for stage in plan.stages]
     steps, evaluations = sum(stage.steps or 0 for stage in plan.stages), sum(s.evaluations for s in plan.stages)
     rows.append(row("**all**", ["", f"{steps:,}", "", f"{evaluations:,}"], total))
-    return table(header, rows)
+    return numbers_table(header, rows)
 
 
 def _cells(stage: Stage) -> list[str]:
@@ -66,7 +67,7 @@ def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
 
 def _disk(plan: Plan) -> list[str]:
     rows = [*_files(plan.files, "in the end"), *_files(plan.passing, "beside that, while it runs")]
-    return table(["on disk", "files", "size"], rows)
+    return numbers_table(["on disk", "files", "size"], rows)
 
 
 def _files(files: list[Files], total: str) -> list[list[str]]:
@@ -83,17 +84,10 @@ def quantity(value: float) -> str:
 
 
 def amount(hours: float) -> str:
-    """Hours, with as many digits as tell something."""
+    """Hours, with the digits that matter."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.01 else "< 0.01"
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table, its columns aligned; the first to the left, numbers to the right."""
-    first, *widths = (max(map(len, column)) for column in zip(header, *rows, strict=True))
-
-    def line(row: list[str]) -> str:
-        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths, strict=True))
-        return f"| {' | '.join([row[0].ljust(first), *numbers])} |"
-
-    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in widths)])
-    return [line(header), f"|{rule}|", *map(line, rows)]
+def numbers_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table whose first column names what the others count."""
+    return markdown_table(header, rows, right=range(1, len(header)), solid_rule=True)

@@ -12,23 +12,24 @@ import torch
 
 from mscd.config.scoring import SamplerSettings
 from mscd.diffusion.solvers import nfe
-from mscd.reporting.score_table import TEACHER, best_rows, fid_table, network_path, sampler_name
+from mscd.reporting.score_table import best_rows, fid_table, network_path
+from mscd.reporting.scores import TEACHER, sampler_name
 from mscd.sampling.generate import generate
 from mscd.sampling.image_grid import labelled_grid
 
 
 def compare_images(
     scores: pd.DataFrame,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     samplers: list[SamplerSettings],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     images: int,
     device: str | torch.device = "cpu",
 ) -> None:
     """A PNG with a row of the first `images` seeds for the teacher at each student's number of evaluations, the best
     scored snapshot of each student, and the teacher as it scores best.
 
-    scores: of `read_scores`; folder: the run's, where teacher/ and students/ lie; samplers: those the teacher was
+    scores: of `read_scores`; folder: the run's, which holds teacher/ and students/; samplers: those the teacher was
     scored with. Raises UserError for a network that is missing or damaged.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,14 +46,13 @@ def _rows(
 ) -> Iterator[tuple[str, Path, SamplerSettings]]:
     """(label, network file, how it is sampled) of each row, from the top."""
     teacher = folder / "teacher/network.safetensors"
-    students = table[table["model"] != TEACHER]
-    best = [students.loc[index] for index in students.groupby("model", sort=False)["mean"].idxmin()]
-    for steps in dict.fromkeys(int(row["steps"]) for row in best):
+    students = best_rows(table)
+    how = _settings_of(students.pop(TEACHER), samplers)
+    for steps in dict.fromkeys(int(row["steps"]) for row in students.values()):
         yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
-    for row in best:
-        how = SamplerSettings(sampler="euler", steps=int(row["steps"]))
-        yield f"{row['model']}\n{row['nfe']} NFE", folder / network_path(row), how
-    how = _settings_of(table.loc[best_rows(table)[TEACHER]], samplers)
+    for name, row in students.items():
+        euler = SamplerSettings(sampler="euler", steps=int(row["steps"]))
+        yield f"{name}\n{row['nfe']} NFE", folder / network_path(row), euler
     yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: its score curves, and a grid of images of the same seeds. Equal input gives equal bytes."""
+"""The curves of a run: scores against training, cost and EMA length, as PNGs. Equal scores give equal bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,23 +18,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
-from mscd.reporting.score_table import (
-    TEACHER,
-    best_rows,
-    curve,
-    decimals_for,
-    emas,
-    fid_table,
-    is_posthoc,
-    teacher_euler,
-)
+from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
+from mscd.reporting.scores import TEACHER, curve, decimals_for, emas, is_posthoc
 
-# Okabe and Ito's palette: told apart with any common colour blindness. Black and grey are the teacher's.
+Colour = str | np.ndarray
+# Okabe and Ito's palette: distinct with any common colour blindness. Black and grey are the teacher's.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 INK, GREY = "#222222", "#777777"
 TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
-BEST = {"linestyle": "none", "marker": "*", "markersize": 13}
+BEST: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 13}
 DENSE = 40  # points of a curve that would touch if each were marked
 LEGEND_WIDTH = 30  # characters
 LEGEND_LINES = 12  # curves of one kind that are named
@@ -62,10 +56,10 @@ STYLE = {
 
 
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
-    """A PNG: a student's score against its training, a curve an EMA kept in training (mean, and a band from minimum to
-    maximum over the seed blocks) and the best of those made afterwards, beside the teacher's best row and its Euler row
-    of the same NFE."""
-    mine, table = _scores_of(scores, student), fid_table(scores)
+    """A PNG: a student's score against its training, one curve per EMA kept in training (mean, and a band from minimum
+    to maximum over the seed blocks) and the best of those made afterwards, with the teacher's best row and its Euler
+    row of the same NFE."""
+    mine, table = _student_scores(scores, student), fid_table(scores)
     nfe = int(mine["nfe"].iloc[0])
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
@@ -74,7 +68,7 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
         for ema, (colour, marker) in zip(emas(scores, student), looks, strict=False):
             _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
         for _, best in table[(table["model"] == student) & is_posthoc(table)].iterrows():
-            rows = mine[mine["network"] == best["network"]]
+            rows = mine[mine["network_digest"] == best["network"]]
             _draw_curve(axes, rows, "snapshot_kimg", f"best post hoc: {best['ema']}", color=next(looks)[0], **BEST)
         for row, line in _teacher_lines(table, nfe):
             name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['mean']:.{decimals_for(row['mean'])}f}"
@@ -84,10 +78,10 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
         _plain_log(axes, "y")
         axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _scores_of(scores: pd.DataFrame, student: str) -> pd.DataFrame:
+def _student_scores(scores: pd.DataFrame, student: str) -> pd.DataFrame:
     mine = scores[scores["model"] == student]
     if not len(mine):
         raise UserError(f"no scores of student {student}; there are scores of {', '.join(scores['model'].unique())}")
@@ -96,9 +90,9 @@ def _scores_of(scores: pd.DataFrame, student: str) -> pd.DataFrame:
 
 def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) -> None:
     """A PNG: a student's score against the relative width of its power-function averages (mean, and a band from minimum
-    to maximum over the seed blocks), a curve for each snapshot that has some made after training. Those kept in
+    to maximum over the seed blocks), one curve per snapshot that has some made after training. Those kept in
     training are framed, the best of all has a star. Raises UserError where none were made after training."""
-    mine = _scores_of(scores, student)
+    mine = _student_scores(scores, student)
     kimgs = sorted(mine.loc[is_posthoc(mine), "snapshot_kimg"].unique())
     if not kimgs:
         raise UserError(f"no scores of averages of student {student} made after training (posthoc-...): score some")
@@ -114,19 +108,20 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
         if len(frames):
             x = frames.index.get_level_values("percent")
             axes.plot(x, frames, "s", markersize=11, fillstyle="none", color=INK, label="kept in training")
-        best = curve(mine, ["snapshot_kimg", "ema", "percent"])["mean"]
-        kimg, ema, x = best.idxmin()
-        label = f"best: {ema} at {kimg} kimg, {best.min():.{decimals_for(best.min())}f}"
-        axes.plot(x, best.min(), label=label, color=INK, zorder=3, **BEST)
+        means = curve(mine, ["snapshot_kimg", "ema", "percent"]).reset_index()
+        best = means.iloc[means["mean"].argmin()]
+        score = f"{best['mean']:.{decimals_for(best['mean'])}f}"
+        label = f"best: {best['ema']} at {best['snapshot_kimg']} kimg, {score}"
+        axes.plot(best["percent"], best["mean"], label=label, color=INK, zorder=3, **BEST)
         axes.set_xlim(0, 1.04 * mine["percent"].max())
         _plain_log(axes, "y")
         title = f"{student} at {mine['nfe'].iloc[0]} NFE"
         axes.set(title=title, xlabel="relative width of the average (%)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, str | tuple, str, str]]:
+def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, Colour, str, str]]:
     """(kimg, colour, marker, label) of each snapshot: distinct colours for a few, else from dark to light, with only
     some named."""
     many = len(kimgs) > len(COLOURS)
@@ -139,7 +134,7 @@ def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, str | tuple, st
 
 def _teacher_lines(table: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
     """The teacher's best row and its Euler row of `nfe` evaluations, each with its line style; only those there are."""
-    best = [(table.loc[index], "-") for model, index in best_rows(table).items() if model == TEACHER]
+    best = [(row, "-") for model, row in best_rows(table).items() if model == TEACHER]
     return best + [(row, "--") for _, row in teacher_euler(table, nfe).iterrows()]
 
 
@@ -154,19 +149,19 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
         for sampler, (colour, line), marker in samplers:
             rows = teacher[teacher["sampler"] == sampler]
             _draw_curve(axes, rows, "nfe", f"teacher, {sampler}", color=colour, linestyle=line, marker=marker)
-        students = [(name, table.loc[index]) for name, index in best_rows(table).items() if name != TEACHER]
+        students = [(name, row) for name, row in best_rows(table).items() if name != TEACHER]
         for (name, best), colour in zip(students, itertools.cycle(COLOURS)):
-            rows = scores[(scores["network"] == best["network"]) & (scores["ema"] == best["ema"])]
+            rows = scores[(scores["network_digest"] == best["network"]) & (scores["ema"] == best["ema"])]
             trained = f"{best['snapshot_kimg']} kimg, " if best["snapshot_kimg"] else ""
             _draw_curve(axes, rows, "nfe", f"{name}, {trained}{best['ema']}", color=colour, **BEST)
-        _plain_log(axes, "x", ticks=scores["nfe"].unique())
+        _plain_log(axes, "x", ticks=scores["nfe"].unique().tolist())
         _plain_log(axes, "y")
         axes.set(title="Score against cost", xlabel="network evaluations an image (NFE)", ylabel=_score_label(scores))
         _legend(figure, axes)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: str | tuple, **line) -> None:
+def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: Colour, **line: Any) -> None:
     means = curve(scores, along)
     x = means.index.to_numpy(float)
     axes.fill_between(x, means["min"], means["max"], color=color, alpha=0.15, linewidth=0)
@@ -178,7 +173,7 @@ def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, col
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """A legend beside the axes that leaves them room however long its labels."""
+    """A legend next to the axes that leaves them room however long its labels."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [textwrap.fill(label, LEGEND_WIDTH, break_on_hyphens=False, break_long_words=False) for label in labels]
     figure.legend(handles, labels, loc="outside right upper")
@@ -189,7 +184,7 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
     axes.set(**{f"{which}scale": "log"})
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
     if ticks is not None:
-        axis.set_major_locator(FixedLocator(_spread(sorted(ticks), (high / low) ** 0.05)))
+        axis.set_major_locator(FixedLocator(spread_ticks(sorted(ticks), (high / low) ** 0.05)))
     elif high / low > 8:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
@@ -198,8 +193,8 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _spread(ticks: list[float], ratio: float) -> list[float]:
-    """Those of ascending ticks that stand at least a factor of `ratio` above the one kept before."""
+def spread_ticks(ticks: list[float], ratio: float) -> list[float]:
+    """Those of the ascending ticks that are at least `ratio` times the one kept before."""
     kept = ticks[:1]
     for tick in ticks[1:]:
         if tick >= ratio * kept[-1]:
@@ -211,5 +206,5 @@ def _score_label(scores: pd.DataFrame) -> str:
     return f"{scores['metric'].iloc[0]}, lower is better"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, format="png", dpi=150, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""A student as others can use it: one folder for huggingface_hub that needs torch and safetensors alone."""
+"""The export of a student: one folder, as huggingface_hub holds them, that needs torch and safetensors alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
-from mscd.reporting.model_card import model_card, scores_of
+from mscd.reporting.model_card import model_card
+from mscd.reporting.score_table import scores_of_network
 
 PACKAGE = Path(__file__).parents[1]
+STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 # What a network is made of: imports nothing but torch and the standard library.
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 
@@ -34,7 +36,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     net = load_network(network)
     grid = dict(metadata["student"])
     sigmas = sampling_sigmas(net, grid.pop("segments"), **grid).tolist()
-    scores = None if table is None else scores_of(table, metadata)
+    scores = None if table is None else scores_of_network(table, metadata)
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
     _check_dest(dest)
@@ -42,7 +44,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
         shutil.copyfileobj(original, copy)
     _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     _write(dest / "README.md", model_card(metadata, sigmas, scores).encode())
-    _write(dest / "sample.py", (PACKAGE / "sample_standalone.py").read_bytes())
+    _write(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
     for name in _CARRIED:
         _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())
     _write(dest / "mscd" / "LICENSE", _license().encode())
@@ -50,7 +52,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
 
 
 def _check_dest(dest: Path) -> None:
-    """Raise UserError where a file of the user's might be replaced."""
+    """Raise UserError where a file that is not mscd's might be replaced."""
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()):
         return
     try:
@@ -67,6 +69,6 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _license() -> str:
-    """The text of this software's license, which has to go along with copies of it."""
+    """The text of this software's license, which must accompany copies of it."""
     files = importlib.metadata.files("mscd") or []
     return next(file for file in files if file.name == "LICENSE").read_text()

@@ -1,6 +1,7 @@
 """What a file is, by its content whatever its name: networks, states, detectors, references, samples, scores, images.
 
-Only headers are read, except of a pickled checkpoint, which has no header and is read without running it.
+Behind `mscd info`. Only headers are read, except of a pickled checkpoint, which has no header and is read without
+running it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import textwrap
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import safetensors
@@ -26,21 +27,22 @@ from mscd.data.dataset import ImageDataset
 from mscd.data.images import is_image
 from mscd.data.zip_format import read_directory
 from mscd.errors import UserError
-from mscd.evaluation.classifier import FORMAT as CLASSIFIER_FORMAT
+from mscd.evaluation.classifier import CLASSIFIER_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.networks.meta import meta_network, parameter_count
 from mscd.reporting.score_table import COLUMNS
 
-FEW_BYTES = 1000  # of a file's beginning, by which its kind is told
+Facts = dict[str, object]  # JSON
+FEW_BYTES = 1000  # of a file's beginning, which its kind is read from
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")
 TORCHSCRIPT = "TorchScript module (code that runs when it is loaded)"
-PROVENANCE = "provenance.json"  # beside images of `mscd generate`
+PROVENANCE = "provenance.json"  # next to images of `mscd generate`
 LINE = 120  # characters
 SHAPE = ("img_resolution", "img_channels", "label_dim")
 
 
-def describe(path: str | os.PathLike) -> dict:
+def describe(path: str | os.PathLike[str]) -> Facts:
     """What is known of a file or folder: `kind`, then facts as JSON has them, by name.
 
     What mscd has nothing to do with has no facts. Raises UserError where nothing is there, and for a file that
@@ -60,7 +62,7 @@ def describe(path: str | os.PathLike) -> dict:
     return {"kind": "nothing that mscd knows"}
 
 
-def verify(path: str | os.PathLike) -> str:
+def verify(path: str | os.PathLike[str]) -> str:
     """Read all of a file and hold it against what it says of itself; returns what was compared, in words.
 
     Raises UserError when they differ, and where a file holds nothing to compare with.
@@ -80,7 +82,7 @@ def verify(path: str | os.PathLike) -> str:
     raise UserError(f"{path}: holds no digest that its content could be compared with")
 
 
-def as_text(path: str | os.PathLike, facts: Mapping) -> str:
+def as_text(path: str | os.PathLike[str], facts: Mapping[str, object]) -> str:
     """The facts of `describe` as lines to read."""
     rest = {name.replace("_", " "): _words(value) for name, value in facts.items() if name != "kind"}
     width = max(map(len, rest), default=0)
@@ -110,10 +112,10 @@ def _words(value: object) -> str:
     return str(value)
 
 
-# ---- one function a kind
+# ---- one function per kind
 
 
-def _safetensors(path: Path) -> dict:
+def _safetensors(path: Path) -> Facts:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             known = METADATA_KEY in (file.metadata() or {})
@@ -135,12 +137,12 @@ def _safetensors(path: Path) -> dict:
     return {"kind": "file of another version of mscd", **metadata}
 
 
-def _network_facts(metadata: Mapping) -> dict:
+def _network_facts(metadata: NetworkFileMetadata) -> Facts:
     about = {name: metadata[name] for name in NETWORK_FACTS if name in metadata}
     return {**_architecture(metadata["network"]), **about}
 
 
-def _architecture(options: Mapping) -> dict:
+def _architecture(options: Mapping[str, Any]) -> Facts:
     """What a network is made of, its parameters counted on one of the same options."""
     rest = {k: v for k, v in options.items() if k not in (*SHAPE, "model_type", "precision")}
     return {
@@ -152,14 +154,14 @@ def _architecture(options: Mapping) -> dict:
     }
 
 
-def _state_facts(metadata: Mapping, sizes: Mapping[str, int]) -> dict:
+def _state_facts(metadata: StateMetadata, sizes: Mapping[str, int]) -> Facts:
     moments = [size for name, size in sizes.items() if name.startswith("adam.exp_avg.")]
     networks = dict.fromkeys(name.partition(".model.")[0] for name in sizes if not name.startswith("adam."))
     kept = {name: metadata.get(name) for name in ("nimg", "steps", "score", "fingerprint", "code", "digest")}
     return {"networks": list(networks), "parameters": sum(moments), **kept}
 
 
-def _pickle(path: Path) -> dict:
+def _pickle(path: Path) -> Facts:
     pickled = read_edm_pickle(path)
     told = {name: value for name, value in pickle_metadata(pickled).items() if name not in ("model", "data")}
     return {
@@ -170,7 +172,7 @@ def _pickle(path: Path) -> dict:
     }
 
 
-def _zip(path: Path) -> dict:
+def _zip(path: Path) -> Facts:
     """An .npz, a TorchScript module, or images."""
     try:
         with open(path, "rb") as file:
@@ -185,7 +187,7 @@ def _zip(path: Path) -> dict:
     return _images(path) if any(map(is_image, names)) else {"kind": "zip without images", "files": len(names)}
 
 
-def _arrays(archive: zipfile.ZipFile, names: list[str]) -> dict:
+def _arrays(archive: zipfile.ZipFile, names: list[str]) -> Facts:
     """Reference statistics, samples, or another .npz, from the headers of its arrays."""
 
     def shape(name: str) -> list[int]:
@@ -210,18 +212,19 @@ def _npy_shape(file: IO[bytes]) -> tuple[int, ...]:
     return read(file)[0]
 
 
-def _sampled(provenance: object) -> dict:
+def _sampled(provenance: object) -> Facts:
     """How samples were made, of their network what names it and where it and its training images come from."""
     if not isinstance(provenance, dict) or not isinstance(network := provenance.get("network"), dict):
         return {"provenance": None}
     named = {name: network.get(name) for name in ("model", "snapshot_kimg", "ema", "digest")}
-    data = network.get("data") if isinstance(network.get("data"), dict) else {}
-    origins = {"origin": network.get("origin"), "data_origin": data.get("origin")}
+    data = network.get("data")
+    images_from = data.get("origin") if isinstance(data, dict) else None
+    origins = {"origin": network.get("origin"), "data_origin": images_from}
     how = {name: value for name, value in provenance.items() if name not in ("format", "network")}
     return {**how, "network": named, **{name: origin for name, origin in origins.items() if origin}}
 
 
-def _images(path: Path) -> dict:
+def _images(path: Path) -> Facts:
     dataset, files = ImageDataset(path), open_files(path)
     shape = {"resolution": dataset.resolution, "channels": dataset.channels, "classes": dataset.label_dim}
     made = {}
@@ -233,7 +236,7 @@ def _images(path: Path) -> dict:
     return {"kind": "images", "images": len(dataset), **shape, **made}
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> Facts:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -243,11 +246,11 @@ def _json(path: Path) -> dict:
     return {"kind": "JSON, no score", "keys": list(content)}
 
 
-def _table(path: Path) -> dict:
+def _table(path: Path) -> Facts:
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
-        best = {}
+        best: dict[str, dict[str, str]] = {}
         for row in rows:
             if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
                 best[row["model"]] = row
@@ -265,8 +268,8 @@ def _is_safetensors(start: bytes) -> bool:
     return len(start) > 9 and start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 30
 
 
-# What a file of each kind begins like, and the function that reads it.
-KINDS: list[tuple[Callable[[bytes], bool], Callable[[Path], dict]]] = [
+# How a file of each kind begins, and the function that reads it.
+KINDS: list[tuple[Callable[[bytes], bool], Callable[[Path], Facts]]] = [
     (_is_safetensors, _safetensors),
     (lambda start: start.startswith(b"\x80"), _pickle),
     (lambda start: start.startswith(b"PK\3\4"), _zip),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-
 import pandas as pd
 import yaml
 
-from mscd.errors import UserError
+from mscd.checkpoints.metadata import DataFacts, NetworkFileMetadata, NetworkMetadata, StudentFacts
+from mscd.files.markdown import markdown_table
 from mscd.provenance.code_version import code_identity
-from mscd.reporting.score_table import TEACHER, decimals_for
+from mscd.reporting.scores import decimals_for
 
 # Beginnings of license texts, and the identifiers that the hub has for them.
 _HUB_LICENSES = {
@@ -30,44 +28,24 @@ draws the images of seeds 0 to 63, of random classes where there are classes. `m
 the network needs, `config.json` holds its settings. Where mscd is installed, `mscd generate model.safetensors` gives
 the same images for the same seeds.
 """
-_TEXTS = ["model", "ema", "network", "reference"]  # which may look like numbers
 _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
 
 
-def model_card(metadata: Mapping, sigmas: list[float], scores: pd.DataFrame | None) -> str:
+def model_card(
+    metadata: NetworkFileMetadata, student: StudentFacts, sigmas: list[float], scores: pd.DataFrame | None
+) -> str:
     """README.md of a student whose file has this metadata and is sampled at these noise levels.
 
-    scores: its rows and its teacher's, of `scores_of`, or None.
+    scores: its rows and its teacher's, of `scores_of_network`, or None.
     """
-    sections = [_header(metadata), _title(metadata), _USE]
+    sections = [_header(metadata), _title(metadata, student), _USE]
     if scores is not None:
         sections.append(_scores(scores))
-    sections += [_making(metadata, sigmas), _limits(metadata), _license(metadata)]
+    sections += [_making(metadata, student, sigmas), _limits(student), _license(metadata)]
     return "\n".join(sections)
 
 
-def scores_of(table: str | os.PathLike, metadata: Mapping) -> pd.DataFrame:
-    """The rows of a `fid_table.csv` that belong to this very network, and its teacher's.
-
-    Raises UserError for what is no such table and for one without a row of this network.
-    """
-    try:
-        types = {**dict.fromkeys(_TEXTS, str), "snapshot_kimg": "Int64"}
-        rows = pd.read_csv(table, dtype=types, keep_default_na=False, na_values=[""])  # a student may be called NA
-        own, teacher = rows["network"] == metadata["digest"], rows["model"] == TEACHER
-        rows[[*_TABLE, "images", "metric", "reference"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{table}: not a score table of mscd ({reason}); give a run's fid_table.csv") from error
-    if not own.any():
-        raise UserError(
-            f"{table}: has no score of this network ({metadata['model']}, digest {metadata['digest'][:12]}); give the "
-            "table of its run, or none"
-        )
-    return rows[own | teacher]
-
-
-def hub_license(metadata: Mapping) -> dict[str, str]:
+def hub_license(metadata: NetworkMetadata) -> dict[str, str]:
     """The license keys of the hub's header: those of the file that the network was made from, else none is claimed."""
     if "origin" not in metadata:
         return {"license": "other", "license_name": "not-stated", "license_link": "README.md"}
@@ -77,7 +55,7 @@ def hub_license(metadata: Mapping) -> dict[str, str]:
     return {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
 
 
-def _header(metadata: Mapping) -> str:
+def _header(metadata: NetworkMetadata) -> str:
     header = {
         **hub_license(metadata),
         "library_name": "mscd",
@@ -87,8 +65,8 @@ def _header(metadata: Mapping) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
-def _title(metadata: Mapping) -> str:
-    network, segments = metadata["network"], metadata["student"]["segments"]
+def _title(metadata: NetworkFileMetadata, student: StudentFacts) -> str:
+    network, segments = metadata["network"], student["segments"]
     size = f"{network['img_resolution']}×{network['img_resolution']}"
     kind = "RGB" if network["img_channels"] == 3 else "grey"
     classes = f"{network['label_dim']} classes" if network["label_dim"] else "no classes"
@@ -104,22 +82,23 @@ def _title(metadata: Mapping) -> str:
 def _scores(scores: pd.DataFrame) -> str:
     one = scores.iloc[0]
     decimals = decimals_for(scores["mean"].min())
-    lines = [f"| {' | '.join(['model', 'kimg', *_TABLE[2:]])} |", f"|{' --- |' * len(_TABLE)}"]
+    cells = []
     for _, row in scores.iterrows():
         texts = ["" if pd.isna(row[name]) else str(row[name]) for name in _TABLE[:6]]
         values = ["" if pd.isna(row[name]) else f"{row[name]:.{decimals}f}" for name in _TABLE[6:]]
-        lines.append(f"| {' | '.join([*texts, *values])} |")
+        cells.append([*texts, *values])
+    table = markdown_table(["model", "kimg", *_TABLE[2:]], cells, padded=False)
     return (
         f"## Scores\n\n{one['metric']}, lower is better, over blocks of {one['images']} images against reference "
         f"`{one['reference'][:12]}`: minimum, mean and standard\ndeviation over the blocks of seeds. "
-        "The teacher's rows are for comparison.\n\n" + "\n".join(lines) + "\n"
+        "The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
     )
 
 
-def _making(metadata: Mapping, sigmas: list[float]) -> str:
-    student, kimg = metadata["student"], metadata.get("snapshot_kimg")
+def _making(metadata: NetworkMetadata, student: StudentFacts, sigmas: list[float]) -> str:
+    kimg = metadata.get("snapshot_kimg")
     facts = [
-        f"training images: {_data(metadata.get('data') or {})}",
+        f"training images: {_data(metadata.get('data'))}",
         f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, weights `{metadata['ema']}`",
         f"segments: {student['segments']}, of the Karras grid from {student['sigma_max']:g} to "
         f"{student['sigma_min']:g} with rho {student['rho']:g}",
@@ -132,32 +111,33 @@ def _making(metadata: Mapping, sigmas: list[float]) -> str:
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
 
 
-def _data(data: Mapping) -> str:
-    if not data.get("digest"):
+def _data(data: DataFacts | None) -> str:
+    if data is None or not data.get("digest"):
         return "not recorded"
     origin = data.get("origin")
     made_from = f", made from {origin['source']} (sha256 `{origin['sha256'] or 'none'}`)" if origin else ""
     return f"data set of digest `{data['digest']}`{made_from}"
 
 
-def _limits(metadata: Mapping) -> str:
-    segments = metadata["student"]["segments"]
+def _limits(student: StudentFacts) -> str:
     return (
         "## Limits\n\n"
-        f"- It is made to be evaluated at these {segments} noise levels; other samplers or steps give worse images.\n"
+        f"- It is made to be evaluated at these {student['segments']} noise levels; other samplers or steps give worse "
+        "images.\n"
         "- It shows what its training images show, with their biases, and may come close to single ones.\n"
         "- Seeds give the same images on one kind of device; another rounds differently.\n"
         "- A score compares with others of the same metric and reference only.\n"
     )
 
 
-def _license(metadata: Mapping) -> str:
+def _license(metadata: NetworkMetadata) -> str:
     weights, images = "The weights: not stated; whoever publishes them chooses.", "not recorded here."
     if "origin" in metadata:
         origin = metadata["origin"]
         weights = f"The weights are made from {origin['source']}, whose terms pass on to them: {origin['license']}."
-    if data := (metadata.get("data") or {}).get("origin"):
-        images = f"{data['license']} ({data['source']})."
+    data = metadata.get("data")
+    if data and (made_from := data.get("origin")):
+        images = f"{made_from['license']} ({made_from['source']})."
     return (
         f"## Licence\n\n{weights}\nThe terms of the training images: {images}\n"
         "`sample.py` and `mscd/`: Apache-2.0 (`mscd/LICENSE`).\n"

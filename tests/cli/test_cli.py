@@ -18,7 +18,7 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.cli.main import main
 from mscd.data import dataset, packing
-from mscd.evaluation.classifier import Classifier, save_detector
+from mscd.evaluation.classifier import Classifier, save_classifier
 from mscd.networks import EDMPrecond
 from mscd.sampling.sample_file import read_samples
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     for std in ("0.050", "0.100"):
         about = {"model": "s3", "ema": f"phema-{std}", "student": STUDENT, "run": "r", **ABOUT}
         save_network(folder / f"phema-{std}.safetensors", net, about)
-    save_detector(folder / "classifier.safetensors", Classifier(8, 1, 10), {"data": "abc", "held_out_accuracy": 0.9})
+    save_classifier(folder / "classifier.safetensors", Classifier(8, 1, 10), {"data": "abc", "held_out_accuracy": 0.9})
     packing.pack("digits", folder / "digits.zip", max_images=40)
     return folder
 

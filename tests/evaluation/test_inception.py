@@ -10,7 +10,7 @@ from torch import nn
 
 from mscd.config.reference import InceptionSettings
 from mscd.errors import UserError
-from mscd.evaluation import classifier, inception
+from mscd.evaluation import inception
 from mscd.evaluation.detector import load_detector
 
 
@@ -175,12 +175,3 @@ def test_only_the_one_file_is_called_inception(standin, tmp_path, monkeypatch):
 def test_the_settings_default_to_the_file_of_fid():
     settings = InceptionSettings()
     assert (settings.source, settings.sha256) == (inception.INCEPTION_ADDRESS, inception.INCEPTION_SHA256)
-
-
-def test_a_classifier_is_held_to_its_sha256_if_one_is_given(tmp_path):
-    path = tmp_path / "classifier.safetensors"
-    classifier.save_detector(path, classifier.Classifier(8, 1, 10), {})
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert load_detector(path, sha256=sha256).name == "classifier"
-    with pytest.raises(UserError, match=f"classifier.safetensors: its sha256 is {sha256}, wanted 0000"):
-        load_detector(path, sha256="0" * 64)

@@ -10,9 +10,10 @@ from standin_detector import write_standin
 from mscd.errors import UserError
 from mscd.evaluation import inception
 from mscd.evaluation import reference as reference_module
-from mscd.evaluation.classifier import Classifier, save_detector
+from mscd.evaluation.classifier import Classifier, save_classifier
 from mscd.evaluation.detector import Detector, load_detector
-from mscd.evaluation.frechet import FeatureStatistics, frechet_distance
+from mscd.evaluation.feature_statistics import FeatureStatistics
+from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import adopt_reference, load_reference
 from mscd.evaluation.score import score
 from mscd.sampling.sample_file import write_samples
@@ -28,7 +29,7 @@ def pictures(seed, count=600, resolution=8, channels=1):
 def write_detector(path, seed, resolution=8, channels=1):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        save_detector(path, Classifier(resolution, channels, 10), {"data": "abc"})
+        save_classifier(path, Classifier(resolution, channels, 10), {"data": "abc"})
     return path
 
 
@@ -36,7 +37,7 @@ def write_reference(path, detector: Detector, images, *, name_detector=True):
     statistics = FeatureStatistics(detector.dim)
     statistics.update(detector(torch.from_numpy(images).permute(0, 3, 1, 2)))
     made_with = {"detector": {"name": detector.name, "digest": detector.digest}} if name_detector else {}
-    reference_module.write_reference(
+    reference_module.save_reference(
         path,
         *statistics.mean_and_covariance(),
         {"resolution": images.shape[1], "channels": images.shape[3], **made_with},

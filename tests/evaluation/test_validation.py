@@ -12,7 +12,7 @@ from mscd.checkpoints import network_file
 from mscd.config.reference import ClassifierSettings
 from mscd.errors import UserError
 from mscd.evaluation import classifier
-from mscd.evaluation.reference import adopt_reference, reference_statistics
+from mscd.evaluation.reference import adopt_reference, make_reference
 from mscd.files.event_log import EventLog, read_events
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
@@ -35,7 +35,7 @@ def detectors(base, tmp_path_factory):
             folder / "c.json",
             events=EventLog(folder / "e.jsonl"),
         )
-        reference_statistics(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
+        make_reference(base / "train.zip", folder / "classifier.safetensors", folder / "classifier.npz")
         folders.append(folder)
     return folders
 
@@ -85,11 +85,9 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
     sha256 = write_standin(files[0], dim=16)
-    reference_statistics(base / "train.zip", files[0], files[1], detector_sha256=sha256)
-    leg = dataclasses.replace(
-        student_leg(base, tmp_path, 0, 1, SCORED), detector=str(files[0]), reference=str(files[1])
-    )
-    train(leg)
+    make_reference(base / "train.zip", files[0], files[1], detector_sha256=sha256)
+    leg = student_leg(base, tmp_path, 0, 1, SCORED)
+    train(dataclasses.replace(leg, scoring=ScoringFiles(*map(str, files))))
     (score,) = scores(tmp_path)
     assert score == Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors"))
     write_standin(files[0], dim=16, seed=1)

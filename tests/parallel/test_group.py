@@ -43,7 +43,7 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
     for detector, known in (("classifier.safetensors", None), ("standin.pt", sha256)):
         reference = folder / f"{detector}.npz"
         how = {"group": group, "detector_sha256": known}
-        reference_statistics(inputs / "train.zip", inputs / detector, reference, **how)
+        make_reference(inputs / "train.zip", inputs / detector, reference, **how)
         score(inputs / "many.npz", reference, inputs / detector, folder / f"{detector}.json", **how)
 
 
@@ -69,7 +69,7 @@ def inputs(tmp_path_factory):
         save_network(folder / f"{precision}.safetensors", net, about)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        classifier.save_detector(folder / "classifier.safetensors", classifier.Classifier(8, 1, 10), {})
+        classifier.save_classifier(folder / "classifier.safetensors", classifier.Classifier(8, 1, 10), {})
     pack("digits", folder / "train.zip")  # 1797 images: four batches, the last one smaller
     many = np.random.default_rng(0).integers(0, 256, [1030, 8, 8, 1], dtype=np.uint8)  # three
     network = {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "digest": "n" * 64}

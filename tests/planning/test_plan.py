@@ -13,8 +13,8 @@ from mscd.errors import UserError
 from mscd.networks.meta import meta_network, parameter_count
 from mscd.parallel.group import Group
 from mscd.planning.cost import classifier_cost, network_cost
-from mscd.planning.plan import plan, validations
-from mscd.planning.tables import amount, markdown, quantity, table
+from mscd.planning.plan import count_validations, plan
+from mscd.planning.tables import amount, markdown, quantity
 from mscd.training.leg import StudentLeg, TeacherLeg, take_snapshot
 from mscd.training.loop import train_leg
 
@@ -110,7 +110,7 @@ def test_scores_are_counted_by_network_average_sampler_and_seed_block():
 @pytest.mark.parametrize(("validate", "tick", "count"), [(1, 1, 4), (2, 1, 2), (3, 1, 3), (1, 2, 2), (9, 1, 2)])
 def test_scores_inside_a_run_are_counted_as_the_loop_makes_them(validate, tick, count):
     settings = load_config(TINY).students["s2"].model_copy(update={"validate_kimg": validate, "tick_kimg": tick})
-    assert validations(settings) == count
+    assert count_validations(settings) == count
 
 
 # ---- disk
@@ -218,16 +218,6 @@ def test_hours_follow_from_a_stated_number_of_flops():
     text = markdown(planned, tflops=1e-6)
     (row,) = [line for line in text.splitlines() if line.startswith("| **all** ")]
     assert row.split("|")[-2].strip() == amount(sum(stage.flops for stage in planned.stages) / 1e6 / 3600)
-
-
-def test_tables_are_aligned_markdown():
-    lines = table(["a", "number"], [["long name", "1"], ["b", "1,000"]])
-    assert lines == [
-        "| a         | number |",
-        "|-----------|-------:|",
-        "| long name |      1 |",
-        "| b         |  1,000 |",
-    ]
 
 
 @pytest.mark.parametrize(

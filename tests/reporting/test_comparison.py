@@ -1,7 +1,7 @@
 """The picture that compares models takes the networks and samplers that the table names."""
 
-import pandas as pd
 import pytest
+from score_frames import scores_of
 
 from mscd.config.scoring import SamplerSettings
 from mscd.reporting import comparison
@@ -19,20 +19,6 @@ NAMES = [
     "heun S_churn=40 S_min=0.05 S_max=50 S_noise=1.003",
     "heun S_churn=40 S_min=0 S_max=inf S_noise=1",
 ]
-
-
-def scores_of(*rows):
-    """Scores as `read_scores` gives them, from (model, kimg, ema, sampler, steps, value)."""
-    table = [
-        {
-            **dict(zip(["model", "snapshot_kimg", "ema", "sampler", "steps", "value"], row, strict=True)),
-            "nfe": row[4] if row[3] == "euler" else 2 * row[4] - 1,
-            **{"images": 100, "metric": "FID", "network": "".join(map(str, row[:3])), "reference": "r"},
-            **{"first_seed": 0, "last_seed": 99},
-        }
-        for row in rows
-    ]
-    return pd.DataFrame(table).astype({"snapshot_kimg": "Int64"})
 
 
 @pytest.fixture

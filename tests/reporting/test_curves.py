@@ -1,25 +1,11 @@
 """The pictures of a run. What they look like is for eyes; that they are what they say is tested here."""
 
-import pandas as pd
 import pytest
 from PIL import Image
+from score_frames import scores_of
 
 from mscd.errors import UserError
 from mscd.reporting import curves
-
-
-def scores_of(*rows):
-    """Scores as `read_scores` gives them, from (model, kimg, ema, sampler, steps, value a seed block)."""
-    table = []
-    for model, kimg, ema, sampler, steps, *values in rows:
-        for block, value in enumerate(values):
-            seeds = {"first_seed": 100 * block, "last_seed": 100 * block + 99}
-            nfe = steps if sampler == "euler" else 2 * steps - 1
-            how = {"model": model, "snapshot_kimg": kimg, "ema": ema, "sampler": sampler, "steps": steps, "nfe": nfe}
-            about = {"images": 100, "metric": "FD(classifier)", "network": f"{model}{kimg}{ema}", "reference": "r"}
-            table.append({**how, **about, "value": value, **seeds})
-    return pd.DataFrame(table).astype({"snapshot_kimg": "Int64"})
-
 
 TEACHER = [("teacher", 400, "ema", "euler", 8, 28.0, 30.0), ("teacher", 400, "ema", "heun", 18, 5.0, 5.5)]
 STUDENT = [("s8", kimg, ema, "euler", 8, 500 / kimg, 520 / kimg) for kimg in (25, 50) for ema in ("ema", "phema-0.050")]
@@ -29,8 +15,8 @@ STUDENT = [("s8", kimg, ema, "euler", 8, 500 / kimg, 520 / kimg) for kimg in (25
 def drawn(monkeypatch):
     """The axes of the figures that are saved."""
     axes = []
-    save = curves._save
-    monkeypatch.setattr(curves, "_save", lambda figure, path: (axes.append(figure.axes[0]), save(figure, path)))
+    save = curves.save_figure
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: (axes.append(figure.axes[0]), save(figure, path)))
     return axes
 
 
@@ -71,7 +57,7 @@ def test_log_axes_have_plain_numbers_that_do_not_collide(drawn, tmp_path):
     (axes,) = drawn
     assert [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()] == ["8", "9", "35"]
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert curves._spread([8, 9, 16, 17, 18, 35], 1.1) == [8, 9, 16, 18, 35]
+    assert curves.spread_ticks([8, 9, 16, 17, 18, 35], 1.1) == [8, 9, 16, 18, 35]
 
 
 @pytest.mark.parametrize("rows", [STUDENT, STUDENT[:1], [*TEACHER[1:], *STUDENT]])

@@ -132,14 +132,14 @@ def test_the_carried_files_are_those_of_the_package(network, tmp_path):
     assert {f"mscd/networks/{path.name}" for path in (package / "networks").glob("*.py")} < set(carried)
     for name in carried:
         assert (folder / name).read_bytes() == (package.parent / name).read_bytes()
-    assert (folder / "sample.py").read_bytes() == (package / "sample_standalone.py").read_bytes()
+    assert (folder / "sample.py").read_bytes() == (package / "reporting/standalone_sampler.py").read_bytes()
     assert (folder / "mscd" / "LICENSE").read_bytes() == (package.parent / "LICENSE").read_bytes()
 
 
 def test_the_example_in_the_docs_is_the_exported_one_and_short():
     package = Path(mscd.__file__).parent
     example = package.parent / "docs" / "sample_standalone.py"
-    assert example.samefile(package / "sample_standalone.py")
+    assert example.samefile(package / "reporting/standalone_sampler.py")
     (main,) = [node for node in ast.parse(example.read_text()).body if isinstance(node, ast.FunctionDef)]
     assert main.end_lineno - main.lineno < 32
 

@@ -14,9 +14,9 @@ from PIL import Image
 from mscd.checkpoints.network_file import save_network
 from mscd.data import packing
 from mscd.errors import UserError
-from mscd.evaluation.classifier import Classifier, save_detector
-from mscd.evaluation.frechet import FeatureStatistics
-from mscd.evaluation.reference import write_reference
+from mscd.evaluation.classifier import Classifier, save_classifier
+from mscd.evaluation.feature_statistics import FeatureStatistics
+from mscd.evaluation.reference import save_reference
 from mscd.networks import EDMPrecond
 from mscd.reporting.file_info import as_text, describe, verify
 from mscd.reporting.score_table import COLUMNS
@@ -96,7 +96,7 @@ def test_a_training_state_is_told_with_its_place_in_the_run(tmp_path, net):
 def test_a_classifier_is_told_with_its_data(tmp_path):
     path = tmp_path / "classifier.safetensors"
     classifier = Classifier(8, 1, 10)
-    save_detector(path, classifier, {"data": "abc", "held_out_accuracy": 0.98})
+    save_classifier(path, classifier, {"data": "abc", "held_out_accuracy": 0.98})
     facts = describe(path)
     assert facts["kind"] == "classifier" and facts["made_from"]["data"] == "abc"
     assert facts["parameters"] == sum(p.numel() for p in classifier.parameters())
@@ -115,7 +115,7 @@ def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
     statistics = FeatureStatistics(3)
     statistics.update(np.arange(12.0).reshape(4, 3))
     provenance = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "channels": 1}
-    write_reference(tmp_path / "ours.npz", *statistics.mean_and_covariance(), provenance)
+    save_reference(tmp_path / "ours.npz", *statistics.mean_and_covariance(), provenance)
     np.savez(tmp_path / "published.npz", mu=np.zeros(3), sigma=np.eye(3))
     assert describe(tmp_path / "ours.npz") == {"kind": "reference statistics", "features": 3, **provenance}
     assert describe(tmp_path / "published.npz") == {"kind": "reference statistics", "features": 3, "provenance": None}

@@ -1,63 +1,17 @@
 """The table of scores and the numbers that sum it up."""
 
 import csv
-import itertools
-import json
 
 import pandas as pd
 import pytest
 
 from mscd.errors import UserError
 from mscd.reporting import score_table
-
-BLOCKS = ([0, 99], [100, 199], [200, 299])
-
-
-@pytest.fixture
-def put(tmp_path):
-    """Writes a score file; returns its path."""
-    number = itertools.count()
-
-    def write(value, seeds, model="teacher", kimg=400, ema="ema", sampler="heun", steps=18, **changes):
-        score = {
-            "value": value,
-            "metric": "FD(classifier)",
-            "model": model,
-            "snapshot_kimg": kimg,
-            "ema": ema,
-            "network_digest": f"{model}-{kimg}-{ema}",
-            "sampler": sampler,
-            "steps": steps,
-            "nfe": steps if sampler == "euler" else 2 * steps - 1,
-            "churn": None,
-            "seeds": seeds,
-            "images": 100,
-            "detector": {"name": "classifier", "digest": "d" * 64},
-            "reference_digest": "r" * 64,
-            "made_by": {},
-        }
-        path = tmp_path / f"{next(number)}.json"
-        path.write_text(json.dumps(score | changes))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def run(put):
-    """Score files of a teacher (Heun best, Euler at 8), and students s4, s16 in two snapshots and two EMAs."""
-    paths = []
-    for shift, block in enumerate(BLOCKS):
-        paths += [put(5.0 + shift, block), put(28.0 + shift, block, sampler="euler", steps=8)]
-        for model, steps in (("s16", 16), ("s8", 8)):
-            for kimg, ema in itertools.product((50, 100), ("phema-0.050", "ema")):
-                value = 9.0 - kimg / 50 + (ema != "ema") + (model == "s8") / 2 + shift
-                paths.append(put(value, block, model, kimg, ema, "euler", steps))
-    return paths
+from mscd.reporting.scores import is_posthoc, read_scores
 
 
 def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run):
-    table = score_table.fid_table(score_table.read_scores(run))
+    table = score_table.fid_table(read_scores(run))
     assert list(table.columns) == (
         "model snapshot_kimg ema sampler steps nfe images metric min mean std network reference".split()
     )
@@ -68,7 +22,7 @@ def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run)
 
 
 def test_teacher_comes_first_then_students_by_number_snapshot_and_ema(run):
-    table = score_table.fid_table(score_table.read_scores(run))
+    table = score_table.fid_table(read_scores(run))
     rows = list(zip(table["model"], table["snapshot_kimg"], table["ema"], table["sampler"], strict=True))
     assert rows[:2] == [("teacher", 400, "ema", "euler"), ("teacher", 400, "ema", "heun")]
     assert rows[2:5] == [("s8", 50, "ema", "euler"), ("s8", 50, "phema-0.050", "euler"), ("s8", 100, "ema", "euler")]
@@ -77,39 +31,31 @@ def test_teacher_comes_first_then_students_by_number_snapshot_and_ema(run):
 
 def test_table_does_not_depend_on_the_order_of_the_files(run, tmp_path):
     for name, paths in (("a", run), ("b", run[::-1])):
-        score_table.write_table(score_table.read_scores(paths), tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
+        score_table.write_table(read_scores(paths), tmp_path / f"{name}.csv", tmp_path / f"{name}.md")
     for kind in ("csv", "md"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
 def test_csv_holds_every_digit(put, tmp_path):
     value = 0.1 + 0.2
-    score_table.write_table(score_table.read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores([put(value, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
     (row,) = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
     assert float(row["mean"]) == value
 
 
 def test_one_seed_block_has_no_deviation(put, tmp_path):
-    score_table.write_table(score_table.read_scores([put(5.0, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores([put(5.0, [0, 99])]), tmp_path / "t.csv", tmp_path / "t.md")
     assert pd.read_csv(tmp_path / "t.csv")["std"].isna().all()
     assert "nan" not in (tmp_path / "t.md").read_text()
 
 
-def test_churn_is_part_of_the_sampler_so_rows_with_and_without_stay_apart(put):
-    churn = {"S_churn": 40.0, "S_max": None, "S_min": 0.05, "S_noise": 1.003}  # as score files have them
-    table = score_table.fid_table(score_table.read_scores([put(5.0, [0, 99]), put(4.0, [0, 99], churn=churn)]))
-    assert list(table["sampler"]) == ["heun", "heun S_churn=40 S_min=0.05 S_max=inf S_noise=1.003"]
-
-
 def test_a_network_without_a_snapshot_number_has_an_empty_one(put, tmp_path):
-    score_table.write_table(
-        score_table.read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md"
-    )
+    score_table.write_table(read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md")
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("teacher,,ema,heun")
 
 
 def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
-    score_table.write_table(score_table.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 10 and len({len(row) for row in rows}) == 1
@@ -122,7 +68,7 @@ def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
 
 
 def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
-    score_table.write_table(score_table.read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     sentences = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("- ")]
     assert sentences == [
         "- s8 at 8 NFE: 8.50, 1.42 times the teacher's best (6.00 at 35 NFE); the teacher at 8 NFE: 29.00",
@@ -131,7 +77,7 @@ def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
 
 
 def test_headline_compares_each_student_with_the_teacher(run):
-    numbers = score_table.headline(score_table.fid_table(score_table.read_scores(run)))
+    numbers = score_table.headline(score_table.fid_table(read_scores(run)))
     assert numbers == {
         "best/teacher": 6.0,
         "best/s8": 8.5,
@@ -141,88 +87,21 @@ def test_headline_compares_each_student_with_the_teacher(run):
     }
 
 
-def test_score_curve_gives_the_mean_by_kimg(run):
-    scores = score_table.read_scores(run)
-    assert score_table.emas(scores, "s16") == ["ema", "phema-0.050"]
-    assert score_table.score_curve(scores, "s16", "ema") == [(50, 9.0), (100, 8.0)]
-    assert score_table.score_curve(scores, "s16", "phema-0.050") == [(50, 10.0), (100, 9.0)]
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"reference_digest": "other"}, "different reference"),
-        ({"detector": {"name": "classifier", "digest": "other"}}, "different detector"),
-        ({"metric": "FID"}, "different metric"),
-        ({"images": 50}, "different images"),
-    ],
-)
-def test_scores_that_cannot_be_compared_do_not_share_a_table(put, change, named):
-    first, second = put(5.0, [0, 99]), put(6.0, [100, 199], **change)
-    with pytest.raises(UserError, match=named) as refusal:
-        score_table.read_scores([first, second])
-    assert str(first) in str(refusal.value) and str(second) in str(refusal.value)
-
-
-def test_rows_over_other_seed_blocks_do_not_share_a_table(put):
-    paths = [put(5.0, [0, 99]), put(5.0, [100, 199]), put(9.0, [0, 99], "s8", 50, "ema", "euler", 8)]
-    with pytest.raises(UserError, match="same seed blocks.*seeds 0-99, 100-199.*seeds 0-99"):
-        score_table.read_scores(paths)
-
-
-def test_one_score_given_twice_is_refused(put):
-    with pytest.raises(UserError, match="the same score twice"):
-        score_table.read_scores([put(5.0, [0, 99]), put(5.5, [0, 99])])
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"value": 1.0}', "null"])
-def test_a_file_that_is_no_score_is_named(tmp_path, text):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(UserError, match="bad.json: not a score file"):
-        score_table.read_scores([tmp_path / "bad.json"])
-
-
-def test_a_missing_score_is_named(tmp_path):
-    with pytest.raises(UserError, match="gone.json: cannot read the score: No such file"):
-        score_table.read_scores([tmp_path / "gone.json"])
-
-
-def test_no_scores_make_no_table():
-    with pytest.raises(UserError, match="no scores"):
-        score_table.read_scores([])
-
-
-@pytest.fixture
-def posthoc(put, run):
-    """`run` with averages made after training: three of s8 in two snapshots, one of s16."""
-    for shift, block in enumerate(BLOCKS):
-        for kimg, std in itertools.product((50, 100), (0.03, 0.075, 0.15)):
-            value = 8 - kimg / 100 + 20 * abs(std - 0.075) + shift
-            run.append(put(value, block, "s8", kimg, f"posthoc-{std:.3f}", "euler", 8))
-        run.append(put(30.0 + shift, block, "s16", 100, "posthoc-0.200", "euler", 16))
-    return run
-
-
 def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
-    scores = score_table.read_scores(posthoc)
+    scores = read_scores(posthoc)
     table = score_table.fid_table(scores)
-    made = table[score_table.is_posthoc(table)]
+    made = table[is_posthoc(table)]
     assert list(zip(made["model"], made["snapshot_kimg"], made["ema"], made["mean"], strict=True)) == [
         ("s8", 100, "posthoc-0.075", 8.0),
         ("s16", 100, "posthoc-0.200", 31.0),
     ]
     assert list(table.index) == list(range(len(table))) and len(table) == 2 + 8 + 2
     assert score_table.headline(table)["best/s8"] == 8.0 and score_table.headline(table)["best/s16"] == 8.0
-    assert score_table.is_posthoc(scores).sum() == 3 * 7
-
-
-def test_posthoc_averages_are_no_curves_along_the_training(posthoc):
-    scores = score_table.read_scores(posthoc)
-    assert score_table.emas(scores, "s8") == score_table.emas(scores, "s16") == ["ema", "phema-0.050"]
+    assert is_posthoc(scores).sum() == 3 * 7
 
 
 def test_markdown_says_from_how_many_a_posthoc_average_was_chosen(posthoc, tmp_path):
-    score_table.write_table(score_table.read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
     text = (tmp_path / "t.md").read_text()
     assert "posthoc-0.075" in (tmp_path / "t.csv").read_text() and "posthoc-0.030" not in text
     chosen = "- s8: posthoc-0.075 at 100 kimg is the best of 6 averages made after training that were scored\n"
@@ -235,7 +114,7 @@ def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put
         for ema in ("ema", "phema-0.050"):
             value = 10 + abs(kimg - 70.2) + (ema != "ema")
             paths.append(put(value, [0, 99], "s8", kimg, ema, "euler", 8))
-    score_table.write_table(score_table.read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
+    score_table.write_table(read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if line.startswith("| ")][2:]
     shown = [["s8", str(kimg), ema] for kimg in (69, 70, 71, 100) for ema in ("ema", "phema-0.050")]

@@ -9,7 +9,7 @@ with imports_without_gc():
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
     from mscd.reporting.comparison import compare_images
-    from mscd.reporting.score_table import read_scores
+    from mscd.reporting.scores import read_scores
 
 with script_log(snakemake.log.text):
     samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent

@@ -4,12 +4,12 @@ from mscd.launch.script import imports_without_gc, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
-    from mscd.evaluation.reference import reference_statistics
+    from mscd.evaluation.reference import make_reference
     from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
 
 with script_log(snakemake.log.text):
-    reference_statistics(
+    make_reference(
         snakemake.input.data,
         snakemake.input.detector,
         snakemake.output[0],

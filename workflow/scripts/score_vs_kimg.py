@@ -5,7 +5,7 @@ from mscd.launch.script import imports_without_gc, script_log
 with imports_without_gc():
     from mscd.files.event_log import EventLog
     from mscd.reporting.curves import score_vs_kimg
-    from mscd.reporting.score_table import emas, read_scores, score_curve
+    from mscd.reporting.scores import emas, read_scores, score_curve
 
 with script_log(snakemake.log.text):
     scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student

@@ -5,7 +5,7 @@ from mscd.launch.script import imports_without_gc, script_log
 with imports_without_gc():
     from mscd.files.event_log import EventLog
     from mscd.reporting.curves import score_vs_nfe
-    from mscd.reporting.score_table import read_scores
+    from mscd.reporting.scores import read_scores
 
 with script_log(snakemake.log.text):
     score_vs_nfe(read_scores(snakemake.input.scores), snakemake.output[0])

@@ -1,0 +1,11 @@
+"""Statistics of rows of features."""
+
+import numpy as np
+
+from mscd.evaluation.feature_statistics import FeatureStatistics
+
+
+def statistics_of(rows: np.ndarray) -> FeatureStatistics:
+    statistics = FeatureStatistics(rows.shape[1])
+    statistics.update(rows)
+    return statistics
