@@ -6,6 +6,7 @@ Only what their publishers say: no terms are guessed, and a mirror's claims abou
 from __future__ import annotations
 
 import os
+from typing import TypedDict
 from urllib.parse import unquote, urlsplit
 
 CC_BY_NC_SA = "CC BY-NC-SA 4.0 (non-commercial)"
@@ -28,6 +29,14 @@ _TERMS = {
 }
 
 
+class Origin(TypedDict):
+    """Where a third-party file came from: its address or name, its sha256 and its terms."""
+
+    source: str
+    sha256: str | None
+    license: str
+
+
 def license_of(source: str | os.PathLike) -> str | None:
     """The terms under which the file at a known http(s) address is published; None where the address is not known."""
     parts = urlsplit(os.fspath(source))
@@ -43,7 +52,7 @@ def license_text(source: str | os.PathLike, license: str | None = None) -> str:
     return license or license_of(source) or f"not known: see {source}"
 
 
-def origin(source: str | os.PathLike, sha256: str | None, license: str | None = None) -> dict[str, str | None]:
+def origin(source: str | os.PathLike, sha256: str | None, license: str | None = None) -> Origin:
     """What metadata says of a file by others: "source", its "sha256" and its "license".
 
     source: the address, or of a file of this machine its name alone, as folders are nobody else's business.
