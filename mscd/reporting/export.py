@@ -28,10 +28,9 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
     folder that holds anything else.
     """
-    metadata = read_metadata(network)
-    if not metadata.get("student"):
+    if not read_metadata(network).get("student"):  # before all of the file is read
         raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
-    net = load_network(network)
+    net, metadata = load_network(network)
     grid = dict(metadata["student"])
     grid["sigma_min"], grid["sigma_max"] = max(grid["sigma_min"], net.sigma_min), min(grid["sigma_max"], net.sigma_max)
     sigmas = student_sigmas(**grid).tolist()

@@ -13,18 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mscd.checkpoints.convert import pickle_metadata
-from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import read_metadata
-from mscd.checkpoints.network_file import is_pickle, load_network
+from mscd.checkpoints.network_file import load_network
 from mscd.diffusion import samplers
 from mscd.errors import UserError
-from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.prefetch import on_host
-from mscd.provenance.licenses import origin
 from mscd.sampling.image_writers import check_dest, write_images
 from mscd.sampling.sample_file import made_by
 from mscd.sampling.seeds import SeededDraws
@@ -83,7 +78,8 @@ def generate(
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
-    net, about = _network(network, device)
+    net, metadata = load_network(network, device)
+    about = {"student": None, **metadata}
     choose_matrix_format(net.precision)
     churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise} if S_churn > 0 else None
     sampler, steps = _chosen(network, about, sampler, steps)
@@ -122,20 +118,12 @@ def _provenance(
     }
 
 
-def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond, dict]:
-    """The network and what its file says of it, as network files of ours have it."""
-    if not is_pickle(path):
-        return load_network(path, device), {"student": None, **read_metadata(path)}
-    pickled, digest = read_edm_pickle(path), sha256_of(path)
-    named = {"model": Path(path).stem, "digest": digest, "origin": origin(path, digest)}
-    return pickled.network.to(device), {**pickle_metadata(pickled), **named}
-
-
 def _chosen(path: str | os.PathLike, about: Mapping, sampler: str | None, steps: int | None) -> tuple[str, int]:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
-    if is_pickle(path) and about["snapshot_kimg"] is not None and None in (sampler, steps):
+    pickled = "format" not in about  # which does not say that it is no student, as a network file does
+    if pickled and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
             f"{path}: a snapshot that does not say whether it is a student and of how many segments: give sampler and "
             "steps"
