@@ -1,4 +1,4 @@
-"""The demo on one device, without Snakemake: `python benchmarks/gpu_digits.py [--device cuda] [--scale 1.0] [--out FOLDER]`.
+"""The demo on one device, without Snakemake: `python benchmarks/gpu_digits.py [--device cuda] [--scale 0.4]`.
 
 Packs the digits, trains the classifier, the teacher and both students of config/config.yaml at `scale` times their
 length, samples and scores them, and prints one row per network: score, images sampled and trained per second. On a GPU
@@ -21,7 +21,7 @@ from mscd.config.run import Config
 from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.data.packing import pack
 from mscd.evaluation.classifier import train_detector
-from mscd.evaluation.reference import reference_statistics
+from mscd.evaluation.reference import make_reference
 from mscd.evaluation.score import score
 from mscd.files.event_log import EventLog
 from mscd.parallel.group import Group
@@ -41,7 +41,7 @@ class Demo:
         pack("digits", self.data, workers=2)
         events = EventLog(folder / "detector.jsonl")
         train_detector(self.data, config.reference.classifier, self.detector, folder / "detector.json", events=events)
-        reference_statistics(self.data, self.detector, self.reference, device=device)
+        make_reference(self.data, self.detector, self.reference, device=device)
 
     def train(self, model: str, settings: TrainingSettings, teacher: Path | None = None) -> tuple[Path, float]:
         """(network file of the model after one leg, images trained per second)."""
@@ -82,7 +82,7 @@ def deviation(network: Path, device: torch.device) -> float:
     x, sigma, labels = torch.randn(64, 1, 8, 8), torch.rand(64).exp(), torch.eye(10)[torch.arange(64) % 10]
     outputs = []
     for where in (torch.device("cpu"), device):
-        net = load_network(network, where)
+        net = load_network(network, where).network
         with torch.no_grad():
             outputs.append(net(x.to(where), sigma.to(where), labels.to(where)).cpu())
     return (outputs[0] - outputs[1]).abs().max().item()

@@ -2,10 +2,11 @@
 
     import mscd
 
-    net, about = mscd.load_network("students/s8/50/ema.safetensors")    an intact network, in eval mode, and its metadata
-    images, classes = mscd.sample(net, seeds=range(16), sampler="euler", steps=8)
-    mscd.generate("students/s8/50/ema.safetensors", "samples.npz", seeds=range(50_000))
-    mscd.score("samples.npz", "reference.npz", "detector.safetensors", "score.json")
+    student = "results/digits/students/s8/50/ema.safetensors"
+    net, metadata = mscd.load_network(student)
+    mscd.generate(student, "samples.npz", seeds=range(1797))
+    mscd.score("samples.npz", "results/digits/reference/classifier.npz",
+               "results/digits/reference/classifier.safetensors", "score.json")
 
 What is here:
 

@@ -15,7 +15,8 @@ DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
 UNUSED = {
     "mscd.config.run, mscd.provenance.urls": {"torch", "scipy"} | DRAWS | FETCHES,
-    "mscd.reporting.curves, mscd.reporting.scores, mscd.reporting.score_table": {"torch", "scipy", "pydantic"} | FETCHES,
+    "mscd.reporting.curves, mscd.reporting.scores, mscd.reporting.score_table": {"torch", "scipy", "pydantic"}
+    | FETCHES,
     "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},
     "mscd.launch.run_leg": {"torch", "scipy"} | DRAWS | FETCHES,

@@ -1,106 +1,98 @@
-"""Networks by others become network files of ours, from pickled checkpoints or from network files made elsewhere."""
+"""Third-party networks become mscd's network files, from pickled checkpoints or from network files made elsewhere."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Mapping
+from typing import cast
 
-from mscd.checkpoints.edm_pickle import EDMCheckpoint, read_edm_pickle
-from mscd.checkpoints.metadata import read_metadata
-from mscd.checkpoints.network_file import is_pickle, load_network, save_network
+from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
+from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
+from mscd.checkpoints.network_file import load_network, save_network
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
-from mscd.networks.precond import UNETS
+from mscd.provenance.licenses import Origin
 
 TEACHER = "teacher"
+WRITTEN_ANEW = ("format", "network", "digest")  # of the metadata, by save_network
 
 
 def convert(
-    source: str | os.PathLike,
-    dest: str | os.PathLike,
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
     *,
     model: str | None = None,
     snapshot_kimg: int | None = None,
     ema: str | None = None,
     segments: int | None = None,
-    origin: Mapping | None = None,
-    expected: Mapping | None = None,
-) -> dict:
-    """Write the network of `source` (a pickle of EDM's form, or a file of ours) to `dest`; returns its metadata.
+    origin: Origin | None = None,
+    expected: Mapping[str, object] | None = None,
+) -> NetworkMetadata:
+    """Write the network of `source` (a pickle of EDM's form, or a network file) to `dest`; returns its metadata.
 
     model: "teacher", or the student's name; None: "student" for what has segments, else "teacher". A student needs
     segments, here or in the file, and a teacher may have none.
     snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments count instead of what the file says of itself; a teacher
     has no snapshot_kimg from it.
-    origin: where the file came from ("source", "sha256", "license"); what a file of ours says of its own stays.
+    origin: where the file came from; a network file that names its own origin keeps that.
     expected: EDMPrecond's keyword arguments that the network must have been made with.
     The same file gives the same bytes. Raises UserError naming the file when it doesn't hold such a network.
     """
-    net, metadata = _of_pickle(source) if is_pickle(source) else _of_ours(source)
+    net, facts = _of_pickle(source) if is_pickle(source) else _of_network_file(source)
     if expected:
         _check_expected(source, net, expected)
     if model is None:
-        model = "student" if segments or metadata["student"] else TEACHER
+        model = "student" if segments or facts["student"] else TEACHER
     if model == TEACHER:
-        metadata["snapshot_kimg"] = None
-    given = {"snapshot_kimg": snapshot_kimg, "ema": ema}
-    metadata |= {"model": model} | {name: value for name, value in given.items() if value is not None}
+        facts["snapshot_kimg"] = None
+    facts["model"] = model
+    if snapshot_kimg is not None:
+        facts["snapshot_kimg"] = snapshot_kimg
+    if ema is not None:
+        facts["ema"] = ema
     if segments is not None:
-        metadata["student"] = {**STUDENT_GRID, **(metadata["student"] or {}), "segments": segments}
-    _check_kind(source, model, metadata["student"])
+        facts["student"] = _student(facts["student"], segments)
+    _check_kind(source, model, facts["student"])
     if origin is not None:
-        metadata.setdefault("origin", dict(origin))
-    return {**metadata, "digest": save_network(dest, net, metadata)}
+        facts.setdefault("origin", origin)
+    return {**facts, "digest": save_network(dest, net, facts)}
 
 
-def pickle_metadata(pickled: EDMCheckpoint) -> dict:
-    """What a pickled checkpoint says of itself, as metadata of our network files; its model is not known (None)."""
-    net = pickled.network
-    return {
-        "model": None,
-        "snapshot_kimg": None if pickled.nimg is None else round(pickled.nimg / 1000),
-        "ema": pickled.average,
-        "data": {
-            "digest": None,
-            "resolution": net.img_resolution,
-            "channels": net.img_channels,
-            "label_dim": net.label_dim,
-        },
-        "student": pickled.student,
-        **({} if pickled.nimg is None else {"nimg": pickled.nimg}),
-    }
-
-
-def _of_pickle(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
+def _of_pickle(source: str | os.PathLike[str]) -> tuple[EDMPrecond, NetworkFacts]:
     pickled = read_edm_pickle(source)
-    return pickled.network, pickle_metadata(pickled)
+    return pickled.network, pickled.facts(model="student" if pickled.student else TEACHER)
 
 
-def _of_ours(source: str | os.PathLike) -> tuple[EDMPrecond, dict]:
-    net = load_network(source)
-    written_anew = ("format", "network", "digest")
-    return net, {name: value for name, value in read_metadata(source).items() if name not in written_anew}
+def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, NetworkFacts]:
+    net, metadata = load_network(source)
+    return net, cast(NetworkFacts, {name: value for name, value in metadata.items() if name not in WRITTEN_ANEW})
 
 
-def _check_kind(source: str | os.PathLike, model: str, student: Mapping | None) -> None:
+def _student(stated: StudentFacts | None, segments: int) -> StudentFacts:
+    """A student of so many segments, on the grid that its file states, else on the usual one."""
+    grid = {**STUDENT_GRID, **(stated or {})}
+    return cast(StudentFacts, {**grid, "segments": segments})
+
+
+def _check_kind(source: str | os.PathLike[str], model: str, student: StudentFacts | None) -> None:
     if model == TEACHER and student is not None:
         raise UserError(f"{source}: a student of {student['segments']} segments, which cannot be the teacher of others")
     if model != TEACHER and student is None:
         raise UserError(f"{source}: does not say how many segments {model!r} is a student of; give segments")
 
 
-def _check_expected(source: str | os.PathLike, net: EDMPrecond, expected: Mapping) -> None:
+def _check_expected(source: str | os.PathLike[str], net: EDMPrecond, expected: Mapping[str, object]) -> None:
     """Raise UserError for the first of `expected` that the network was not made with, defaults included."""
-    has = _defaults(EDMPrecond) | _defaults(UNETS[net.init_kwargs["model_type"]]) | net.init_kwargs
+    has = _defaults(EDMPrecond) | _defaults(type(net.model)) | net.init_kwargs
     for name, wanted in expected.items():
         found = has.get(name)
         if _comparable(found) != _comparable(wanted):
             raise UserError(f"{source}: its network has {name} {found}, and {name} {wanted} is expected")
 
 
-def _defaults(constructor: type) -> dict:
+def _defaults(constructor: type) -> dict[str, object]:
     parameters = inspect.signature(constructor).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 

@@ -1,8 +1,8 @@
 """Pickled checkpoints of EDM's form, read without running them: teachers, students and their averages.
 
 Such a file is a pickle of {"ema": network, ...}. Each module in it is a call of one function with a dict of class name,
-source code and state; the code is never looked at. Of the network's state we take constructor arguments, build a
-network of ours from them, and fill it name by name with the file's tensors; what doesn't fit exactly is refused.
+source code and state; the code is never looked at. Of the network's state we take constructor arguments, build an
+EDMPrecond from them, and fill it name by name with the file's tensors; what doesn't fit exactly is refused.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mscd.checkpoints.metadata import NetworkFacts, StudentFacts
 from mscd.checkpoints.pickled_tensors import (
     Tensor,
     load_storage,
@@ -26,22 +29,47 @@ from mscd.checkpoints.pickled_tensors import (
 from mscd.errors import UserError
 from mscd.files.safe_pickle import SCALARS, PickledObject, SafeUnpickler, UnsafePickle
 from mscd.networks import EDMPrecond
-from mscd.networks.layers import Conv2d, GroupNorm, PositionalEmbedding, UNetBlock
+from mscd.networks.group_norm import GroupNorm
+from mscd.networks.layers import Conv2d, PositionalEmbedding, UNetBlock
 
-NETWORK_CLASSES = {"EDMPrecond", "SongUNet", "DhariwalUNet", "UNetBlock", "Conv2d", "Linear", "GroupNorm"}
-NETWORK_CLASSES |= {"PositionalEmbedding", "FourierEmbedding"}
+NETWORK_CLASSES = {
+    "EDMPrecond",
+    "SongUNet",
+    "DhariwalUNet",
+    "UNetBlock",
+    "Conv2d",
+    "Linear",
+    "GroupNorm",
+    "PositionalEmbedding",
+    "FourierEmbedding",
+}
 STUDENT_LOSS = "EDMConsistencyDistillLoss"
 KNOWN_CLASSES = NETWORK_CLASSES | {STUDENT_LOSS, "EDMLoss", "AugmentPipe"}
 PERSISTENCE_VERSION = 6
 REMEDY = "fetch it again, or use a checkpoint of EDM's form"
 
 # The reference constructor's arguments in their order; all but the last are attributes, too.
-PRECOND_ARGUMENTS = ("img_resolution", "img_channels", "label_dim", "use_fp16")
-PRECOND_ARGUMENTS += ("sigma_min", "sigma_max", "sigma_data", "model_type")
+PRECOND_ARGUMENTS = (
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "model_type",
+)
 # Each integer option's bounds: far above any network, so low that building one without memory is quick.
-INTEGERS = {"img_resolution": (1, 4096), "img_channels": (1, 64), "label_dim": (0, 10**6), "augment_dim": (0, 1024)}
-INTEGERS |= {"model_channels": (1, 4096), "num_blocks": (0, 64)}
-INTEGERS |= {"channel_mult_emb": (1, 64), "channel_mult_noise": (1, 64)}
+INTEGERS = {
+    "img_resolution": (1, 4096),
+    "img_channels": (1, 64),
+    "label_dim": (0, 10**6),
+    "augment_dim": (0, 1024),
+    "model_channels": (1, 4096),
+    "num_blocks": (0, 64),
+    "channel_mult_emb": (1, 64),
+    "channel_mult_noise": (1, 64),
+}
 WORDS = {"model_type", "embedding_type", "encoder_type", "decoder_type"}
 RATES = {"sigma_min", "sigma_max", "sigma_data", "dropout", "label_dropout"}
 LISTS = {"channel_mult", "attn_resolutions", "resample_filter", "dout_resolutions"}
@@ -62,15 +90,47 @@ class EDMCheckpoint:
     network: EDMPrecond
     average: str
     nimg: int | None
-    student: dict | None
-    dataset: dict
+    student: StudentFacts | None
+    dataset: dict[str | float | None, object]
+
+    def facts(self, model: str) -> NetworkFacts:
+        """What the checkpoint says of its network, called `model`, as the metadata of a network file have it."""
+        net, nimg = self.network, self.nimg
+        facts: NetworkFacts = {
+            "model": model,
+            "snapshot_kimg": None if nimg is None else round(nimg / 1000),
+            "ema": self.average,
+            "data": {
+                "digest": None,
+                "resolution": net.img_resolution,
+                "channels": net.img_channels,
+                "label_dim": net.label_dim,
+            },
+            "student": self.student,
+        }
+        if nimg is not None:
+            facts["nimg"] = nimg
+        return facts
 
 
-def read_edm_pickle(path: str | os.PathLike) -> EDMCheckpoint:
+def is_pickle(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as a pickle, whatever its name; False where there is no file. UserError if unreadable."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    # A safetensors file may have that first byte, too, in the length of its header; after the length it has a brace.
+    return start[:1] == b"\x80" and start[8:] != b"{"
+
+
+def read_edm_pickle(path: str | os.PathLike[str]) -> EDMCheckpoint:
     """Read a pickled checkpoint; nothing that it names is imported and nothing that it carries is run.
 
     Holds one copy of the chosen network's weights; the file itself is mapped, not read into memory.
-    Raises UserError naming the file for whatever is not such a checkpoint or not a network that we can build.
+    Raises UserError naming the file for whatever is not such a checkpoint or not a network that mscd can build.
     """
     data = _mapped(path)
     try:
@@ -83,7 +143,7 @@ def read_edm_pickle(path: str | os.PathLike) -> EDMCheckpoint:
         raise UserError(f"{path}: refused: {refused}; {REMEDY}") from refused
 
 
-def _mapped(path: str | os.PathLike) -> memoryview:
+def _mapped(path: str | os.PathLike[str]) -> memoryview:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
@@ -95,7 +155,7 @@ def _mapped(path: str | os.PathLike) -> memoryview:
         raise UserError(f"{path}: cannot be read ({error}); check its permissions") from error
 
 
-def _persistent_object(args: tuple) -> PickledObject:
+def _persistent_object(args: tuple[object, ...]) -> PickledObject:
     """A call of torch_utils.persistence._reconstruct_persistent_obj, its source code left aside."""
     match args:
         case ({"type": "class", "version": int() as version, "class_name": str() as name, "state": dict() as state},):
@@ -113,14 +173,22 @@ def _persistent_object(args: tuple) -> PickledObject:
     return PickledObject(name, state=state)
 
 
-def _empty(kind: type, args: tuple) -> dict | set:
-    """A call of a container's constructor. One with content would copy it at each call, and no network has one."""
-    if args == () or kind is set and args == ([],):
-        return kind()
-    raise UnsafePickle(f"it has a {kind.__name__} in another form")
+# Calls of containers' constructors. One with content would copy it at each call, and no network has one.
 
 
-def _module_dict(args: tuple) -> PickledObject:
+def _empty_dict(args: tuple[object, ...]) -> dict[object, object]:
+    if args == ():
+        return {}
+    raise UnsafePickle("it has a dict in another form")
+
+
+def _empty_set(args: tuple[object, ...]) -> set[object]:
+    if args == () or args == ([],):
+        return set()
+    raise UnsafePickle("it has a set in another form")
+
+
+def _module_dict(args: tuple[object, ...]) -> PickledObject:
     return PickledObject("ModuleDict", args)
 
 
@@ -130,9 +198,9 @@ CALLS = {
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
     "torch.storage._load_from_bytes": load_storage,
-    "collections.OrderedDict": lambda args: _empty(dict, args),
-    "dnnlib.util.EasyDict": lambda args: _empty(dict, args),
-    "builtins.set": lambda args: _empty(set, args),
+    "collections.OrderedDict": _empty_dict,
+    "dnnlib.util.EasyDict": _empty_dict,
+    "builtins.set": _empty_set,
     "numpy.dtype": numpy_dtype,
     "numpy.core.multiarray.scalar": numpy_scalar,
     "numpy._core.multiarray.scalar": numpy_scalar,
@@ -141,18 +209,19 @@ CALLS = {
 
 def _checkpoint(root: object, size: int) -> EDMCheckpoint:
     """What the value of a file of `size` bytes says."""
-    average = next((name for name in ("ema", "net") if isinstance(root, dict) and root.get(name) is not None), None)
+    entries: dict[object, object] = root if isinstance(root, dict) else {}
+    average = next((name for name in ("ema", "net") if entries.get(name) is not None), None)
     if average is None:
         raise UnsafePickle("it has no network (neither 'ema' nor 'net')")
-    nimg, dataset = root.get("nimg"), root.get("dataset_kwargs")
+    nimg, dataset = entries.get("nimg"), entries.get("dataset_kwargs")
     if nimg is not None and not (isinstance(nimg, int) and nimg >= 0):
         raise UnsafePickle("its 'nimg' is not a number of images")
     facts = dataset.items() if isinstance(dataset, dict) else ()
     return EDMCheckpoint(
-        network=_network(root[average], size),
+        network=_network(entries[average], size),
         average=average,
         nimg=nimg,
-        student=_student(root.get("loss_fn")),
+        student=_student(entries.get("loss_fn")),
         dataset={key: value for key, value in facts if _is_plain(key) and _is_plain(value)},
     )
 
@@ -164,7 +233,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, SCALARS)
 
 
-def _student(loss: object) -> dict | None:
+def _student(loss: object) -> StudentFacts | None:
     """Segments and grid of a student, from its loss."""
     if not (isinstance(loss, PickledObject) and loss.kind == STUDENT_LOSS):
         return None
@@ -179,16 +248,16 @@ def _student(loss: object) -> dict | None:
     raise UnsafePickle(f"its {STUDENT_LOSS} does not say its segments (S) and grid (sigma_min, sigma_max, rho)")
 
 
-def _network(told: object, size: int) -> EDMPrecond:
-    if not (isinstance(told, PickledObject) and told.kind == "EDMPrecond"):
-        raise UnsafePickle(f"its network is a {told.kind if isinstance(told, PickledObject) else type(told).__name__}")
+def _network(pickled: object, size: int) -> EDMPrecond:
+    if not (isinstance(pickled, PickledObject) and pickled.kind == "EDMPrecond"):
+        raise UnsafePickle(f"its network is a {_kind(pickled)}")
     with torch.device("meta"):  # takes no memory: the file may say any size
         try:
-            net = EDMPrecond(**_options(told))
+            net = EDMPrecond(**_options(pickled))
         except UserError as error:
             raise UnsafePickle(f"its network cannot be built: {error}") from error
-    weights = {}
-    _gather(told, net, "", weights)
+    weights: dict[str, Tensor] = {}
+    _gather(pickled, net, "", weights)
     if sum(tensor.nbytes for tensor in weights.values()) > size:
         raise UnsafePickle("its weights are told larger than the file")
     net.load_state_dict({name: tensor.read() for name, tensor in weights.items()}, assign=True)
@@ -196,13 +265,23 @@ def _network(told: object, size: int) -> EDMPrecond:
     return net.eval().requires_grad_(False)
 
 
-def _options(told: PickledObject) -> dict:
-    """EDMPrecond's keyword arguments: the constructor's as stored, which the attributes have to agree with."""
-    args, kwargs = told.state.get("_init_args"), told.state.get("_init_kwargs")
+def _kind(pickled: object) -> str:
+    return pickled.kind if isinstance(pickled, PickledObject) else type(pickled).__name__
+
+
+def _state(pickled: PickledObject) -> Mapping[object, object]:
+    """The attributes of an object, by name; none where its state is something else."""
+    return pickled.state if isinstance(pickled.state, dict) else {}
+
+
+def _options(pickled: PickledObject) -> dict[str, Any]:
+    """EDMPrecond's keyword arguments: the constructor's as stored, which the attributes must agree with."""
+    state = _state(pickled)
+    args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if type(args) is not tuple or type(kwargs) is not dict or len(args) > len(PRECOND_ARGUMENTS):
         raise UnsafePickle("its network does not say how it was constructed")
     options = {**dict(zip(PRECOND_ARGUMENTS, args, strict=False)), **kwargs}
-    attributes = {name: told.state.get(name) for name in PRECOND_ARGUMENTS[:-1]}
+    attributes = {name: state.get(name) for name in PRECOND_ARGUMENTS[:-1]}
     for name, value in [*options.items(), *attributes.items()]:
         if not _is_sound(name, value):
             raise UnsafePickle(f"its network has an impossible {str(name)[:50]!a}, or none")
@@ -219,12 +298,14 @@ def _is_sound(name: object, value: object) -> bool:
         lowest, highest = INTEGERS[name]
         return type(value) is int and lowest <= value <= highest
     if name in RATES:
-        return type(value) in (int, float) and value >= 0
+        return (type(value) is int or type(value) is float) and value >= 0
     if name in LISTS:
-        listed = isinstance(value, (list, tuple)) and len(value) <= LONGEST_LIST
-        numbers = listed and all(type(n) in (int, float) and 0 <= n <= LARGEST_ENTRY for n in value)
-        whole = numbers and (name == "resample_filter" or all(type(n) is int for n in value))
-        return whole or name == "dout_resolutions" and value is None
+        if value is None:
+            return name == "dout_resolutions"
+        if not isinstance(value, (list, tuple)) or len(value) > LONGEST_LIST:
+            return False
+        kinds = (int, float) if name == "resample_filter" else (int,)
+        return all(type(n) in kinds and 0 <= n <= LARGEST_ENTRY for n in value)
     if name == "use_fp16":
         return type(value) is bool
     if name in WORDS:
@@ -236,18 +317,17 @@ def _is_word(text: object) -> bool:
     return isinstance(text, str) and text.isidentifier() and len(text) <= LONGEST_WORD
 
 
-def _gather(told: object, module: torch.nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
-    """Put the tensors of `told`, by full name, into `weights`, having checked that it is `module` in a file's words."""
-    if not isinstance(told, PickledObject) or told.kind != type(module).__name__:
-        kind = told.kind if isinstance(told, PickledObject) else type(told).__name__
-        raise UnsafePickle(f"{prefix.removesuffix('.')!a} is a {kind}, wanted a {type(module).__name__}")
+def _gather(pickled: object, module: torch.nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
+    """Put the tensors of `pickled`, by full name, into `weights`, having checked that `module` is what it describes."""
+    if not isinstance(pickled, PickledObject) or pickled.kind != type(module).__name__:
+        raise UnsafePickle(f"{prefix.removesuffix('.')!a} is a {_kind(pickled)}, wanted a {type(module).__name__}")
     for name, value in _attributes(module).items():
-        if not isinstance(told.state, dict) or told.state.get(name) != value:
+        if _state(pickled).get(name) != value:
             raise UnsafePickle(
                 f"{prefix.removesuffix('.')!a} has another {name!r} than the network it says to be ({value})"
             )
     wanted = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    tensors = _members(told, "_parameters") | _members(told, "_buffers")
+    tensors = _members(pickled, "_parameters") | _members(pickled, "_buffers")
     _check_names(prefix, tensors, wanted)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.storage.dtype.is_floating_point:
@@ -255,27 +335,27 @@ def _gather(told: object, module: torch.nn.Module, prefix: str, weights: dict[st
         if tensor.shape != tuple(wanted[name].shape):
             raise UnsafePickle(f"{prefix + name!a} has shape {list(tensor.shape)}, wanted {list(wanted[name].shape)}")
         weights[prefix + name] = tensor
-    children, modules = dict(module.named_children()), _members(told, "_modules")
+    children, modules = dict(module.named_children()), _members(pickled, "_modules")
     _check_names(prefix, modules, children)
     for name, child in children.items():
         _gather(modules[name], child, f"{prefix}{name}.", weights)
 
 
-def _members(told: PickledObject, part: str) -> dict:
+def _members(pickled: PickledObject, part: str) -> dict[str, object]:
     """Tensors or modules of one, without the places that are empty."""
-    members = told.state.get(part) if isinstance(told.state, dict) else None
+    members = _state(pickled).get(part)
     if type(members) is not dict or not all(isinstance(name, str) for name in members):
-        raise UnsafePickle(f"it has a {told.kind} without {part!r}")
+        raise UnsafePickle(f"it has a {pickled.kind} without {part!r}")
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _check_names(prefix: str, found: dict, wanted: dict) -> None:
-    for name in sorted(found.keys() ^ wanted.keys()):
+def _check_names(prefix: str, found: Collection[str], wanted: Collection[str]) -> None:
+    for name in sorted(set(found) ^ set(wanted)):
         how = "missing" if name in wanted else "extra"
         raise UnsafePickle(f"weights of another network ({(prefix + name)[:100]!a} is {how})")
 
 
-def _attributes(module: torch.nn.Module) -> dict:
+def _attributes(module: torch.nn.Module) -> dict[str, float]:
     """What a layer computes with besides weights, under the names it has in a file."""
     match module:
         case UNetBlock():
@@ -291,10 +371,10 @@ def _attributes(module: torch.nn.Module) -> dict:
 
 
 def _check_filters(net: EDMPrecond) -> None:
-    """A resampling by [1, 1] is computed without looking at the buffer, which has to be that filter, then."""
+    """A resampling by [1, 1] is computed without looking at the buffer, which must be that filter, then."""
     for name, module in net.named_modules():
         if isinstance(module, Conv2d) and module.resample and module.is_box:
-            if not torch.equal(module.resample_filter, torch.full((1, 1, 2, 2), 0.25)):
+            if not torch.equal(module.get_buffer("resample_filter"), torch.full((1, 1, 2, 2), 0.25)):
                 raise UnsafePickle(
                     f"{name + '.resample_filter'!a} is not the filter [1, 1] that it was constructed with"
                 )

@@ -1,40 +1,156 @@
-"""What a network or state file says of itself, read without its tensors, and without torch."""
+"""What a network or state file says of itself, and how to read that without its tensors and without torch."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard
 
 import safetensors
 
 from mscd.errors import UserError
+from mscd.provenance.licenses import Origin
 
 NETWORK_FORMAT = "mscd-network-1"
+STATE_FORMAT = "mscd-state-2"
 # safetensors writes several metadata entries in random order, so there is one: equal content, equal bytes.
 METADATA_KEY = "mscd"
 
 
-def read_metadata(path: str | os.PathLike) -> dict:
-    """Metadata of a file by `checkpoint.save_tensors`.
+class DataFacts(TypedDict):
+    """The images that a network was trained on; digest: None where it is not known, as of a pickled checkpoint."""
+
+    digest: str | None
+    resolution: int
+    channels: int
+    label_dim: int
+    origin: NotRequired[Origin]
+
+
+class StudentFacts(TypedDict):
+    """The grid that a student was trained on."""
+
+    segments: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+
+class StoredAverageFacts(TypedDict):
+    """One of the stored averages that a post-hoc average is a sum of."""
+
+    ema: str
+    nimg: int
+    digest: str
+    coefficient: float
+
+
+class PosthocFacts(TypedDict):
+    """How a post-hoc average was made: its std, the misfit of its profile, and its parts."""
+
+    std: float
+    misfit: float
+    stored: list[StoredAverageFacts]
+
+
+class NetworkFacts(TypedDict):
+    """What is known of a network when it is saved.
+
+    model: "teacher", or the student's name. snapshot_kimg: thousands of images of its training, None where that is not
+    known or does not matter; nimg: images. ema: which average the weights are. student: None for a teacher. run: the
+    fingerprint of its training.
+    """
+
+    model: str
+    snapshot_kimg: int | None
+    ema: str
+    data: DataFacts
+    student: StudentFacts | None
+    nimg: NotRequired[int]
+    run: NotRequired[str]
+    origin: NotRequired[Origin]
+    posthoc: NotRequired[PosthocFacts]
+
+
+class NetworkMetadata(NetworkFacts):
+    """What is known of a network that was loaded. digest: of a network file's content, or of a whole pickled file."""
+
+    digest: str
+
+
+class NetworkFileMetadata(NetworkMetadata):
+    """Metadata of a network file. network: EDMPrecond's keyword arguments."""
+
+    format: str
+    network: dict[str, Any]
+
+
+class CodeFacts(TypedDict):
+    """The training code that wrote a state (mscd.provenance.code_version.CodeIdentity)."""
+
+    version: str
+    commit: str | None
+    digest: str
+
+
+class StateMetadata(TypedDict):
+    """Metadata of a training state. fingerprint: of its run; score: its validation score, where it has one."""
+
+    format: str
+    fingerprint: str
+    nimg: int
+    steps: int
+    score: float | None
+    code: CodeFacts
+    digest: str
+
+
+def is_network(metadata: Mapping[str, object]) -> TypeGuard[NetworkFileMetadata]:
+    """Whether a file with this metadata is a network file, by its format."""
+    return metadata.get("format") == NETWORK_FORMAT
+
+
+def is_state(metadata: Mapping[str, object]) -> TypeGuard[StateMetadata]:
+    """Whether a file with this metadata is a training state, by its format."""
+    return metadata.get("format") == STATE_FORMAT
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
+    """Metadata of a file by `tensor_file.save_tensors`.
 
     Raises UserError naming the file when it is missing, not such a file, or cut short.
     """
+    with open_safetensors(path, framework="np") as (_, metadata):
+        return metadata
+
+
+@contextlib.contextmanager
+def open_safetensors(
+    path: str | os.PathLike[str], *, framework: Literal["np", "pt"], backend: Literal["mmap", "pread"] = "mmap"
+) -> Iterator[tuple[safetensors.safe_open, dict[str, object]]]:
+    """A file by `tensor_file.save_tensors`, open for reading, and its metadata; raises as `read_metadata` does."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path, or make it first")
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(safetensors.safe_open(path, framework=framework, backend=backend))
             header = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
-        ) from error
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
+            ) from error
+        yield file, parse_metadata(header, path)
+
+
+def parse_metadata(header: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, object]:
+    """The metadata in the text entries of a safetensors file's header. UserError where they are none of mscd's."""
     if METADATA_KEY not in header:
         raise UserError(f"{path}: a safetensors file, but not one of mscd (it has no {METADATA_KEY!r} metadata)")
     try:
-        return json.loads(header[METADATA_KEY])
+        metadata: dict[str, object] = json.loads(header[METADATA_KEY])
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: damaged (its metadata is not JSON: {error})") from error
-
-
-STATE_FORMAT = "mscd-state-2"
+    return metadata

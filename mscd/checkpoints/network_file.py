@@ -1,25 +1,37 @@
-"""Network and state files: safetensors with one JSON metadata entry, written whole or not at all, verified on reading.
-
-A file's `digest` is the sha256 over its tensors' names, dtypes, shapes and bytes and over its other metadata, so the
-same content has the same digest and the same bytes, and a damaged file is found out whatever bit was hit.
-"""
+"""Network files: a network's weights with its constructor arguments and what is known of it; pickles are read, too."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import NETWORK_FORMAT
+from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
+from mscd.checkpoints.metadata import NETWORK_FORMAT, NetworkMetadata, is_network
 from mscd.checkpoints.tensor_file import load_tensors, save_tensors
 from mscd.errors import UserError
+from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
+from mscd.provenance.licenses import Origin, origin
 
 
-def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, state: Mapping | None = None) -> str:
-    """Write a network with its constructor arguments and `metadata`; returns the digest.
+class LoadedNetwork(NamedTuple):
+    """A network, in eval mode and without gradients, and what its file says of it."""
+
+    network: EDMPrecond
+    metadata: NetworkMetadata
+
+
+def save_network(
+    path: str | os.PathLike[str],
+    net: EDMPrecond,
+    metadata: Mapping[str, object],
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> str:
+    """Write a network with its constructor arguments and `metadata` (metadata.NetworkFacts); returns the digest.
 
     state: weights to store in place of net's own (an average of them), by the same names.
     """
@@ -27,37 +39,40 @@ def save_network(path: str | os.PathLike, net: EDMPrecond, metadata: Mapping, st
     return save_tensors(path, tensors, {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
 
 
-def origin_of(metadata: Mapping) -> dict:
+def origin_of(metadata: NetworkMetadata) -> dict[str, Origin]:
     """What everything made from the network with this metadata carries on: its "origin", when it has one."""
     return {"origin": metadata["origin"]} if "origin" in metadata else {}
 
 
-def is_pickle(path: str | os.PathLike) -> bool:
-    """Whether a file begins as a pickle, whatever its name; False where there is no file. UserError if unreadable."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except (FileNotFoundError, IsADirectoryError):
-        return False
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    # A safetensors file may have that first byte, too, in the length of its header; after the length it has a brace.
-    return start[:1] == b"\x80" and start[8:] != b"{"
+def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedNetwork:
+    """The network of a `save_network` file, or of a pickled checkpoint (mscd.checkpoints.edm_pickle), with metadata.
 
-
-def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") -> EDMPrecond:
-    """The network of a `save_network` file, or of a pickled checkpoint (mscd.checkpoints.edm_pickle), in eval mode.
-
-    The content tells which it is, whatever the name. Nothing in the file is executed.
+    The content decides which it is, whatever the name. Nothing in the file is executed. A pickled checkpoint's model is
+    its file's name, its digest the sha256 of the file, and its metadata have no "format" and no "network".
     Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.
     """
     if is_pickle(path):
-        return read_edm_pickle(path).network.to(device)
+        return _load_pickle(path, device)
     tensors, metadata = load_tensors(path)
-    if metadata.get("format") != NETWORK_FORMAT:
+    if not is_network(metadata):
         raise UserError(f"{path}: not a network (its format is {metadata.get('format')!r}, wanted {NETWORK_FORMAT!r})")
     with torch.device("meta"):  # the weights are the file's: none are drawn
         net = EDMPrecond(**metadata["network"])
+    _fill(net, tensors, path, device)
+    return LoadedNetwork(net.eval().requires_grad_(False), metadata)
+
+
+def _load_pickle(path: str | os.PathLike[str], device: str | torch.device) -> LoadedNetwork:
+    pickled, digest = read_edm_pickle(path), sha256_of(path)
+    metadata: NetworkMetadata = {**pickled.facts(model=Path(path).stem), "digest": digest}
+    metadata["origin"] = origin(path, digest)
+    return LoadedNetwork(pickled.network.to(device), metadata)
+
+
+def _fill(
+    net: EDMPrecond, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], device: str | torch.device
+) -> None:
+    """Give a meta network the weights of its file, on `device`."""
     expected = net.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise UserError(
@@ -67,7 +82,6 @@ def load_network(path: str | os.PathLike, device: str | torch.device = "cpu") ->
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
             raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
-    # Copied, as a file's tensors need not lie aligned. (net.to_empty would load sympy, in half a second.)
+    # Copied, as a file's tensors may be at any address. (net.to_empty would load sympy, in half a second.)
     copies = {k: torch.empty(v.shape, dtype=v.dtype, device=device).copy_(tensors[k]) for k, v in expected.items()}
     net.load_state_dict(copies, assign=True)
-    return net.eval().requires_grad_(False)

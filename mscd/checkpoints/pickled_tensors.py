@@ -1,6 +1,6 @@
 """Tensors and numbers inside pickled checkpoints, as torch and numpy write them, checked and without running anything.
 
-A tensor is told as a storage, an offset, a shape and strides. A storage lies in the pickle in torch's own form of a
+A tensor is described by a storage, an offset, a shape and strides. A storage is in the pickle in torch's own form of a
 file: pickles of a magic number, a version, facts of the machine, what the storage is and its key, then its size and
 its bytes.
 Nothing is copied before a tensor is asked for, and a tensor never holds more elements than its storage.
@@ -35,8 +35,20 @@ STORAGE_TYPES = {
 MOST_DIMENSIONS = 8
 LARGEST_SIZE = 2**48  # of a dimension or stride
 # numpy's name of a scalar type -> its format of struct
-SCALAR_TYPES = {"f8": "d", "f4": "f", "f2": "e", "b1": "?"} | dict(zip(("i8", "i4", "i2", "i1"), "qihb", strict=True))
-SCALAR_TYPES |= dict(zip(("u8", "u4", "u2", "u1"), "QIHB", strict=True))
+SCALAR_TYPES = {
+    "f8": "d",
+    "f4": "f",
+    "f2": "e",
+    "b1": "?",
+    "i8": "q",
+    "i4": "i",
+    "i2": "h",
+    "i1": "b",
+    "u8": "Q",
+    "u4": "I",
+    "u2": "H",
+    "u1": "B",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the file tells it; `offset` and `strides` count elements of the storage."""
+    """A tensor as the file describes it; `offset` and `strides` count elements of the storage."""
 
     storage: Storage
     offset: int
@@ -74,8 +86,8 @@ class Tensor:
         return elements.as_strided(self.shape, self.strides, self.offset).to(torch.float32).contiguous()
 
 
-def load_storage(args: tuple) -> Storage:
-    """A call of torch.storage._load_from_bytes: the storage, wherever (CPU or GPU) it was. Raises Refused."""
+def load_storage(args: tuple[object, ...]) -> Storage:
+    """A call of torch.storage._load_from_bytes: the storage, wherever (CPU or GPU) it was. Raises UnsafePickle."""
     match args:
         case (memoryview() as data,):
             pass
@@ -112,12 +124,12 @@ def _storage_facts(identity: object) -> _StorageFacts:
     raise UnsafePickle("it has a persistent id that is not a whole storage's")
 
 
-def _refuse_call(args: tuple) -> object:
+def _refuse_call(args: tuple[object, ...]) -> object:
     raise UnsafePickle("it calls a kind of storage")
 
 
-def rebuild_tensor(args: tuple) -> Tensor:
-    """A call of torch._utils._rebuild_tensor_v2. Raises Refused for a tensor that its storage cannot hold."""
+def rebuild_tensor(args: tuple[object, ...]) -> Tensor:
+    """A call of torch._utils._rebuild_tensor_v2. Raises UnsafePickle for a tensor that its storage cannot hold."""
     match args:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), dict(), *metadata):
             pass
@@ -133,7 +145,7 @@ def rebuild_tensor(args: tuple) -> Tensor:
     return Tensor(storage, offset, shape, strides)
 
 
-def rebuild_parameter(args: tuple) -> Tensor:
+def rebuild_parameter(args: tuple[object, ...]) -> Tensor:
     """A call of torch._utils._rebuild_parameter: the tensor that it wraps."""
     match args:
         case (Tensor() as tensor, bool(), dict()):
@@ -141,17 +153,18 @@ def rebuild_parameter(args: tuple) -> Tensor:
     raise UnsafePickle("it has a parameter in another form")
 
 
-def numpy_dtype(args: tuple) -> PickledObject:
+def numpy_dtype(args: tuple[object, ...]) -> PickledObject:
     """A call of numpy.dtype; `numpy_scalar` says which are admitted."""
     return PickledObject("numpy.dtype", args)
 
 
-def numpy_scalar(args: tuple) -> float | int | bool:
-    """A call of numpy's multiarray.scalar: the number. Raises Refused for anything else, objects above all."""
+def numpy_scalar(args: tuple[object, ...]) -> float | int | bool:
+    """A call of numpy's multiarray.scalar: the number. Raises UnsafePickle for anything else, objects above all."""
     match args:
         case (
             PickledObject("numpy.dtype", args=(str() as code, *_), state=(_, "<" | "|" as order, None, None, None, *_)),
             memoryview() as data,
         ) if code in SCALAR_TYPES and len(data) == int(code[1]):
-            return struct.unpack(order.replace("|", "<") + SCALAR_TYPES[code], data)[0]
+            number: float | int | bool = struct.unpack(order.replace("|", "<") + SCALAR_TYPES[code], data)[0]
+            return number
     raise UnsafePickle("it has a numpy value that is not a plain number")

@@ -58,7 +58,7 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
     """
     from mscd.checkpoints.convert import convert
-    from mscd.checkpoints.network_file import is_pickle
+    from mscd.checkpoints.edm_pickle import is_pickle
     from mscd.provenance.urls import is_address
 
     path, origin = obtained(source, sha256, license)

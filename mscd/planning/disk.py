@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 
 import numpy as np
-import torch
 
-from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, STATE_FORMAT
+from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT
+from mscd.checkpoints.tensor_file import UNKNOWN_DIGEST, TensorLayout
 from mscd.config.run import Config
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.images import encode_png
@@ -22,7 +21,6 @@ from mscd.provenance.code_version import code_identity
 from mscd.training.leg import KEPT_HANDED
 from mscd.training.state import KEPT_ROLLING
 
-DIGEST = "0" * 64  # stands for any
 ZIP_NAME = "00000/img00000000.png"
 ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header, and of its entry in the list at the zip's end
 
@@ -36,37 +34,12 @@ class Files:
     bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Lengths of the two parts of a file by `checkpoint.save_tensors` beside its metadata: list of tensors, content."""
-
-    listing: int
-    content: int
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Layout:
-        """The layout of tensors, all float32, which may be on the meta device."""
-        listing, end = {}, 0
-        for name, tensor in sorted(tensors.items()):
-            start, end = end, end + 4 * tensor.numel()
-            listing[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
-        return cls(_json_length(listing), end)
-
-    def file_bytes(self, metadata: Mapping) -> int:
-        """Length of the file with this metadata."""
-        text = json.dumps({**metadata, "digest": DIGEST}, sort_keys=True)
-        header = self.listing + _json_length({"__metadata__": {METADATA_KEY: text}}) - 1  # a comma joins the two
-        return 8 + -(-header // 8) * 8 + self.content
-
-
-def _json_length(value: Mapping) -> int:
-    return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
-
-
-def network_metadata(net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, segments: int | None) -> dict:
+def network_metadata(
+    net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, segments: int | None
+) -> dict[str, object]:
     """Metadata as long as that of the network file that training will write."""
-    data = {"digest": DIGEST, "resolution": net.img_resolution, "channels": net.img_channels}
-    made = {"model": model, "snapshot_kimg": kimg, "nimg": nimg, "ema": ema, "run": DIGEST[:16]}
+    data = {"digest": UNKNOWN_DIGEST, "resolution": net.img_resolution, "channels": net.img_channels}
+    made = {"model": model, "snapshot_kimg": kimg, "nimg": nimg, "ema": ema, "run": UNKNOWN_DIGEST[:16]}
     student = {"segments": segments, **STUDENT_GRID} if segments else None
     about = {"format": NETWORK_FORMAT, "network": net.init_kwargs, "data": {**data, "label_dim": net.label_dim}}
     return {**about, **made, "student": student}
@@ -78,8 +51,8 @@ def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
     for name, parameter in net.named_parameters():
         tensors |= {f"adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
     code = dataclasses.asdict(code_identity())
-    metadata = {"format": STATE_FORMAT, "fingerprint": DIGEST[:16], "nimg": nimg, "steps": steps}
-    return Layout.of(tensors).file_bytes({**metadata, "score": None, "code": code})
+    metadata = {"format": STATE_FORMAT, "fingerprint": UNKNOWN_DIGEST[:16], "nimg": nimg, "steps": steps}
+    return TensorLayout(tensors).file_size({**metadata, "score": None, "code": code})
 
 
 def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> int:
@@ -91,10 +64,10 @@ def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> i
 
 def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
     """What lies on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
-    weights = Layout.of(net.state_dict())
+    weights = TensorLayout(net.state_dict())
     last = config.trained_teacher.legs()[-1] if config.trained_teacher else None
     end = (last.end_kimg, last.end_nimg) if last else (0, 0)
-    one = weights.file_bytes(network_metadata(net, "teacher", *end, "ema", None))
+    one = weights.file_size(network_metadata(net, "teacher", *end, "ema", None))
     files = []
     if images:
         size = packed_bytes(images, net.img_resolution, net.img_channels, net.label_dim)
@@ -114,13 +87,15 @@ def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int)
     return files
 
 
-def _trained(settings: TeacherSettings | StudentSettings, folder: str, net: EDMPrecond, weights: Layout) -> list[Files]:
+def _trained(
+    settings: TeacherSettings | StudentSettings, folder: str, net: EDMPrecond, weights: TensorLayout
+) -> list[Files]:
     """The networks of every snapshot, and the states that stay."""
     sizes, model = [], folder.rpartition("/")[2]
     segments = settings.segments if isinstance(settings, StudentSettings) else None
     for leg in settings.legs():
         for ema in settings.emas():
-            sizes.append(weights.file_bytes(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
+            sizes.append(weights.file_size(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
     states = min(KEPT_HANDED, len(settings.snapshots()))
     return [
         Files(f"{folder}/*/*ema*.safetensors", len(sizes), sum(sizes)),

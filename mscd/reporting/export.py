@@ -30,10 +30,9 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
     folder that holds anything else.
     """
-    metadata = read_metadata(network)
-    if not metadata.get("student"):
+    if not read_metadata(network).get("student"):  # before all of the file is read
         raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
-    net = load_network(network)
+    net, metadata = load_network(network)
     grid = dict(metadata["student"])
     sigmas = sampling_sigmas(net, grid.pop("segments"), **grid).tolist()
     scores = None if table is None else scores_of_network(table, metadata)

@@ -18,9 +18,8 @@ from typing import IO, Any
 import numpy as np
 import safetensors
 
-from mscd.checkpoints.convert import pickle_metadata
 from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import METADATA_KEY, NETWORK_FORMAT, STATE_FORMAT, read_metadata
+from mscd.checkpoints.metadata import METADATA_KEY, NetworkFileMetadata, StateMetadata, is_network, is_state, parse_metadata
 from mscd.checkpoints.tensor_file import load_tensors
 from mscd.data.archives import open_files
 from mscd.data.dataset import ImageDataset
@@ -118,22 +117,21 @@ def _words(value: object) -> str:
 def _safetensors(path: Path) -> Facts:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            known = METADATA_KEY in (file.metadata() or {})
+            header = file.metadata() or {}
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: a safetensors file that is damaged or cut short ({error}); make it again") from error
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    if not known:
+    if METADATA_KEY not in header:
         return {"kind": "safetensors file, not of mscd", "tensors": len(sizes), "numbers": sum(sizes.values())}
-    metadata = read_metadata(path)
-    match metadata.get("format"):
-        case format if format == NETWORK_FORMAT:
-            return {"kind": "network", **_network_facts(metadata)}
-        case format if format == STATE_FORMAT:
-            return {"kind": "training state", **_state_facts(metadata, sizes)}
-        case format if format == CLASSIFIER_FORMAT:
-            kept = {name: metadata[name] for name in ("classifier", "made_from", "digest")}
-            return {"kind": "classifier", "parameters": sum(sizes.values()), **kept}
+    metadata = parse_metadata(header, path)
+    if is_network(metadata):
+        return {"kind": "network", **_network_facts(metadata)}
+    if is_state(metadata):
+        return {"kind": "training state", **_state_facts(metadata, sizes)}
+    if metadata.get("format") == CLASSIFIER_FORMAT:
+        kept = {name: metadata[name] for name in ("classifier", "made_from", "digest")}
+        return {"kind": "classifier", "parameters": sum(sizes.values()), **kept}
     return {"kind": "file of another version of mscd", **metadata}
 
 
@@ -163,11 +161,11 @@ def _state_facts(metadata: StateMetadata, sizes: Mapping[str, int]) -> Facts:
 
 def _pickle(path: Path) -> Facts:
     pickled = read_edm_pickle(path)
-    told = {name: value for name, value in pickle_metadata(pickled).items() if name not in ("model", "data")}
+    about = {name: value for name, value in pickled.facts(path.stem).items() if name not in ("model", "data")}
     return {
         "kind": "pickled checkpoint",
         **_architecture(pickled.network.init_kwargs),
-        **told,
+        **about,
         "dataset": pickled.dataset,
     }
 

@@ -12,19 +12,14 @@ from typing import Any, NoReturn, cast
 import torch
 from tqdm import tqdm
 
-from mscd.checkpoints.convert import pickle_metadata
-from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import read_metadata
-from mscd.checkpoints.network_file import is_pickle, load_network
+from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import Grid
 from mscd.diffusion.solvers import SOLVERS, Solver, nfe
 from mscd.errors import UserError
-from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.prefetch import on_host
-from mscd.provenance.licenses import origin
 from mscd.provenance.software import software_versions
 from mscd.sampling.image_writers import Batch, check_dest, write_images
 from mscd.sampling.sample import CHURN, HEUN_STEPS, Churn, Sampling, pieces_for, sample
@@ -64,7 +59,8 @@ def generate(
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
-    net, about = _network(network, device)
+    net, metadata = load_network(network, device)
+    about = {"student": None, **metadata}
     choose_matrix_format(net.precision)
     churn: Churn | None = None
     if S_churn > 0:
@@ -116,22 +112,14 @@ def _json_number(value: float) -> float | None:
     return None if value == math.inf else value
 
 
-def _network(path: str | os.PathLike, device: torch.device) -> tuple[EDMPrecond, dict]:
-    """The network and what its file says of it, as network files of ours have it."""
-    if not is_pickle(path):
-        return load_network(path, device), {"student": None, **read_metadata(path)}
-    pickled, digest = read_edm_pickle(path), sha256_of(path)
-    named = {"model": Path(path).stem, "digest": digest, "origin": origin(path, digest)}
-    return pickled.network.to(device), {**pickle_metadata(pickled), **named}
-
-
 def _sampler_and_steps(
     path: str | os.PathLike[str], about: Mapping[str, Any], sampler: Solver | None, steps: int | None
 ) -> tuple[Solver, int]:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
-    if is_pickle(path) and about["snapshot_kimg"] is not None and None in (sampler, steps):
+    pickled = "format" not in about  # which does not say that it is no student, as a network file does
+    if pickled and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
             f"{path}: a snapshot that does not say whether it is a student and of how many segments: give sampler and "
             "steps"

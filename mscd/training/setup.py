@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import load_network, origin_of
 from mscd.config.training import TrainingSettings
 from mscd.data.dataset import ImageDataset, batches
@@ -115,7 +114,7 @@ def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset) -> _Fresh:
 
 def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device) -> _Fresh:
     """A network of its teacher's weights. UserError where the data do not fit the teacher."""
-    teacher, metadata = load_network(leg.teacher, device), read_metadata(leg.teacher)
+    teacher, metadata = load_network(leg.teacher, device)
     classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher ignores labels
     wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
     found = (dataset.resolution, dataset.channels, classes)

@@ -17,7 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd.checkpoints import tensor_file
-from mscd.checkpoints.metadata import STATE_FORMAT, read_metadata
+from mscd.checkpoints.metadata import STATE_FORMAT, is_state, read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
@@ -183,10 +183,10 @@ class StateFolder:
                 if metadata.get("fingerprint") != self.fingerprint:
                     log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
                     continue
-                if metadata["format"] != STATE_FORMAT:
+                if not is_state(metadata):
                     log.warning("%s was written by another version of mscd: not resumed", path)
                     continue
-                tensors, metadata = tensor_file.load_tensors(path)
+                tensors, _ = tensor_file.load_tensors(path)
             except UserError as error:
                 log.warning("%s; falling back to the state before it", error)
                 continue
@@ -197,7 +197,8 @@ class StateFolder:
 
 def _score(path: Path) -> float:
     try:
-        score = read_metadata(path)["score"]
+        metadata = read_metadata(path)
     except UserError:
         return math.inf  # a damaged file is never the best; reading it to resume says so
+    score = metadata["score"] if is_state(metadata) else None
     return math.inf if score is None else score

@@ -6,7 +6,7 @@ from nvidia_pickle import write_pickle
 from pickle_watch import GOLDEN, small_net
 
 from mscd.checkpoints import metadata, network_file
-from mscd.checkpoints.convert import convert, pickle_metadata
+from mscd.checkpoints.convert import convert
 from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.errors import UserError
 
@@ -29,7 +29,9 @@ def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
         "origin": ORIGIN,
     }
     assert made["data"] == {"digest": None, "resolution": 16, "channels": 3, "label_dim": 10}
-    ours, theirs = (network_file.load_network(p) for p in (tmp_path / "n.safetensors", GOLDEN / "teacher_adm.pkl"))
+    ours, theirs = (
+        network_file.load_network(p).network for p in (tmp_path / "n.safetensors", GOLDEN / "teacher_adm.pkl")
+    )
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.1, 3.0])
     assert torch.equal(ours(x, sigma), theirs(x, sigma))
 
@@ -51,9 +53,9 @@ def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tm
 
 def test_a_snapshot_that_does_not_say_that_it_is_a_students_keeps_its_images_but_not_as_a_teacher(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net(), nimg=5000_400)
-    said = pickle_metadata(read_edm_pickle(tmp_path / "n.pkl"))
+    said = read_edm_pickle(tmp_path / "n.pkl").facts(model="n")
     assert {name: said[name] for name in ("model", "snapshot_kimg", "ema", "student", "nimg")} == {
-        "model": None,
+        "model": "n",
         "snapshot_kimg": 5000,
         "ema": "ema",
         "student": None,

@@ -6,8 +6,10 @@ import torch
 from nvidia_pickle import write_pickle
 
 from mscd.checkpoints import network_file, tensor_file
+from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
 from mscd.errors import UserError
+from mscd.files.atomic import sha256_of
 from mscd.networks import EDMPrecond
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
@@ -22,10 +24,10 @@ def net():
 
 def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
     digest = network_file.save_network(tmp_path / "n.safetensors", net, METADATA)
-    back = network_file.load_network(tmp_path / "n.safetensors")
+    back, metadata = network_file.load_network(tmp_path / "n.safetensors")
     assert not back.training and back.init_kwargs == net.init_kwargs
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), back.state_dict().values(), strict=True))
-    assert read_metadata(tmp_path / "n.safetensors")["digest"] == digest
+    assert metadata == read_metadata(tmp_path / "n.safetensors") and metadata["digest"] == digest
 
 
 def test_equal_content_gives_equal_bytes_and_other_content_another_digest(net, tmp_path):
@@ -68,9 +70,15 @@ def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n.pkl", "n", "n.safetensors"])
-def test_a_pickled_checkpoint_is_loaded_whatever_its_name(name, net, tmp_path):
+def test_a_pickled_checkpoint_is_loaded_with_what_is_known_of_it_whatever_its_name(name, net, tmp_path):
     write_pickle(tmp_path / name, net)
-    back = network_file.load_network(tmp_path / name)
+    back, metadata = network_file.load_network(tmp_path / name)
+    digest = sha256_of(tmp_path / name)
+    assert metadata == {
+        **read_edm_pickle(tmp_path / name).facts(model="n"),
+        "digest": digest,
+        "origin": {"source": name, "sha256": digest, "license": f"not known: see {name}"},
+    }
     assert back.init_kwargs == net.init_kwargs and not back.training
     assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
 
@@ -81,10 +89,10 @@ def test_a_network_file_whose_first_byte_is_a_pickles_is_still_one(net, tmp_path
         network_file.save_network(path, net, {**METADATA, "run": "x" * 8 * length})
         if path.read_bytes()[0] == 0x80:
             break
-    assert path.read_bytes()[0] == 0x80 and not network_file.is_pickle(path)
-    assert network_file.load_network(path).init_kwargs == net.init_kwargs
+    assert path.read_bytes()[0] == 0x80 and not is_pickle(path)
+    assert network_file.load_network(path).network.init_kwargs == net.init_kwargs
 
 
 def test_what_is_not_there_or_has_no_byte_is_no_pickle(tmp_path):
     (tmp_path / "empty").touch()
-    assert not any(map(network_file.is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))
+    assert not any(map(is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))

@@ -109,7 +109,7 @@ def test_the_result_is_a_network_of_the_run_that_says_what_it_was_made_of(run, t
         read_metadata(files[std, kimg])["digest"] for kimg in (5, 10) for std in STORED
     ]
     assert sum(part["coefficient"] for part in parts) == pytest.approx(1, rel=1e-12)
-    net, stored = load_network(tmp_path / "a"), load_network(files[0.05, 10])
+    net, stored = load_network(tmp_path / "a").network, load_network(files[0.05, 10]).network
     buffers = dict(stored.named_buffers())
     assert buffers and all(torch.equal(buffer, buffers[name]) for name, buffer in net.named_buffers())
 
@@ -239,16 +239,16 @@ def test_a_damaged_snapshot_is_found_out_and_nothing_written(tmp_path):
 # Peak resident memory of a process (torch's own tensors are not seen by tracemalloc), beyond what importing takes.
 MEASURE = """
 import pathlib, sys
-from mscd import posthoc
+from mscd.checkpoints.posthoc_ema import reconstruct_ema
 
 def status(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-posthoc.reconstruct(sys.argv[1:3], sys.argv[-1], std=0.07)  # the libraries' own buffers and threads
+reconstruct_ema(sys.argv[1:3], sys.argv[-1], std=0.07)  # the libraries' own buffers and threads
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 before = status("VmRSS")
-posthoc.reconstruct(sys.argv[3:-1], sys.argv[-1], std=0.07)
+reconstruct_ema(sys.argv[3:-1], sys.argv[-1], std=0.07)
 print(status("VmHWM") - before)
 """
 

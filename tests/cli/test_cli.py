@@ -155,7 +155,7 @@ def test_convert_makes_a_network_file_of_a_pickle_with_its_origin(here):
     metadata = read_metadata("t.safetensors")
     assert metadata["model"] == "teacher" and metadata["origin"]["license"] == "ours alone"
     assert len(metadata["origin"]["sha256"]) == 64
-    ours, theirs = (load_network(path).state_dict() for path in ("t.safetensors", PICKLES / "teacher_adm.pkl"))
+    ours, theirs = (load_network(path).network.state_dict() for path in ("t.safetensors", PICKLES / "teacher_adm.pkl"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

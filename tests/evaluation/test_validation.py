@@ -75,7 +75,7 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):
 
     train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
     files = (detectors[0] / "classifier.safetensors", detectors[0] / "classifier.npz")
-    again = Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors"))
+    again = Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors").network)
     with torch.no_grad():
         assert again == scores(tmp_path)[-1]
 
@@ -89,7 +89,8 @@ def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(
     leg = student_leg(base, tmp_path, 0, 1, SCORED)
     train(dataclasses.replace(leg, scoring=ScoringFiles(*map(str, files))))
     (score,) = scores(tmp_path)
-    assert score == Validation(SCORED, *files, Group()).score(network_file.load_network(tmp_path / "1/ema.safetensors"))
+    network, _ = network_file.load_network(tmp_path / "1/ema.safetensors")
+    assert score == Validation(SCORED, *files, Group()).score(network)
     write_standin(files[0], dim=16, seed=1)
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
         Validation(SCORED, *files, Group())

@@ -14,7 +14,7 @@ from standin_detector import write_standin
 from mscd.checkpoints.network_file import save_network
 from mscd.data.packing import pack
 from mscd.evaluation import classifier
-from mscd.evaluation.reference import reference_statistics
+from mscd.evaluation.reference import make_reference
 from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import SINGLE_PROCESS, torchrun_group

@@ -122,7 +122,7 @@ def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safete
 def test_the_network_file_is_exported_as_it_is(network, tmp_path):
     folder = export(network, tmp_path / "export")
     assert (folder / "model.safetensors").read_bytes() == network.read_bytes()
-    assert load_network(folder / "model.safetensors").init_kwargs["label_dim"] == 10
+    assert load_network(folder / "model.safetensors").network.init_kwargs["label_dim"] == 10
 
 
 def test_the_carried_files_are_those_of_the_package(network, tmp_path):
@@ -149,7 +149,7 @@ def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
     metadata = read_metadata(network)
     assert EDMPrecond(**config["network"]).init_kwargs == metadata["network"]
     assert (config["student"], config["label_dim"], config["digest"]) == (STUDENT, 10, metadata["digest"])
-    net = load_network(network)
+    net = load_network(network).network
     levels = []
     samplers.euler(
         lambda x, sigma, labels: levels.append(sigma.item()) or x,

@@ -208,7 +208,7 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
     train(student_leg(base, tmp_path / "one", 0, 1, settings))
     train(student_leg(base, tmp_path / "pieces", 0, 1, settings), batch_per_process=25)
     nets = [
-        network_file.load_network(tmp_path / f"{name}/1/ema.safetensors").state_dict()
+        network_file.load_network(tmp_path / f"{name}/1/ema.safetensors").network.state_dict()
         for name in ("one", "two", "pieces")
     ]
     for name, weights in nets[0].items():
