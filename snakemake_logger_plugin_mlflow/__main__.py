@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from snakemake_logger_plugin_mlflow.messages import cause, tell
+from snakemake_logger_plugin_mlflow.messages import root_cause, tell_user
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -19,6 +19,7 @@ MLFLOW_ENVIRONMENT = {
 
 
 def main() -> int:
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m snakemake_logger_plugin_mlflow", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     replay = commands.add_parser("replay", help="send journals of workflows that have ended; nothing is sent twice")
@@ -42,7 +43,7 @@ def main() -> int:
             raise FileNotFoundError(f"{missing[0]}: no such journal; they lie in .snakemake/mlflow")
         sender.replay(arguments.journal)
     except Exception as error:
-        tell(f"replay stopped: {cause(error)}")
+        tell_user(f"replay stopped: {root_cause(error)}")
         return 1
     return 0
 

@@ -12,29 +12,29 @@ from mlflow_lines import START, line, metrics, write
 from mlflow_workflows import empty_store
 
 from snakemake_logger_plugin_mlflow.digests import Digests
-from snakemake_logger_plugin_mlflow.events import NOTHING
 from snakemake_logger_plugin_mlflow.journal import (
+    EMPTY_MARK,
     Journal,
     JournalReader,
     describe_process,
+    end_job,
     end_journal,
-    end_record,
     kept_folder,
-    mark,
+    mark_of,
     process_is_gone,
 )
-from snakemake_logger_plugin_mlflow.messages import cause, without_password
-from snakemake_logger_plugin_mlflow.session import Session, folders
+from snakemake_logger_plugin_mlflow.messages import remove_passwords, root_cause
+from snakemake_logger_plugin_mlflow.session import Session, artifact_folders
 
 
 def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
     path = tmp_path / "a"
     path.write_text("x" * 1000)
-    before = mark(path)
+    before = mark_of(path)
     path.write_text("x" * 1000 + "more")
-    assert mark(path, before["size"]) == before
+    assert mark_of(path, before["size"]) == before
     path.write_text("y" * 2000)
-    assert mark(path, before["size"]) != before
+    assert mark_of(path, before["size"]) != before
 
 
 def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
@@ -66,30 +66,30 @@ def test_digest_is_of_the_input_the_job_saw(tmp_path):
     with open(big, "wb") as file:
         file.truncate(9 * 2**20)
     paths = [str(path), str(big), str(tmp_path), str(tmp_path / "none")]
-    digests = Digests().of(paths, time.time())
+    digests = Digests().of_inputs(paths, time.time())
     assert list(digests.values()) == [
         "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "size:9437184", "folder", "gone"
     ]  # fmt: skip
-    assert Digests().of([str(path)], time.time() - 1000) == {str(path): "changed since"}
+    assert Digests().of_inputs([str(path)], time.time() - 1000) == {str(path): "changed since"}
 
 
 def test_files_of_one_name_go_to_folders_of_their_own():
-    assert folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
+    assert artifact_folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
         ("a/x.log", "log/a"), ("b/x.log", "log/b"), ("c/y.log", "log")
     ]  # fmt: skip
 
 
 def test_messages_are_short_and_hold_no_password():
-    assert without_password("http://me:secret@host/x") == "http://host/x"
+    assert remove_passwords("http://me:secret@host/x") == "http://host/x"
     try:
         try:
             raise OSError("http://me:secret@host is down\nmuch more")
         except OSError as error:
             raise RuntimeError("long story") from error
     except RuntimeError as error:
-        assert cause(error) == "http://host is down"
+        assert root_cause(error) == "http://host is down"
     error = OSError("too many 503 error responses")
-    assert cause(error) == "the server answers with error 503, as when its database is away"
+    assert root_cause(error) == "the server answers with error 503, as when its database is away"
 
 
 @pytest.fixture
@@ -150,9 +150,11 @@ def test_job_becomes_a_nested_run_with_everything_that_is_known_of_it(folder):
     write(events, metrics(1, loss=float("nan")), metrics(2, loss=0.5), line("artifact", path="table.csv"))
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    files = dict(output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
-    journal.add(job_entry("1.1", input=["t.log"], **files))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    files = dict(
+        output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}
+    )
+    journal.add(job_entry("1.1", input=["t.log"], events={"t.events.jsonl": EMPTY_MARK}, **files))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     assert Session(journal.path, note_nothing).step()
 
@@ -183,11 +185,11 @@ def test_repeated_and_interrupted_sessions_send_nothing_twice(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     write(events, line("start", step=0), metrics(1, loss=1, lr=2))
     assert not Session(journal.path, note_nothing).step()  # and this sender dies here
     write(events, metrics(2, loss=2, lr=2))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add(job_entry("2.1", time=START + 3))
     journal.add(end_entry("2.1", "FAILED", error="shell: false"))
     journal.add({"record": "end", "time": START + 10, "state": "FAILED"})
@@ -208,7 +210,7 @@ def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_t
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     session = Session(journal.path, note_nothing)
     write(events, line("start", step=0), line("params", params={"host": "a"}), metrics(1, loss=1), metrics(2, loss=2))
     session.step()
@@ -223,7 +225,7 @@ def test_facts_about_a_requeued_job_are_tags_with_the_latest_value(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     session = Session(journal.path, note_nothing)
     write(events, line("start", step=0), line("tags", tags={"slurm_job_id": "123", "nodes": "n[1-2]", "requeues": "0"}))
     session.step()
@@ -239,9 +241,9 @@ def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     write(events, metrics(1, loss=1))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     events.write_text(json.dumps(metrics(1, loss=99)) * 2 + "\n")
     notes = []
@@ -254,7 +256,7 @@ def test_thousand_metrics_and_odd_names_arrive_whole(folder):
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
     journal.add(
-        job_entry("1.1", params={"long": "x" * 9000}, log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+        job_entry("1.1", params={"long": "x" * 9000}, log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK})
     )
     write(events, *[metrics(step, **{"loss@σ=2": step, "lr": 1}) for step in range(800)])
     journal.add(end_entry("1.1"))
@@ -285,19 +287,19 @@ def test_abandoned_workflow_is_closed_as_killed_at_the_last_sign_of_life(folder)
 
 def test_logs_of_a_job_survive_that_it_begins_again(folder):
     events, log = folder / "t.events.jsonl", folder / "t.log"
-    job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+    job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK})
     write(events, line("start", step=0), metrics(1, loss=1))
     log.write_text("first")
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
     journal.add(job)
-    journal.add(end_record(job, kept_folder(journal.path), "FAILED", START + 5))
+    journal.add(end_job(job, kept_folder(journal.path), "FAILED", START + 5))
     for file in (events, log):  # as Snakemake does
         file.unlink()
     journal.add(job | {"key": "1.2"})
     write(events, line("start", step=0), metrics(1, loss=2))
     log.write_text("second")
-    journal.add(end_record(job | {"key": "1.2"}, kept_folder(journal.path), "FINISHED", START + 6))
+    journal.add(end_job(job | {"key": "1.2"}, kept_folder(journal.path), "FINISHED", START + 6))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     assert Session(journal.path, note_nothing).step()
     client, runs = runs_of(folder)
