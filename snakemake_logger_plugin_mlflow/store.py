@@ -4,25 +4,27 @@ import math
 import os
 import re
 import sqlite3
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.tracking import MlflowClient, get_tracking_uri
 from mlflow.utils.uri import append_to_uri_path
-from sqlalchemy import insert, update
 
 from snakemake_logger_plugin_mlflow.journal import State
+
+if TYPE_CHECKING:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what one log_batch call may hold
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 5000  # characters; longer values are cut
@@ -67,13 +69,13 @@ class Store:
         refuse_locked_database(self.uri)
         self.client = MlflowClient(self.uri)
         self.experiment = self._find_or_create_experiment(experiment_name)
-        self._sql = self.client._tracking_client.store
+        self._sql = as_sql_store(self.client._tracking_client.store)
         self._artifacts: dict[str, str] = {}  # run id: artifact URI
 
     @property
     def loses_answers(self) -> bool:
         """Whether a run may have been made although `create` or MLflow's first try at it failed: a server's store."""
-        return not isinstance(self._sql, SqlAlchemyStore)
+        return self._sql is None
 
     def _find_or_create_experiment(self, name: str) -> Experiment:
         found = self.client.get_experiment_by_name(name)
@@ -116,9 +118,9 @@ class Store:
             name = run.name[:LONGEST_KEY]
             tags = valid_pairs(run.tags, LONGEST_TAG) | {"mlflow.user": self.user, "mlflow.runName": name}
             runs.append(NewRun(name, run.start, tags, valid_pairs(run.params, LONGEST_PARAM)))
-        if isinstance(self._sql, SqlAlchemyStore):
-            return self._create_by_sql(runs)
-        return [self._create_by_client(run) for run in runs]
+        if self._sql is None:
+            return [self._create_by_client(run) for run in runs]
+        return self._create_by_sql(self._sql, runs)
 
     def _create_by_client(self, run: NewRun) -> str:
         info = self.client.create_run(self.experiment.experiment_id, run.start, run.tags, run.name).info
@@ -127,7 +129,10 @@ class Store:
         self.log(run_id, params=run.params)
         return run_id
 
-    def _create_by_sql(self, new_runs: list[NewRun]) -> list[str]:
+    def _create_by_sql(self, sql: "SqlAlchemyStore", new_runs: list[NewRun]) -> list[str]:
+        from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
+        from sqlalchemy import insert
+
         # MLflow's calls take 12 ms a job, these rows 0.3 ms; that decides whether a workflow of short jobs notices
         ids = [uuid.uuid4().hex for _ in new_runs]
         rows, tags, params = [], [], []
@@ -144,7 +149,7 @@ class Store:
             )  # fmt: skip
             tags += [dict(run_uuid=run_id, key=key, value=value) for key, value in run.tags.items()]
             params += [dict(run_uuid=run_id, key=key, value=value) for key, value in run.params.items()]
-        with self._sql.ManagedSessionMaker() as session:
+        with sql.ManagedSessionMaker() as session:
             for table, new in ((SqlRun, rows), (SqlTag, tags), (SqlParam, params)):
                 if new:
                     session.execute(insert(table), new)
@@ -152,13 +157,16 @@ class Store:
 
     def finish(self, ends: Sequence[RunEnd]) -> None:
         """Closes runs."""
-        if isinstance(self._sql, SqlAlchemyStore):
+        if self._sql is None:
+            for run_id, state, time in ends:
+                self.client.set_terminated(run_id, state, time)
+        else:
+            from mlflow.store.tracking.dbmodels.models import SqlRun
+            from sqlalchemy import update
+
             rows = [dict(run_uuid=run_id, status=state, end_time=time) for run_id, state, time in ends]
             with self._sql.ManagedSessionMaker() as session:
                 session.execute(update(SqlRun), rows)
-        else:
-            for run_id, state, time in ends:
-                self.client.set_terminated(run_id, state, time)
 
     def delete(self, run_id: str) -> None:
         """Deletes a run (in MLflow's sense: it can be restored)."""
@@ -194,6 +202,16 @@ class Store:
 
     def _repository(self, run_id: str) -> ArtifactRepository:
         return get_artifact_repository(self._artifacts[run_id], tracking_uri=self.uri)
+
+
+def as_sql_store(store: AbstractStore) -> "SqlAlchemyStore | None":
+    """The store, if it is a database; its module, which takes a second to import, is then imported already."""
+    if "mlflow.store.tracking.sqlalchemy_store" in sys.modules:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        if isinstance(store, SqlAlchemyStore):
+            return store
+    return None
 
 
 def refuse_locked_database(uri: str) -> None:

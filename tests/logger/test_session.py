@@ -1,95 +1,29 @@
-"""The MLflow logger plugin by parts: journal, messages, and what a session sends to a real SQLite store."""
+"""What a session sends to a real SQLite store from the journal of a workflow."""
 
 import json
 import os
-import subprocess
-import sys
-import time
 
 import pytest
 from mlflow.tracking import MlflowClient
 from mlflow_lines import START, line, metrics, write
 from mlflow_workflows import empty_store
 
-from snakemake_logger_plugin_mlflow.digests import Digests
 from snakemake_logger_plugin_mlflow.journal import (
     EMPTY_MARK,
     Journal,
-    JournalReader,
     describe_process,
     end_job,
     end_journal,
     kept_folder,
     mark_of,
-    process_is_gone,
 )
-from snakemake_logger_plugin_mlflow.messages import remove_passwords, root_cause
 from snakemake_logger_plugin_mlflow.session import Session, artifact_folders
-
-
-def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("x" * 1000)
-    before = mark_of(path)
-    path.write_text("x" * 1000 + "more")
-    assert mark_of(path, before["size"]) == before
-    path.write_text("y" * 2000)
-    assert mark_of(path, before["size"]) != before
-
-
-def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
-    journal = Journal(tmp_path / "j.jsonl")
-    reader = JournalReader(journal.path)
-    journal.add({"record": "a"})
-    assert reader.read() == [{"record": "a"}]
-    with open(journal.path, "a") as file:
-        file.write('{"record":')
-    assert reader.read() == []
-    assert journal.path.stat().st_mode & 0o077 == 0
-
-
-def test_process_is_gone_only_when_it_is_provably_so():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = describe_process(child.pid)
-    assert not process_is_gone(process, same_directory=True)
-    assert not process_is_gone(process | {"host": "elsewhere", "pid": 2**22}, same_directory=True)
-    assert process_is_gone(process | {"started": process["started"] - 1000}, same_directory=False)
-    assert process_is_gone(process | {"boot": "before"}, same_directory=True)
-    assert not process_is_gone(process | {"boot": "before"}, same_directory=False)
-    child.communicate(b"\n")
-    assert process_is_gone(process, same_directory=False)
-
-
-def test_digest_is_of_the_input_the_job_saw(tmp_path):
-    path, big = tmp_path / "in", tmp_path / "big"
-    path.write_text("abc")
-    with open(big, "wb") as file:
-        file.truncate(9 * 2**20)
-    paths = [str(path), str(big), str(tmp_path), str(tmp_path / "none")]
-    digests = Digests().of_inputs(paths, time.time())
-    assert list(digests.values()) == [
-        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "size:9437184", "folder", "gone"
-    ]  # fmt: skip
-    assert Digests().of_inputs([str(path)], time.time() - 1000) == {str(path): "changed since"}
 
 
 def test_files_of_one_name_go_to_folders_of_their_own():
     assert artifact_folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
         ("a/x.log", "log/a"), ("b/x.log", "log/b"), ("c/y.log", "log")
     ]  # fmt: skip
-
-
-def test_messages_are_short_and_hold_no_password():
-    assert remove_passwords("http://me:secret@host/x") == "http://host/x"
-    try:
-        try:
-            raise OSError("http://me:secret@host is down\nmuch more")
-        except OSError as error:
-            raise RuntimeError("long story") from error
-    except RuntimeError as error:
-        assert root_cause(error) == "http://host is down"
-    error = OSError("too many 503 error responses")
-    assert root_cause(error) == "the server answers with error 503, as when its database is away"
 
 
 @pytest.fixture
@@ -150,10 +84,8 @@ def test_job_becomes_a_nested_run_with_everything_that_is_known_of_it(folder):
     write(events, metrics(1, loss=float("nan")), metrics(2, loss=0.5), line("artifact", path="table.csv"))
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    files = dict(
-        output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}
-    )
-    journal.add(job_entry("1.1", input=["t.log"], events={"t.events.jsonl": EMPTY_MARK}, **files))
+    files = dict(input=["t.log"], output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"])
+    journal.add(job_entry("1.1", events={"t.events.jsonl": EMPTY_MARK}, **files))
     journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     assert Session(journal.path, note_nothing).step()
