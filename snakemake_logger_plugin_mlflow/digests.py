@@ -1,19 +1,19 @@
-"""What identifies the input files of a job."""
+"""Digests that identify the input files of a job."""
 
 import hashlib
 import os
 
-LARGEST = 8 * 2**20  # bytes; of larger files only the size is noted
+LARGEST_HASHED = 8 * 2**20  # bytes; of larger files only the size is noted
 CLOCK_SKEW = 60.0  # seconds by which clocks of a shared disk may differ
 
 
 class Digests:
     """Digests of files, each computed once as long as the file does not change."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
-    def of(self, paths: list[str], started: float) -> dict[str, str]:
+    def of_inputs(self, paths: list[str], started: float) -> dict[str, str]:
         """{path: digest} for a job that began at `started`.
 
         A digest is "sha256:<hex>", "size:<bytes>", "folder", "gone" or, where the file is newer, "changed since".
@@ -29,7 +29,7 @@ class Digests:
                 return "changed since"
             key = (path, status.st_size, status.st_mtime_ns)
             if key not in self._known:
-                self._known[key] = _sha256(path) if status.st_size <= LARGEST else f"size:{status.st_size}"
+                self._known[key] = _sha256(path) if status.st_size <= LARGEST_HASHED else f"size:{status.st_size}"
         except FileNotFoundError:  # a temporary file, removed since
             return "gone"
         return self._known[key]

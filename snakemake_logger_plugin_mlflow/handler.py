@@ -1,26 +1,54 @@
-"""The part that lives in the Snakemake process: it journals and starts the sender, and never stops a workflow."""
+"""The part in the Snakemake process: it writes the journal and starts the sender, and never stops a workflow."""
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from logging import LogRecord
 from pathlib import Path
+from typing import Optional
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
-from snakemake_logger_plugin_mlflow.journal import Journal, journal_path
-from snakemake_logger_plugin_mlflow.messages import replay_command, tell
+from snakemake_logger_plugin_mlflow.journal import Journal, Record, WorkflowRecord, journal_path
+from snakemake_logger_plugin_mlflow.messages import ALREADY_TOLD, replay_command, tell_user
 from snakemake_logger_plugin_mlflow.recorder import Recorder
 
 DRAIN_SECONDS = 60  # how long the end of a workflow waits for the sender
 
 
+@dataclass
+class LogHandlerSettings(LogHandlerSettingsBase):
+    """Command line settings: `--logger-mlflow-tracking-uri`, `--logger-mlflow-experiment-name`."""
+
+    tracking_uri: Optional[str] = field(  # noqa: UP045 (Snakemake reads no other form)
+        default=None,
+        metadata={
+            "help": "MLflow tracking URI. Default: $MLFLOW_TRACKING_URI, else the store that `mlflow ui` opens when "
+            "it is started without arguments in the working directory (sqlite:///mlflow.db).",
+            "env_var": False,
+            "required": False,
+        },
+    )
+    experiment_name: Optional[str] = field(  # noqa: UP045 (Snakemake reads no other form)
+        default=None,
+        metadata={
+            "help": "MLflow experiment that gets the runs; made if there is none. Default: "
+            "$MLFLOW_EXPERIMENT_NAME, else the name of the working directory.",
+            "env_var": False,
+            "required": False,
+        },
+    )
+
+
 class LogHandler(LogHandlerBase):
     """Journals one workflow run.
 
-    Snakemake calls `emit` in a thread of its own, later than the record was made. What is true only when it is made
-    (params, sizes of events files) is noted by `capture`, a logging filter, which runs at that moment.
+    Snakemake calls `emit` in a thread of its own, later than the log record was made. What is true only when it is
+    made (params, sizes of events files) is noted by `capture`, a logging filter, which runs at that moment.
     """
 
+    settings: LogHandlerSettings
     writes_to_stream = False
     writes_to_file = False
     has_filter = True  # else Snakemake adds one that drops job records under --quiet
@@ -32,7 +60,7 @@ class LogHandler(LogHandlerBase):
 
         self.logger = logger
         self.journal: Journal | None = None
-        self.sender: subprocess.Popen | None = None
+        self.sender: subprocess.Popen[bytes] | None = None
         self.active = not self.common_settings.dryrun
         settings = self.settings
         quiet = bool(self.common_settings.quiet)
@@ -41,10 +69,10 @@ class LogHandler(LogHandlerBase):
             logger.addFilter(self.capture)
 
     def capture(self, record: LogRecord) -> bool:
-        """Puts the journal records that a log record stands for onto it; lets every record pass."""
+        """Puts the journal records that a log record stands for onto it; lets every log record pass."""
         if self.active:
             try:
-                record.mlflow = list(self.recorder.entries(record))
+                record.mlflow = list(self.recorder.translate(record))
             except Exception as error:
                 self._give_up(error)
         return True
@@ -53,11 +81,12 @@ class LogHandler(LogHandlerBase):
         """Writes them to the journal, which the first one opens."""
         if self.active:
             try:
-                for entry in getattr(record, "mlflow", []):
+                entries: list[Record] = getattr(record, "mlflow", [])
+                for entry in entries:
                     if entry["record"] == "workflow":
-                        self._open(entry)
+                        self._open_journal(entry)
                     else:
-                        self.journal.add(entry)
+                        self._opened_journal().add(entry)
             except Exception as error:
                 self._give_up(error)
 
@@ -66,9 +95,9 @@ class LogHandler(LogHandlerBase):
         self.logger.removeFilter(self.capture)
         if self.active and self.journal is not None:
             try:
-                for entry in self.recorder.last_entries():
+                for entry in self.recorder.finish():
                     self.journal.add(entry)
-                self._wait()
+                self._wait_for_sender(self.journal)
             except Exception as error:
                 self._give_up(error)
         if self.journal is not None:
@@ -77,7 +106,8 @@ class LogHandler(LogHandlerBase):
         self.active = False
         super().close()
 
-    def _open(self, entry: dict) -> None:
+    def _open_journal(self, entry: WorkflowRecord) -> None:
+        """Begins the journal and starts the sender that follows it."""
         path = journal_path(Path(entry["directory"]), entry["id"], entry["time"])
         self.journal = Journal(path)
         self.journal.add(entry)
@@ -87,18 +117,23 @@ class LogHandler(LogHandlerBase):
             command, cwd=entry["directory"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
-    def _wait(self) -> None:
-        later = f"if it does not end well: {replay_command(self.journal.path)}"
+    def _opened_journal(self) -> Journal:
+        assert self.journal is not None  # a workflow's own record comes before those of its jobs
+        return self.journal
+
+    def _wait_for_sender(self, journal: Journal) -> None:
+        assert self.sender is not None  # it is started with the journal
+        later = f"if it does not end well: {replay_command(journal.path)}"
         try:
             status = self.sender.wait(timeout=DRAIN_SECONDS)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            tell(f"MLflow is still being written to by process {self.sender.pid}; {later}")
+            tell_user(f"MLflow is still being written to by process {self.sender.pid}; {later}")
         else:
-            if status not in (0, 3):  # 3: it has told itself
-                tell(f"the sender ended with status {status}. Fill the gap: {replay_command(self.journal.path)}")
+            if status not in (0, ALREADY_TOLD):
+                tell_user(f"the sender ended with status {status}. Fill the gap: {replay_command(journal.path)}")
 
     def _give_up(self, error: Exception) -> None:
         if self.active:
             self.active = False
             how = f" Send what was noted: {replay_command(self.journal.path)}" if self.journal else ""
-            tell(f"cannot follow this workflow, which goes on ({type(error).__name__}: {error}).{how}")
+            tell_user(f"cannot follow this workflow, which goes on ({type(error).__name__}: {error}).{how}")

@@ -1,29 +1,109 @@
-"""The journal of one workflow: append-only JSONL, one record a line, and who wrote it.
-
-Records (all have "record" and "time", seconds since 1970):
-    workflow  id, name, directory, uri, experiment, process, user, snakefile, configfiles,
-              jobs {rule: count}, tags (of the parent run), git (tags of all runs)                (first line)
-    job       key, rule, wildcards, params, resources, threads, reason, input, output, log, events {path: mark},
-              earlier {path: [{"path": second name of what an earlier attempt wrote, and its mark}]}
-    job_end   key, state (FINISHED | FAILED | KILLED), error, log (further log files), events {path: mark},
-              kept {log file: second name of it}
-    end       state                                                                             (last line)
-`key` is "<job id>.<attempt>". A mark ({"size", "tail"}) names the first `size` bytes of an events file.
-"""
+"""The journal of one workflow: append-only JSONL, one record per line, and how it is written, read and ended."""
 
 import fcntl
 import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import psutil
 
 FOLDER = Path(".snakemake") / "mlflow"
-TAIL = 256  # bytes before a mark that are hashed to recognise the file again
+TAIL_BYTES = 256  # bytes before a mark that are hashed to recognise the file again
+
+State = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Mark(TypedDict):
+    """Names the first `size` bytes of a file by their number and the digest of the last of them."""
+
+    size: int
+    tail: str
+
+
+class KeptFile(Mark):
+    """The second name (`path`) of what an earlier attempt of a job wrote, and its mark."""
+
+    path: str
+
+
+class ProcessIdentity(TypedDict):
+    """Identifies a process among all others, also after its number was given to another."""
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: float
+
+
+class WorkflowRecord(TypedDict):
+    """The first line. time: seconds since 1970, in every record."""
+
+    record: Literal["workflow"]
+    time: float
+    id: str
+    name: str
+    directory: str
+    uri: str | None
+    experiment: str
+    process: ProcessIdentity
+    user: str
+    snakefile: str
+    configfiles: list[str]
+    jobs: dict[str, int]  # rule: how many
+    tags: dict[str, str]  # of the parent run
+    git: dict[str, str]  # tags of all runs
+
+
+class JobRecord(TypedDict):
+    """A job begins."""
+
+    record: Literal["job"]
+    time: float
+    key: str  # "<job id>.<attempt>"
+    rule: str
+    wildcards: dict[str, str]
+    params: dict[str, str]
+    resources: dict[str, str]
+    threads: int
+    reason: str
+    input: list[str]
+    output: list[str]
+    log: list[str]
+    events: dict[str, Mark]  # events file: what was in it already
+    earlier: dict[str, list[KeptFile]]  # events file: what attempts before this one wrote, oldest first
+
+
+class JobEndRecord(TypedDict):
+    """A job ends."""
+
+    record: Literal["job_end"]
+    time: float
+    key: str
+    state: State
+    error: str
+    log: list[str]  # further log files
+    events: dict[str, Mark]  # events file: what the job wrote
+    kept: dict[str, str]  # log file: second name of it
+
+
+class EndRecord(TypedDict):
+    """The last line: the workflow ends."""
+
+    record: Literal["end"]
+    time: float
+    state: State
+
+
+Record = WorkflowRecord | JobRecord | JobEndRecord | EndRecord
+
+EMPTY_MARK: Mark = {"size": 0, "tail": ""}
 
 
 class Journal:
@@ -35,7 +115,7 @@ class Journal:
         # only the owner may read it: a tracking URI can hold a password
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def add(self, entry: dict) -> None:
+    def add(self, entry: Record) -> None:
         """Appends one record. Raises OSError when it cannot be written."""
         line = (json.dumps(entry) + "\n").encode()
         if os.write(self._file, line) != len(line):
@@ -52,7 +132,7 @@ class JournalReader:
         self.path = path
         self._offset = 0
 
-    def read(self) -> list[dict]:
+    def read(self) -> list[Record]:
         """The records that were added since the last call."""
         with open(self.path, "rb") as file:
             file.seek(self._offset)
@@ -61,34 +141,57 @@ class JournalReader:
         return [json.loads(line) for line in lines[:-1]]
 
 
+def read_workflow(path: Path) -> WorkflowRecord:
+    """The first record of a journal."""
+    first = JournalReader(path).read()[0]
+    assert first["record"] == "workflow", f"{path} does not begin with the record of its workflow"
+    return first
+
+
+def has_end(path: Path) -> bool:
+    """Whether a journal says how its workflow ended."""
+    return JournalReader(path).read()[-1]["record"] == "end"
+
+
 def journal_path(directory: Path, workflow_id: str, time: float) -> Path:
-    """Where the journal of a workflow that started at `time` in `directory` lies; names sort by time."""
+    """The journal of a workflow that started at `time` in `directory`; names sort by time."""
     return directory / FOLDER / f"{datetime.fromtimestamp(time):%Y%m%d-%H%M%S}-{workflow_id[:8]}.jsonl"
 
 
-def mark(path: str | Path, size: int | None = None) -> dict:
-    """Names the first `size` bytes (default: all) of a file, {"size": 0, "tail": ""} if there is none or it is shorter.
+def mark_of(path: str | Path, size: int | None = None) -> Mark:
+    """Names the first `size` bytes (default: all) of a file; EMPTY_MARK if there is none or it is shorter.
 
     The name of n bytes is n and the sha256 of the last 256 of them: enough to notice a file that was written anew.
     """
     try:
         with open(path, "rb") as file:
             end = os.fstat(file.fileno()).st_size if size is None else size
-            file.seek(max(0, end - TAIL))
-            tail = file.read(min(end, TAIL))
+            file.seek(max(0, end - TAIL_BYTES))
+            tail = file.read(min(end, TAIL_BYTES))
     except FileNotFoundError:
-        return {"size": 0, "tail": ""}
-    if end == 0 or len(tail) < min(end, TAIL):
-        return {"size": 0, "tail": ""}
+        return EMPTY_MARK
+    if end == 0 or len(tail) < min(end, TAIL_BYTES):
+        return EMPTY_MARK
     return {"size": end, "tail": hashlib.sha256(tail).hexdigest()[:16]}
 
 
-def end_record(job: dict, folder: Path, state: str, now: float, error: str = "", log: list[str] | None = None) -> dict:
-    """The job_end record of a job. Keeps its log files: Snakemake deletes them when it starts the job again.
+def end_job(
+    job: JobRecord, folder: Path, state: State, now: float, error: str = "", log: Sequence[str] = ()
+) -> JobEndRecord:
+    """The record of a job's end. Keeps its log files in a folder: see keep_logs. log: where else it may have logged."""
+    kept = keep_logs(job, folder)
+    return {
+        "record": "job_end", "time": now, "key": job["key"], "state": state, "error": error,
+        "log": [path for path in log if path not in job["log"]],
+        "events": {path: mark_of(path) for path in job["events"]}, "kept": kept,
+    }  # fmt: skip
 
-    They get a second name (a hard link) in a folder beside the journal, for the sender to read and remove.
+
+def keep_logs(job: JobRecord, folder: Path) -> dict[str, str]:
+    """Gives a job's log files, which Snakemake deletes when it starts the job again, a second name (a hard link).
+
+    Returns {log file: second name}. The sender reads and removes them.
     """
-    further = [path for path in log or [] if path not in job["log"]]
     kept = {}
     for number, path in enumerate(job["log"]):
         name = folder / job["key"] / str(number) / Path(path).name
@@ -99,21 +202,19 @@ def end_record(job: dict, folder: Path, state: str, now: float, error: str = "",
                 kept[path] = str(name)
             except OSError:  # another file system, or one without links: the sender reads the file itself, if in time
                 continue
-    return {
-        "record": "job_end", "time": now, "key": job["key"], "state": state, "error": error, "log": further,
-        "events": {path: mark(path) for path in job["events"]}, "kept": kept,
-    }  # fmt: skip
+    return kept
 
 
 def kept_folder(journal: Path) -> Path:
+    """The folder next to a journal for the log files of its jobs."""
     return journal.with_suffix(".logs")
 
 
-def end_abandoned(directory: Path) -> None:
+def end_abandoned_journals(directory: Path) -> None:
     """Ends the journals of workflows of a directory that were killed, before a new one overwrites what is theirs."""
     for path in sorted((directory / FOLDER).glob("*.jsonl")):
-        with lock(path) as mine:
-            if mine and process_is_gone(JournalReader(path).read()[0]["process"], same_directory=True):
+        with try_lock(path) as mine:
+            if mine and process_is_gone(read_workflow(path)["process"], same_directory=True):
                 end_journal(path)
 
 
@@ -122,24 +223,25 @@ def end_journal(path: Path) -> None:
 
     The time of it is that of the last sign of life. Relative paths are those of the current directory.
     """
-    entries = JournalReader(path).read()
-    if entries[-1]["record"] == "end":
+    if has_end(path):
         return
-    running = {entry["key"]: entry for entry in entries if entry["record"] == "job"}
-    for entry in entries:
-        if entry["record"] == "job_end":
+    running: dict[str, JobRecord] = {}
+    for entry in JournalReader(path).read():
+        if entry["record"] == "job":
+            running[entry["key"]] = entry
+        elif entry["record"] == "job_end":
             del running[entry["key"]]
     files = [path] + [Path(log) for job in running.values() for log in job["log"]]
     last = max(file.stat().st_mtime for file in files if file.exists())
     journal = Journal(path)
     for job in running.values():
-        journal.add(end_record(job, kept_folder(path), "KILLED", max(last, job["time"])))
+        journal.add(end_job(job, kept_folder(path), "KILLED", max(last, job["time"])))
     journal.add({"record": "end", "time": last, "state": "KILLED"})
     journal.close()
 
 
 @contextmanager
-def lock(path: Path):
+def try_lock(path: Path) -> Iterator[bool]:
     """Holds a journal for one sender; gives False where another has it."""
     with open(path) as file:
         try:
@@ -150,12 +252,12 @@ def lock(path: Path):
             yield True
 
 
-def this_process() -> dict:
-    """What tells this process from every other one, also after its number was given to another."""
+def this_process() -> ProcessIdentity:
     return describe_process(os.getpid())
 
 
-def describe_process(pid: int) -> dict:
+def describe_process(pid: int) -> ProcessIdentity:
+    """What identifies a running process of this host."""
     boot_file, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": platform.node(),
@@ -166,7 +268,7 @@ def describe_process(pid: int) -> dict:
     }
 
 
-def process_is_gone(process: dict, same_directory: bool) -> bool:
+def process_is_gone(process: ProcessIdentity, same_directory: bool) -> bool:
     """Whether a process that `this_process` described has certainly ended.
 
     Only a process of this host can be judged. After a reboot all are gone; that the name belongs to the same

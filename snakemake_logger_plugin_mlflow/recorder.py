@@ -1,112 +1,136 @@
 """From Snakemake's log records to journal records.
 
-Snakemake tells of jobs in JOB_INFO (started), JOB_FINISHED and JOB_ERROR records. Their fields leave out the params,
-and some ends are not told at all (a quiet run tells of no finished job, a job whose output is missing gets no
-JOB_ERROR), so the job objects are looked up in the running workflow, which Snakemake keeps in `snakemake.workflow`.
+Snakemake reports jobs in JOB_INFO (started), JOB_FINISHED and JOB_ERROR records. Their fields leave out the params,
+and some ends are not reported at all (a quiet run reports no finished job, a job whose output is missing gets no
+JOB_ERROR), so the job objects are looked up in the running workflow.
 """
 
 import getpass
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from logging import LogRecord
 from pathlib import Path
+from typing import cast
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_mlflow.events import SUFFIX, keep_earlier
 from snakemake_logger_plugin_mlflow.journal import (
-    end_abandoned,
-    end_record,
+    JobEndRecord,
+    JobRecord,
+    Record,
+    State,
+    WorkflowRecord,
+    end_abandoned_journals,
+    end_job,
     journal_path,
     kept_folder,
-    mark,
+    mark_of,
     this_process,
 )
+from snakemake_logger_plugin_mlflow.snakemake_run import (
+    Job,
+    JobError,
+    JobFinished,
+    JobInfo,
+    RunInfo,
+    WorkflowStarted,
+    error_text,
+    failed_jobs,
+    find_job,
+    params_by_name,
+    running_workflow,
+)
 
-INTERRUPTED = "Terminating processes on user request"  # Snakemake tells of Ctrl-C in no other way
+INTERRUPTED = "Terminating processes on user request"  # Snakemake reports Ctrl-C in no other way
 HIDDEN_RESOURCES = ("_cores", "_nodes")
 
 
 class Recorder:
-    """Follows one workflow run; `entries` is called where a log record is made, in whichever thread that is."""
+    """Follows one workflow run; `translate` is called where a log record is made, in whichever thread that is."""
+
+    header: WorkflowStarted  # which Snakemake sends first
+    logs: Path  # where the logs of jobs are kept, from the start of the workflow on
 
     def __init__(self, tracking_uri: str | None, experiment_name: str | None, quiet: bool):
         self.tracking_uri = tracking_uri
         self.experiment_name = experiment_name
         self.quiet = quiet
         self.started = False
-        self.header: dict = {}
-        self.jobs: dict[int, object] = {}  # job id: the Snakemake job of its running attempt
-        self.journaled: dict[int, dict] = {}  # and its journal record
+        self.jobs: dict[int, Job] = {}  # job id: the Snakemake job of its running attempt
+        self.journaled: dict[int, JobRecord] = {}  # and its journal record
         self.attempts: dict[int, int] = {}
         self.interrupted = self.error_seen = False
 
-    def entries(self, record: LogRecord) -> Iterator[dict]:
+    def translate(self, record: LogRecord) -> Iterator[Record]:
         """The journal records that one log record stands for."""
         event = getattr(record, "event", None)
         if event == LogEvent.WORKFLOW_STARTED:
-            self.header = record.__dict__
-        elif event == LogEvent.RUN_INFO and not self.started and not workflow().touch:
+            self.header = cast(WorkflowStarted, record)
+        elif event == LogEvent.RUN_INFO and not self.started and not running_workflow().touch:
             self.started = True
-            end_abandoned(Path.cwd())
-            entry = self._workflow(record)
-            self.logs = kept_folder(journal_path(Path.cwd(), entry["id"], entry["time"]))
-            yield entry
+            yield self._start_workflow(cast(RunInfo, record))
         elif event == LogEvent.JOB_INFO and self.started:
-            yield from self._job(record)
-        elif event == LogEvent.JOB_FINISHED and record.job_id in self.jobs:
-            yield self._end(record.job_id, "FINISHED", record.created)
-        elif event == LogEvent.JOB_ERROR and record.jobid in self.jobs:
-            state = "KILLED" if self.interrupted else "FAILED"
-            yield self._end(record.jobid, state, record.created, error_text(record), list(record.log))
+            yield from self._start_job(cast(JobInfo, record))
+        elif event == LogEvent.JOB_FINISHED:
+            yield from self._finish_job(cast(JobFinished, record))
+        elif event == LogEvent.JOB_ERROR:
+            yield from self._fail_job(cast(JobError, record))
         elif event == LogEvent.ERROR:
             self.error_seen = True
         elif event is None and str(record.msg).startswith(INTERRUPTED):
             self.interrupted = True
         if self.jobs and (self.quiet or self.error_seen):
-            yield from self._untold_ends(record.created)
+            yield from self._end_unreported(record.created)
 
-    def last_entries(self) -> Iterator[dict]:
-        """What there is to say when Snakemake ends: the jobs that did not end themselves, and the workflow."""
+    def finish(self) -> Iterator[Record]:
+        """The records that end a journal: of the jobs that did not end themselves, and of the workflow."""
         now = time.time()
-        yield from self._untold_ends(now)
+        yield from self._end_unreported(now)
         for jobid in list(self.jobs):
-            yield self._end(jobid, "KILLED", now)
+            yield self._end_job(jobid, "KILLED", now)
+        state: State
         if self.interrupted:
             state = "KILLED"
-        elif not any(workflow().dag.needrun_jobs()):
+        elif not any(running_workflow().dag.needrun_jobs()):
             state = "FINISHED"
         else:
-            state = "FAILED" if self.error_seen or workflow().scheduler.failed else "KILLED"
+            state = "FAILED" if self.error_seen or running_workflow().scheduler.failed else "KILLED"
         yield {"record": "end", "time": now, "state": state}
 
-    def _workflow(self, record: LogRecord) -> dict:
+    def _start_workflow(self, record: RunInfo) -> WorkflowRecord:
         header, directory = self.header, Path.cwd()
+        end_abandoned_journals(directory)
+        workflow_id = str(header.workflow_id)
+        self.logs = kept_folder(journal_path(directory, workflow_id, record.created))
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        tags = {f"snakemake.{name}": str(header[name]) for name in ("cmd", "snakemake_version", "config_md5")}
         return {
             "record": "workflow",
             "time": record.created,
-            "id": str(header["workflow_id"]),
+            "id": workflow_id,
             "name": f"{directory.name} {stamp}",
             "directory": str(directory),
             "uri": self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
             "experiment": self.experiment_name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or directory.name,
             "process": this_process(),
             "user": getpass.getuser(),
-            "snakefile": str(header["snakefile_main"]),
-            "configfiles": [str(path) for path in header["configfiles"]],
+            "snakefile": str(header.snakefile_main),
+            "configfiles": [str(path) for path in header.configfiles],
             "jobs": record.stats,
-            "tags": tags,
-            "git": git_tags(Path(str(header["basedir"]))),
+            "tags": {
+                "snakemake.cmd": str(header.cmd),
+                "snakemake.snakemake_version": str(header.snakemake_version),
+                "snakemake.config_md5": str(header.config_md5),
+            },
+            "git": git_tags(Path(str(header.basedir))),
         }
 
-    def _job(self, record: LogRecord) -> Iterator[dict]:
+    def _start_job(self, record: JobInfo) -> Iterator[Record]:
         jobid = record.jobid
         if jobid in self.jobs:  # tried again without a word on how the attempt before ended
-            yield self._end(jobid, "FAILED", record.created)
+            yield self._end_job(jobid, "FAILED", record.created)
         job = self.jobs[jobid] = find_job(jobid)
         self.attempts[jobid] = self.attempts.get(jobid, 0) + 1
         log = [str(path) for path in job.log]
@@ -118,86 +142,63 @@ class Recorder:
             "key": f"{jobid}.{self.attempts[jobid]}",
             "rule": record.rule_name,
             "wildcards": {name: str(value) for name, value in record.wildcards.items()},
-            "params": flat(named(job.params)),
-            "resources": flat(resources),
+            "params": flatten(params_by_name(job.params)),
+            "resources": flatten(resources),
             "threads": job.threads,
             "reason": record.reason,
             "input": [str(path) for path in job.input],
             "output": [str(path) for path in job.output],
             "log": log,
-            "events": {path: mark(path) for path in events},
+            "events": {path: mark_of(path) for path in events},
             "earlier": {path: keep_earlier(path, self.logs.parent / "earlier") for path in events},
         }
         yield self.journaled[jobid]
 
-    def _end(self, jobid: int, state: str, now: float, error: str = "", log: list[str] | None = None) -> dict:
-        del self.jobs[jobid]
-        return end_record(self.journaled.pop(jobid), self.logs, state, now, error, log)
+    def _finish_job(self, record: JobFinished) -> Iterator[Record]:
+        if record.job_id in self.jobs:
+            yield self._end_job(record.job_id, "FINISHED", record.created)
 
-    def _untold_ends(self, now: float) -> Iterator[dict]:
-        dag, failed = workflow().dag, failed_jobs()
+    def _fail_job(self, record: JobError) -> Iterator[Record]:
+        if record.jobid in self.jobs:
+            state: State = "KILLED" if self.interrupted else "FAILED"
+            yield self._end_job(record.jobid, state, record.created, error_text(record), list(record.log))
+
+    def _end_job(self, jobid: int, state: State, now: float, error: str = "", log: Sequence[str] = ()) -> JobEndRecord:
+        del self.jobs[jobid]
+        return end_job(self.journaled.pop(jobid), self.logs, state, now, error, log)
+
+    def _end_unreported(self, now: float) -> Iterator[Record]:
+        """The ends of jobs that Snakemake has not reported."""
+        dag, failed = running_workflow().dag, failed_jobs()
         for jobid, job in list(self.jobs.items()):
             if dag.finished(job):
-                yield self._end(jobid, "FINISHED", now)
+                yield self._end_job(jobid, "FINISHED", now)
             elif job in failed:
-                yield self._end(jobid, "FAILED", now)
+                yield self._end_job(jobid, "FAILED", now)
 
 
-def workflow():
-    """The workflow that Snakemake runs in this process."""
-    import snakemake.workflow  # here, because the sender imports this package without needing Snakemake
-
-    return snakemake.workflow.workflow
-
-
-def find_job(jobid: int):
-    """The running Snakemake job of this id. Raises LookupError if there is none."""
-    for job in list(workflow().scheduler.running):
-        for single in job if job.is_group() else [job]:
-            if single.jobid == jobid:
-                return single
-    raise LookupError(f"job {jobid} is not among the running ones")
-
-
-def failed_jobs() -> set:
-    """The jobs that failed for good, those of groups one by one."""
-    return {single for job in workflow().scheduler.failed for single in (job if job.is_group() else [job])}
-
-
-def named(values) -> dict:
-    """A rule's params by name; those without one by position."""
-    return {str(i) if name is None else name: value for i, (name, value) in enumerate(values._allitems())}
-
-
-def flat(values: Mapping, prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": "1"}."""
-    result = {}
+    result: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{name}.")
+            result |= flatten(value, f"{prefix}{name}.")
         else:
             result[f"{prefix}{name}"] = str(value)
     return result
 
 
-def error_text(record: LogRecord) -> str:
-    """What Snakemake says of a failed job: message, shell command and what the executor adds."""
-    parts = [str(record.rule_msg)] if record.rule_msg else []
-    if record.shellcmd:
-        parts.append(f"shell: {str(record.shellcmd).strip()}")
-    return "\n".join(parts + [f"{name}: {value}" for name, value in record.aux.items()])
-
-
 def git_tags(folder: Path) -> dict[str, str]:
     """Commit of the repository that holds the folder, and whether tracked files differ from it; {} outside of one."""
-    commit = _git(folder, "rev-parse", "HEAD")
+    commit = _run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"mlflow.source.git.commit": commit, "snakemake.git_dirty": str(bool(changed)).lower()}
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where there is no git or it fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except FileNotFoundError:  # no git on this machine

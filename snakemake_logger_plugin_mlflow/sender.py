@@ -6,12 +6,30 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
-from snakemake_logger_plugin_mlflow.journal import FOLDER, JournalReader, end_journal, lock, process_is_gone
-from snakemake_logger_plugin_mlflow.messages import cause, replay_command, tell, without_password
-from snakemake_logger_plugin_mlflow.session import CLOSED_BY, HOST, JOURNAL, PROCESS, Session
-from snakemake_logger_plugin_mlflow.store import Store
+from mlflow.entities import Run
+
+from snakemake_logger_plugin_mlflow.journal import (
+    FOLDER,
+    WorkflowRecord,
+    end_journal,
+    has_end,
+    process_is_gone,
+    read_workflow,
+    try_lock,
+)
+from snakemake_logger_plugin_mlflow.messages import (
+    ALREADY_TOLD,
+    remove_passwords,
+    replay_command,
+    root_cause,
+    tell_user,
+)
+from snakemake_logger_plugin_mlflow.session import CLOSED_BY, HOST, JOURNAL, PROCESS, Session, to_ms
+from snakemake_logger_plugin_mlflow.store import RunEnd, Store
 
 POLL_SECONDS = 0.25
 LONGEST_PAUSE = 30.0  # seconds between attempts while the store cannot be written to
@@ -20,14 +38,15 @@ LONGEST_PAUSE = 30.0  # seconds between attempts while the store cannot be writt
 class Sender:
     """Sends one journal while its workflow runs. terminal: where the user is told, each thing once."""
 
-    def __init__(self, path: Path, terminal):
+    def __init__(self, path: Path, terminal: TextIO):
         self.path, self.terminal = path, terminal
-        self.workflow = JournalReader(path).read()[0]
+        self.workflow = read_workflow(path)
         self.told: set[str] = set()
+        self.told_of_error = False
         self.leftovers_closed = False
 
     def run(self) -> int:
-        """Exit status: 0 everything is sent, 3 it is not, which the user was told."""
+        """Exit status: 0 everything is sent, ALREADY_TOLD it is not."""
         pause = 1.0
         while True:
             last_attempt = self.is_over()
@@ -38,41 +57,42 @@ class Sender:
                 traceback.print_exc()
                 self._tell_of(error)
             if last_attempt:
-                return 3
+                return ALREADY_TOLD
             self._wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def is_over(self) -> bool:
         """Whether the workflow has ended, in order or not."""
-        return self._parent_is_gone() or JournalReader(self.path).read()[-1]["record"] == "end"
+        return self._parent_is_gone() or has_end(self.path)
 
     def _parent_is_gone(self) -> bool:
         return os.getppid() != self.workflow["process"]["pid"]
 
     def _send_all(self) -> None:
-        session = Session(self.path, self._note)
+        session = Session(self.path, self._tell_once)
         while True:
             if self._parent_is_gone():
                 end_journal(self.path)
             done = session.step()
             if not self.leftovers_closed:
-                close_leftovers(session.store, self.workflow, self._note)
+                close_leftovers(session.store, self.workflow, self._tell_once)
                 self.leftovers_closed = True
             if done:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _note(self, message: str) -> None:
+    def _tell_once(self, message: str) -> None:
         if message not in self.told:
             self.told.add(message)
-            tell(message, self.terminal)
+            tell_user(message, self.terminal)
 
     def _tell_of(self, error: Exception) -> None:
-        if "error" not in self.told:
-            self.told.add("error")
-            uri = without_password(self.workflow["uri"] or "the store of this folder")
+        """Tells the user of the first error only."""
+        if not self.told_of_error:
+            self.told_of_error = True
+            uri = remove_passwords(self.workflow["uri"] or "the store of this folder")
             later = f"If MLflow lacks runs in the end: {replay_command(self.path)}"
-            tell(f"cannot write to {uri} ({cause(error)}); the workflow goes on. {later}", self.terminal)
+            tell_user(f"cannot write to {uri} ({root_cause(error)}); the workflow goes on. {later}", self.terminal)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -81,46 +101,50 @@ class Sender:
 
 
 def send(path: Path) -> int:
-    """Follows a workflow from its journal; keeps what MLflow prints in a file beside it. Returns the exit status."""
+    """Follows a workflow from its journal; keeps what MLflow prints in a file next to it. Returns the exit status."""
     os.nice(10)
     terminal = os.fdopen(os.dup(2), "w")
     noise = path.with_suffix(".log")
     with open(noise, "w") as file:
         os.dup2(file.fileno(), 2)
-    with lock(path):
+    with try_lock(path):
         status = Sender(path, terminal).run()
     if status == 0:
         noise.unlink()
     return status
 
 
-def close_leftovers(store: Store, workflow: dict, note) -> None:
+def close_leftovers(store: Store, workflow: WorkflowRecord, report: Callable[[str], None]) -> None:
     """Closes the runs that workflows whose process is gone left RUNNING: by their journal, else just as KILLED."""
     runs = store.search(f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{workflow['process']['host']}'")
-    journals = {}
+    journals: set[Path] = set()
+    without_journal: list[Run] = []
     for run in runs:
         process = json.loads(run.data.tags[PROCESS])
         journal = Path(run.data.tags[JOURNAL])
         same_directory = journal.parent == Path(workflow["directory"]) / FOLDER
         if process_is_gone(process, same_directory):
-            journals.setdefault(journal if same_directory and journal.exists() else None, []).append(run)
-    for journal in journals:
-        if journal is not None:
-            replay_one(journal, note)
-    for run in journals.get(None, []):
+            if same_directory and journal.exists():
+                journals.add(journal)
+            else:
+                without_journal.append(run)
+    for journal in sorted(journals):
+        replay_journal(journal, report)
+    for run in without_journal:
         store.log(run.info.run_id, tags={CLOSED_BY: workflow["id"]})
-        store.finish([(run.info.run_id, "KILLED", int(time.time() * 1000))])
+        store.finish([RunEnd(run.info.run_id, "KILLED", to_ms(time.time()))])
 
 
-def replay(paths: list[Path]) -> Counter:
+def replay(paths: list[Path]) -> Counter[str]:
     """Sends journals; by default all of the current directory. Prints a line for each and returns what was sent.
 
     A journal that belongs to another directory is read there. Raises what MLflow raises.
     """
-    total, here = Counter(), Path.cwd()
+    total: Counter[str] = Counter()
+    here = Path.cwd()
     for path in [path.absolute() for path in paths] or sorted(here.joinpath(FOLDER).glob("*.jsonl")):
-        os.chdir(path.parents[2])  # a journal lies in <directory>/.snakemake/mlflow
-        counts = replay_one(path, lambda message: tell(message, sys.stdout))
+        os.chdir(path.parents[2])  # a journal is <directory>/.snakemake/mlflow/<its name>
+        counts = replay_journal(path, lambda message: tell_user(message, sys.stdout))
         os.chdir(here)
         if counts is not None:
             sent = f"{counts['runs']} runs made, {counts['metrics']} metrics sent" if counts.total() else "complete"
@@ -131,14 +155,13 @@ def replay(paths: list[Path]) -> Counter:
     return total
 
 
-def replay_one(path: Path, note) -> Counter | None:
+def replay_journal(path: Path, report: Callable[[str], None]) -> Counter[str] | None:
     """Sends one journal in the current directory; None where its workflow lives or another process sends it."""
-    entries = JournalReader(path).read()
-    over = entries[-1]["record"] == "end" or process_is_gone(entries[0]["process"], same_directory=True)
-    with lock(path) as mine:
+    over = has_end(path) or process_is_gone(read_workflow(path)["process"], same_directory=True)
+    with try_lock(path) as mine:
         if not mine or not over:
             return None
         end_journal(path)
-        session = Session(path, note)
+        session = Session(path, report)
         session.step()
         return session.counts

@@ -11,9 +11,26 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from snakemake_logger_plugin_mlflow.digests import Digests
-from snakemake_logger_plugin_mlflow.events import NOTHING, EventsFile
-from snakemake_logger_plugin_mlflow.journal import JournalReader, kept_folder
-from snakemake_logger_plugin_mlflow.store import LONGEST_PARAM, LONGEST_TAG, NewRun, Store, fit, valid_key
+from snakemake_logger_plugin_mlflow.events import EventsFile
+from snakemake_logger_plugin_mlflow.journal import (
+    EMPTY_MARK,
+    EndRecord,
+    JobEndRecord,
+    JobRecord,
+    JournalReader,
+    kept_folder,
+    read_workflow,
+)
+from snakemake_logger_plugin_mlflow.store import (
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    NewRun,
+    Point,
+    RunEnd,
+    Store,
+    valid_key,
+    valid_pairs,
+)
 
 WORKFLOW_ID, JOB_KEY, CLOSED_BY = "snakemake.workflow_id", "snakemake.job", "snakemake.closed_by"
 PROCESS, HOST, JOURNAL = "snakemake.process", "snakemake.host", "snakemake.journal"
@@ -26,122 +43,107 @@ LARGEST_OUTPUT, LARGEST_LOG = 2**20, 10 * 2**20  # bytes
 class Job:
     """A job of the journal and what MLflow has of it."""
 
-    entry: dict
-    events: list[EventsFile]
-    run_id: str | None = None
-    end: dict | None = None
+    entry: JobRecord
+    run_id: str
+    events: list[EventsFile] = field(default_factory=list)
+    end: JobEndRecord | None = None
     sent: set[tuple[str, int]] = field(default_factory=set)  # (metric, step)
     params: dict[str, str] = field(default_factory=dict)  # as MLflow has them
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, float] = field(default_factory=dict)  # path: time of the line that was followed
 
     def log_file(self, path: str) -> Path:
-        """Where to read a log file from: under its second name, if it has one, since the job may have begun again."""
-        kept = Path((self.end or {}).get("kept", {}).get(path, path))
+        """Where to read a log file from: its second name, if it has one, since the job may have begun again."""
+        kept = Path(path if self.end is None else self.end["kept"].get(path, path))
         return kept if kept.exists() else Path(path)
-
-    @property
-    def name(self) -> str:
-        """Rule and wildcards: "train_student student=s8, kimg=50"."""
-        wildcards = ", ".join(f"{name}={value}" for name, value in self.entry["wildcards"].items())
-        return f"{self.entry['rule']} {wildcards}".strip()
 
 
 class Session:
     """One pass over a journal with one connection to the store. After an error, begin another one.
 
-    note: is told what was left out and why. Relative paths of the journal are those of the current directory.
+    To begin connects to the store and makes the workflow's run, if there is none. report: gets a line on each thing
+    that was left out and why. Relative paths of the journal are those of the current directory.
     """
 
-    def __init__(self, path: Path, note: Callable[[str], None]):
-        self.path, self.note = path, note
-        self.counts = Counter()  # runs made, metrics sent
-        self.workflow: dict | None = None
-        self.store: Store | None = None
-        self.parent_id: str | None = None
+    def __init__(self, path: Path, report: Callable[[str], None]):
+        self.path, self.report = path, report
+        self.counts: Counter[str] = Counter()  # runs made, metrics sent
+        self.workflow = read_workflow(path)
+        self.store = Store(self.workflow["uri"], self.workflow["experiment"], self.workflow["user"])
         self._reader, self._digests = JournalReader(path), Digests()
-        self._existing: dict[str, Run] = {}
+        self._existing = runs_by_key(self._search_runs())
         self._open: dict[str, Job] = {}
-        self._ends = Counter()  # jobs by state
-        self._in_use: set[str] = set()  # run ids
-        self._end: dict | None = None
+        self._ends: Counter[str] = Counter()  # jobs by state
+        self._end: EndRecord | None = None
+        self.parent_id = self._find_or_create_parent()
+        self._in_use = {self.parent_id}  # run ids
 
     def step(self) -> bool:
         """Sends what is new. True when the workflow has ended and MLflow has all of it."""
-        for entry in self._reader.read():
-            self._take(entry)
-        self._create_runs()
+        entries = self._reader.read()
+        self._open_jobs([entry for entry in entries if entry["record"] == "job"])
+        for entry in entries:
+            if entry["record"] == "job_end":
+                self._open[entry["key"]].end = entry
+            elif entry["record"] == "end":
+                self._end = entry
         for job in self._open.values():
             self._send_events(job)
         self._close_jobs()
-        if self._end is not None and self.parent_id is not None:
-            self._close_workflow()
-            shutil.rmtree(kept_folder(self.path), ignore_errors=True)
-        return self._end is not None
+        if self._end is None:
+            return False
+        self._close_workflow(self._end)
+        shutil.rmtree(kept_folder(self.path), ignore_errors=True)
+        return True
 
-    def _take(self, entry: dict) -> None:
-        kind = entry["record"]
-        if kind == "workflow":
-            self.workflow = entry
-            self.store = Store(entry["uri"], entry["experiment"], entry["user"])
-            self._existing = one_of_each(self._runs())
-        elif kind == "job":
-            self._open[entry["key"]] = self._job(entry)
-        elif kind == "job_end":
-            self._open[entry["key"]].end = entry
-        else:
-            self._end = entry
-
-    def _runs(self) -> list[Run]:
+    def _search_runs(self) -> list[Run]:
         """The workflow's runs in the store."""
         return self.store.search(f"tags.`{WORKFLOW_ID}` = '{self.workflow['id']}'")
 
-    def _job(self, entry: dict) -> Job:
-        run = self._existing.get(entry["key"])
-        if self._is_complete(entry["key"]):
-            return Job(entry, [], run.info.run_id)
-        earlier = entry["earlier"]
-        job = Job(entry, [EventsFile(Path(path), mark, earlier[path]) for path, mark in entry["events"].items()])
-        if run is not None:
-            job.run_id, job.params, job.tags = run.info.run_id, dict(run.data.params), dict(run.data.tags)
-            job.sent = self.store.steps_sent(run)
-        return job
+    def _find_or_create_parent(self) -> str:
+        if run := self._existing.get(WORKFLOW_KEY):
+            found: str = run.info.run_id
+            return found
+        [made] = self.store.create([self._parent_run()])
+        self.counts["runs"] += 1
+        for path in filter(os.path.isfile, self.workflow["configfiles"]):
+            self.store.attach(made, Path(path), "config")
+        return made
 
-    def _create_runs(self) -> None:
-        if self.parent_id is None:
-            if run := self._existing.get(WORKFLOW_KEY):
-                self.parent_id = run.info.run_id
+    def _open_jobs(self, entries: list[JobRecord]) -> None:
+        """Finds the runs of jobs that began; makes those that MLflow lacks, all at once."""
+        new = {entry["key"]: self._job_run(entry) for entry in entries if entry["key"] not in self._existing}
+        made = dict(zip(new, self.store.create(list(new.values())) if new else [], strict=True))
+        for entry in entries:
+            key = entry["key"]
+            if self._is_complete(key):
+                job = Job(entry, self._existing[key].info.run_id)
+            elif run := self._existing.get(key):
+                params, tags, sent = dict(run.data.params), dict(run.data.tags), self.store.steps_sent(run)
+                job = Job(entry, run.info.run_id, events_files(entry), params=params, tags=tags, sent=sent)
             else:
-                [self.parent_id] = self.store.create([self._parent_run()])
-                self.counts["runs"] += 1
-                for path in filter(os.path.isfile, self.workflow["configfiles"]):
-                    self.store.attach(self.parent_id, Path(path), "config")
-        new = [job for job in self._open.values() if job.run_id is None]
-        if new:
-            runs = [self._job_run(job) for job in new]
-            for job, run, run_id in zip(new, runs, self.store.create(runs), strict=True):
-                job.run_id, job.params, job.tags = run_id, run.params, run.tags
-            self.counts["runs"] += len(new)
-        self._in_use |= {self.parent_id} | {job.run_id for job in self._open.values()}
+                job = Job(entry, made[key], events_files(entry), params=new[key].params, tags=new[key].tags)
+            self._open[key] = job
+            self._in_use.add(job.run_id)
+        self.counts["runs"] += len(new)
 
     def _parent_run(self) -> NewRun:
         workflow = self.workflow
         params = {f"jobs.{rule}": str(count) for rule, count in workflow["jobs"].items()}
         tags = workflow["tags"] | self._tags(WORKFLOW_KEY)
-        return NewRun(workflow["name"], ms(workflow["time"]), tags, params)
+        return NewRun(workflow["name"], to_ms(workflow["time"]), tags, params)
 
-    def _job_run(self, job: Job) -> NewRun:
-        entry = job.entry
+    def _job_run(self, entry: JobRecord) -> NewRun:
         tags = self._tags(entry["key"]) | {
             "mlflow.parentRunId": self.parent_id,
             "snakemake.rule": entry["rule"],
             "snakemake.reason": entry["reason"],
         }
-        digests = self._digests.of(entry["input"], entry["time"])
+        digests = self._digests.of_inputs(entry["input"], entry["time"])
         if digests:
             text = json.dumps(digests)
             tags["snakemake.inputs"] = text if len(text) <= LONGEST_TAG else f"{len(digests)} files, see inputs.json"
-        return NewRun(job.name, ms(entry["time"]), tags, job_params(entry))
+        return NewRun(job_name(entry), to_ms(entry["time"]), tags, job_params(entry))
 
     def _tags(self, key: str) -> dict[str, str]:
         workflow = self.workflow
@@ -160,18 +162,19 @@ class Session:
             until, name = None, str(events.path)
             if job.end is not None:
                 until, events.path = job.end["events"].get(name), job.log_file(name)
-            if until not in (None, NOTHING) and not events.matches(until):
-                self.note(f"{name} is not what it was when job {job.name!r} ended; its events are left out")
+            if until is not None and until != EMPTY_MARK and not events.matches(until):
+                what = f"{name} is not what it was when job {job_name(job.entry)!r} ended"
+                self.report(f"{what}; its events are left out")
             elif events.read(until):
                 self._send_content(job, events)
             for what in events.left_out:
-                self.note(f"{name}: {what}; left out")
+                self.report(f"{name}: {what}; left out")
 
     def _send_content(self, job: Job, events: EventsFile) -> None:
         content = events.content
-        points = [(valid_key(name), step, *rest) for (name, step), rest in content.points.items()]
-        points = [point for point in points if point[:2] not in job.sent]
-        named, labels = fit(content.params, LONGEST_PARAM), fit(content.tags, LONGEST_TAG)
+        points = [Point(valid_key(name), step, *rest) for (name, step), rest in content.points.items()]
+        points = [point for point in points if (point.name, point.step) not in job.sent]
+        named, labels = valid_pairs(content.params, LONGEST_PARAM), valid_pairs(content.tags, LONGEST_TAG)
         params = {name: value for name, value in named.items() if name not in job.params}
         # MLflow never changes a param: a new value of a job that began again becomes a tag
         changed = {name: value for name, value in named.items() if job.params.get(name, value) != value}
@@ -179,7 +182,7 @@ class Session:
         if points or params or tags:
             self.store.log(job.run_id, points, params, tags)
             self.counts["metrics"] += len(points)
-            job.sent |= {point[:2] for point in points}
+            job.sent |= {(point.name, point.step) for point in points}
             job.params |= params
             job.tags |= tags
         for path, written in content.artifacts.items():
@@ -188,16 +191,16 @@ class Session:
                 job.artifacts[path] = written
 
     def _close_jobs(self) -> None:
-        ended = [job for job in self._open.values() if job.end is not None]
+        ended = [(job, job.end) for job in self._open.values() if job.end is not None]
         runs = []
-        for job in ended:
+        for job, end in ended:
             if not self._is_complete(job.entry["key"]):
-                self._complete(job)
-                runs.append((job.run_id, job.end["state"], ms(job.end["time"])))
+                self._complete(job, end)
+                runs.append(RunEnd(job.run_id, end["state"], to_ms(end["time"])))
         if runs:
             self.store.finish(runs)
-        for job in ended:
-            self._ends[job.end["state"]] += 1
+        for job, end in ended:
+            self._ends[end["state"]] += 1
             del self._open[job.entry["key"]]
             shutil.rmtree(kept_folder(self.path) / job.entry["key"], ignore_errors=True)  # there may be none
 
@@ -206,20 +209,21 @@ class Session:
         run = self._existing.get(key)
         return run is not None and run.info.status != "RUNNING" and CLOSED_BY not in run.data.tags
 
-    def _complete(self, job: Job) -> None:
+    def _complete(self, job: Job, end: JobEndRecord) -> None:
         """Adds what comes with the end of a job: logs, outputs, error."""
-        entry, end = job.entry, job.end
+        entry = job.entry
         missing = {name: value for name, value in job_params(entry).items() if valid_key(name) not in job.params}
         tags = {"snakemake.error": end["error"]} if end["error"] else {}
         if missing or tags:
             self.store.log(job.run_id, params=missing, tags=tags)
         logs = [path for path in entry["log"] + end["log"] if path not in entry["events"]]
-        for path, folder in folders("log", [path for path in logs if job.log_file(path).is_file()]):
+        for path, folder in artifact_folders("log", [path for path in logs if job.log_file(path).is_file()]):
             self._attach_log(job.run_id, job.log_file(path), folder)
         if end["state"] == "FINISHED":
-            for path, folder in folders("output", [path for path in entry["output"] if is_small_result(Path(path))]):
+            results = [path for path in entry["output"] if is_small_result(Path(path))]
+            for path, folder in artifact_folders("output", results):
                 self.store.attach(job.run_id, Path(path), folder)
-        digests = self._digests.of(entry["input"], entry["time"])
+        digests = self._digests.of_inputs(entry["input"], entry["time"])
         if len(json.dumps(digests)) > LONGEST_TAG:
             self.store.attach_text(job.run_id, json.dumps(digests, indent=1), "inputs.json")
 
@@ -234,44 +238,57 @@ class Session:
             head = f"[the first {size - LARGEST_LOG} bytes of {path} are left out]\n"
             self.store.attach_text(run_id, head + text, f"{folder}/{path.name}")
 
-    def _close_workflow(self) -> None:
+    def _close_workflow(self, end: EndRecord) -> None:
         if not self._is_complete(WORKFLOW_KEY):
             if self.store.loses_answers:
                 self._delete_doubles()
-            now = ms(self._end["time"])
-            counts = [(f"jobs_{state.lower()}", 0, float(n), now) for state, n in sorted(self._ends.items())]
+            now = to_ms(end["time"])
+            counts = [Point(f"jobs_{state.lower()}", 0, float(n), now) for state, n in sorted(self._ends.items())]
             if run := self._existing.get(WORKFLOW_KEY):
-                counts = [point for point in counts if point[0] not in run.data.metrics]
+                counts = [point for point in counts if point.name not in run.data.metrics]
             self.store.log(self.parent_id, counts)
-            self.store.finish([(self.parent_id, self._end["state"], now)])
+            self.store.finish([RunEnd(self.parent_id, end["state"], now)])
 
     def _delete_doubles(self) -> None:
         """Deletes what was made twice: a request is repeated where the answer to it was lost."""
-        for run in self._runs():
+        for run in self._search_runs():
             if run.info.run_id not in self._in_use:
                 self.store.delete(run.info.run_id)
 
 
-def one_of_each(runs: list[Run]) -> dict[str, Run]:
+def runs_by_key(runs: list[Run]) -> dict[str, Run]:
     """A workflow's runs by key. Of two with one key the one that is in use: closed, a parent, or with more in it."""
     parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
 
-    def use(run: Run) -> tuple:
+    def use(run: Run) -> tuple[bool, bool, int]:
         return run.info.status != "RUNNING", run.info.run_id in parents, len(run.data.metrics) + len(run.data.params)
 
     return {run.data.tags[JOB_KEY]: run for run in sorted(runs, key=use)}
 
 
-def ms(seconds: float) -> int:
+def to_ms(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def job_params(entry: dict) -> dict[str, str]:
+def job_name(entry: JobRecord) -> str:
+    """Rule and wildcards: "train_student student=s8, kimg=50"."""
+    wildcards = ", ".join(f"{name}={value}" for name, value in entry["wildcards"].items())
+    return f"{entry['rule']} {wildcards}".strip()
+
+
+def job_params(entry: JobRecord) -> dict[str, str]:
     """The params of a job's run: wildcards, params, resources and threads."""
     params = {"threads": str(entry["threads"])}
-    for part in ("wildcards", "params", "resources"):
-        params |= {valid_key(f"{part}.{name}"): value for name, value in entry[part].items()}
+    for part, values in (
+        ("wildcards", entry["wildcards"]), ("params", entry["params"]), ("resources", entry["resources"])
+    ):  # fmt: skip
+        params |= {valid_key(f"{part}.{name}"): value for name, value in values.items()}
     return params
+
+
+def events_files(entry: JobRecord) -> list[EventsFile]:
+    """The events files of a job."""
+    return [EventsFile(Path(path), before, entry["earlier"][path]) for path, before in entry["events"].items()]
 
 
 def is_small_result(path: Path) -> bool:
@@ -279,7 +296,7 @@ def is_small_result(path: Path) -> bool:
     return path.suffix.lower() in ATTACHED_OUTPUTS and path.is_file() and path.stat().st_size < LARGEST_OUTPUT
 
 
-def folders(root: str, paths: Iterable[str]) -> list[tuple[str, str]]:
+def artifact_folders(root: str, paths: Iterable[str]) -> list[tuple[str, str]]:
     """(path, folder to attach it in): `root`, or below it by its own folder where two files have one name."""
     paths = list(dict.fromkeys(paths))
     names = Counter(Path(path).name for path in paths)

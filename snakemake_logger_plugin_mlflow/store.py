@@ -1,22 +1,30 @@
-"""Reading from and writing to one MLflow experiment. Imported by the sender only: importing MLflow takes a second."""
+"""One experiment of an MLflow store. Imported by the sender only: importing MLflow takes a second."""
 
 import math
 import os
 import re
 import sqlite3
+import sys
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.tracking import MlflowClient, get_tracking_uri
 from mlflow.utils.uri import append_to_uri_path
-from sqlalchemy import insert, update
+
+from snakemake_logger_plugin_mlflow.journal import State
+
+if TYPE_CHECKING:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what one log_batch call may hold
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 5000  # characters; longer values are cut
@@ -33,6 +41,23 @@ class NewRun:
     params: dict[str, str]
 
 
+class Point(NamedTuple):
+    """One value of a metric. time: ms since 1970."""
+
+    name: str
+    step: int
+    value: float
+    time: int
+
+
+class RunEnd(NamedTuple):
+    """How a run ended. time: ms since 1970."""
+
+    run_id: str
+    state: State
+    time: int
+
+
 class Store:
     """One experiment of an MLflow store. uri: None is what MLflow takes by itself in the current directory.
 
@@ -43,16 +68,16 @@ class Store:
         self.uri, self.user = uri or get_tracking_uri(), user
         refuse_locked_database(self.uri)
         self.client = MlflowClient(self.uri)
-        self.experiment = self._experiment(experiment_name)
-        self._sql = self.client._tracking_client.store
+        self.experiment = self._find_or_create_experiment(experiment_name)
+        self._sql = as_sql_store(self.client._tracking_client.store)
         self._artifacts: dict[str, str] = {}  # run id: artifact URI
 
     @property
     def loses_answers(self) -> bool:
         """Whether a run may have been made although `create` or MLflow's first try at it failed: a server's store."""
-        return not isinstance(self._sql, SqlAlchemyStore)
+        return self._sql is None
 
-    def _experiment(self, name: str) -> Experiment:
+    def _find_or_create_experiment(self, name: str) -> Experiment:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -61,15 +86,19 @@ class Store:
                 if self.client.get_experiment_by_name(name) is None:
                     raise
             found = self.client.get_experiment_by_name(name)
+            assert found is not None  # it was made just now
         if found.lifecycle_stage != "active":
             raise MlflowException(f"experiment {name!r} is deleted; restore it or name another one")
         return found
 
     def search(self, condition: str) -> list[Run]:
         """All runs of the experiment that meet an MLflow search condition."""
-        runs, token, experiments = [], None, [self.experiment.experiment_id]
+        runs: list[Run] = []
+        token = None
         while True:
-            page = self.client.search_runs(experiments, condition, max_results=1000, page_token=token)
+            page = self.client.search_runs(
+                [self.experiment.experiment_id], condition, max_results=1000, page_token=token
+            )
             runs += page
             token = page.token
             if not token:
@@ -84,26 +113,32 @@ class Store:
 
     def create(self, new_runs: list[NewRun]) -> list[str]:
         """Makes runs, status RUNNING; returns their ids. In a SQL store it is one transaction for all."""
-        runs = [NewRun(run.name[:LONGEST_KEY], run.start, fit(run.tags, LONGEST_TAG), run.params) for run in new_runs]
-        for run in runs:
-            run.tags |= {"mlflow.user": self.user, "mlflow.runName": run.name}
-            run.params = fit(run.params, LONGEST_PARAM)
-        if isinstance(self._sql, SqlAlchemyStore):
-            return self._create_by_sql(runs)
-        return [self._create_by_client(run) for run in runs]
+        runs = []
+        for run in new_runs:
+            name = run.name[:LONGEST_KEY]
+            tags = valid_pairs(run.tags, LONGEST_TAG) | {"mlflow.user": self.user, "mlflow.runName": name}
+            runs.append(NewRun(name, run.start, tags, valid_pairs(run.params, LONGEST_PARAM)))
+        if self._sql is None:
+            return [self._create_by_client(run) for run in runs]
+        return self._create_by_sql(self._sql, runs)
 
     def _create_by_client(self, run: NewRun) -> str:
         info = self.client.create_run(self.experiment.experiment_id, run.start, run.tags, run.name).info
-        self._artifacts[info.run_id] = info.artifact_uri
-        self.log(info.run_id, params=run.params)
-        return info.run_id
+        run_id: str = info.run_id
+        self._artifacts[run_id] = info.artifact_uri
+        self.log(run_id, params=run.params)
+        return run_id
 
-    def _create_by_sql(self, new_runs: list[NewRun]) -> list[str]:
+    def _create_by_sql(self, sql: "SqlAlchemyStore", new_runs: list[NewRun]) -> list[str]:
+        from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
+        from sqlalchemy import insert
+
         # MLflow's calls take 12 ms a job, these rows 0.3 ms; that decides whether a workflow of short jobs notices
         ids = [uuid.uuid4().hex for _ in new_runs]
         rows, tags, params = [], [], []
         for run_id, run in zip(ids, new_runs, strict=True):
-            folder = append_to_uri_path(self.experiment.artifact_location, run_id, "artifacts")
+            location = self.experiment.artifact_location
+            folder = append_to_uri_path(location, run_id, "artifacts")  # type: ignore[no-untyped-call]
             self._artifacts[run_id] = folder
             rows.append(
                 dict(
@@ -114,50 +149,69 @@ class Store:
             )  # fmt: skip
             tags += [dict(run_uuid=run_id, key=key, value=value) for key, value in run.tags.items()]
             params += [dict(run_uuid=run_id, key=key, value=value) for key, value in run.params.items()]
-        with self._sql.ManagedSessionMaker() as session:
+        with sql.ManagedSessionMaker() as session:
             for table, new in ((SqlRun, rows), (SqlTag, tags), (SqlParam, params)):
                 if new:
                     session.execute(insert(table), new)
         return ids
 
-    def finish(self, ends: list[tuple[str, str, int]]) -> None:
-        """Closes runs: (run id, FINISHED | FAILED | KILLED, time in ms)."""
-        if isinstance(self._sql, SqlAlchemyStore):
+    def finish(self, ends: Sequence[RunEnd]) -> None:
+        """Closes runs."""
+        if self._sql is None:
+            for run_id, state, time in ends:
+                self.client.set_terminated(run_id, state, time)
+        else:
+            from mlflow.store.tracking.dbmodels.models import SqlRun
+            from sqlalchemy import update
+
             rows = [dict(run_uuid=run_id, status=state, end_time=time) for run_id, state, time in ends]
             with self._sql.ManagedSessionMaker() as session:
                 session.execute(update(SqlRun), rows)
-        else:
-            for run_id, state, time in ends:
-                self.client.set_terminated(run_id, state, time)
 
     def delete(self, run_id: str) -> None:
         """Deletes a run (in MLflow's sense: it can be restored)."""
         self.client.delete_run(run_id)
 
-    def log(self, run_id: str, metrics=(), params: dict | None = None, tags: dict | None = None) -> None:
-        """Adds metrics [(name, step, value, time in ms)], params and tags to a run."""
-        points = [Metric(valid_key(name), value, time, step) for name, step, value, time in metrics]
-        pairs = [Param(key, value) for key, value in fit(params or {}, LONGEST_PARAM).items()]
-        labels = [RunTag(key, value) for key, value in fit(tags or {}, LONGEST_TAG).items()]
-        calls = max(math.ceil(len(points) / METRICS_AT_ONCE), math.ceil((len(pairs)) / PARAMS_AT_ONCE), bool(labels))
+    def log(
+        self,
+        run_id: str,
+        points: Sequence[Point] = (),
+        params: Mapping[str, str] = MappingProxyType({}),
+        tags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Adds metrics, params and tags to a run."""
+        metrics = [Metric(valid_key(name), value, time, step) for name, step, value, time in points]
+        pairs = [Param(key, value) for key, value in valid_pairs(params, LONGEST_PARAM).items()]
+        labels = [RunTag(key, value) for key, value in valid_pairs(tags, LONGEST_TAG).items()]
+        calls = max(math.ceil(len(metrics) / METRICS_AT_ONCE), math.ceil(len(pairs) / PARAMS_AT_ONCE), bool(labels))
         for i in range(calls):
             self.client.log_batch(
                 run_id,
-                metrics=points[i * METRICS_AT_ONCE : (i + 1) * METRICS_AT_ONCE],
+                metrics=metrics[i * METRICS_AT_ONCE : (i + 1) * METRICS_AT_ONCE],
                 params=pairs[i * PARAMS_AT_ONCE : (i + 1) * PARAMS_AT_ONCE],
                 tags=labels if i == 0 else [],
             )
 
     def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copies a file to a run's artifacts, over one of the same name."""
-        self._repository(run_id).log_artifact(str(path), folder)
+        self._repository(run_id).log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
 
     def attach_text(self, run_id: str, text: str, path: str) -> None:
         """Writes a text file to a run's artifacts."""
         self.client.log_text(run_id, text, path)
 
-    def _repository(self, run_id: str):
+    def _repository(self, run_id: str) -> ArtifactRepository:
         return get_artifact_repository(self._artifacts[run_id], tracking_uri=self.uri)
+
+
+def as_sql_store(store: AbstractStore) -> "SqlAlchemyStore | None":
+    """The store, if it is a database; its module, which takes a second to import, is then imported already."""
+    if "mlflow.store.tracking.sqlalchemy_store" in sys.modules:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        if isinstance(store, SqlAlchemyStore):
+            return store
+    return None
 
 
 def refuse_locked_database(uri: str) -> None:
@@ -176,13 +230,13 @@ def refuse_locked_database(uri: str) -> None:
 
 
 def valid_key(name: str) -> str:
-    """A metric, param or tag name with what MLflow does not admit as "_", cut to 250 characters."""
+    """A metric, param or tag name with what MLflow does not accept as "_", cut to 250 characters."""
     name = os.path.normpath(re.sub(r"[^\w\-. :/]", "_", name)).lstrip("./")
     return (name or "_")[:LONGEST_KEY]
 
 
-def fit(values: dict[str, str], longest: int) -> dict[str, str]:
-    """Names and values as MLflow takes them; longer values are cut and end in "..."."""
+def valid_pairs(values: Mapping[str, str], longest: int) -> dict[str, str]:
+    """Names and values as MLflow accepts them; longer values are cut and end in "..."."""
     return {
         valid_key(name): value if len(value) <= longest else value[: longest - 3] + "..."
         for name, value in values.items()

@@ -1,12 +1,10 @@
-"""A real PostgreSQL of a test's own, and a connection on which answers get lost."""
+"""A real PostgreSQL of a test's own."""
 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import threading
 from pathlib import Path
 
 from mlflow_workflows import free_port, wait_until
@@ -57,43 +55,3 @@ class Postgres:
             [BINARIES / program, *arguments], cwd=self.folder, user=USER, group=USER, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-
-
-class LosesAnswers:
-    """Passes requests on to a server; cuts the connection instead of answering the first few that hold `request`."""
-
-    def __init__(self, server_port: int, request: bytes, times: int):
-        self.server_port, self.request, self.left = server_port, request, times
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        server = socket.create_connection(("127.0.0.1", self.server_port))
-        with client, server:
-            lose = threading.Event()
-            threading.Thread(target=self._answer, args=(server, client, lose), daemon=True).start()
-            while data := client.recv(65536):
-                if self.request in data and self.left:
-                    self.left -= 1
-                    lose.set()
-                server.sendall(data)
-
-    def _answer(self, server: socket.socket, client: socket.socket, lose: threading.Event) -> None:
-        try:
-            while (data := server.recv(65536)) and not lose.is_set():
-                client.sendall(data)
-            client.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other side has closed its end
-            return
-
-    def close(self) -> None:
-        self.listener.close()

@@ -1,6 +1,8 @@
-"""Small workflows that are not ours, run by a real Snakemake with `--logger mlflow`, and what MLflow has of them."""
+"""Small third-party workflows, run by a real Snakemake with `--logger mlflow`, and what MLflow has of them."""
 
+import contextlib
 import functools
+import io
 import os
 import signal
 import socket
@@ -13,8 +15,11 @@ from pathlib import Path
 
 import psutil
 from mlflow.tracking import MlflowClient
+from mlflow_snakemake import SnakemakeProcess
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "3", "--logger", "mlflow"]
+from snakemake_logger_plugin_mlflow.sender import replay
+
+SNAKEMAKE = ["--cores", "3", "--logger", "mlflow"]
 REPLAY = [sys.executable, "-m", "snakemake_logger_plugin_mlflow", "replay"]
 EVENTS = """
 import json, os, sys, time
@@ -41,21 +46,29 @@ class Flow:
         for name, text in scripts.items():
             (self.folder / f"{name}.py").write_text(EVENTS + text)
 
-    def run(self, *arguments: str, command: list[str] | None = None) -> subprocess.CompletedProcess:
-        """Runs Snakemake, or another command, to its end."""
-        done = subprocess.run(
-            [*(command or SNAKEMAKE + self.setting), *arguments], cwd=self.folder, capture_output=True, text=True,
-            env=environment(),
-        )  # fmt: skip
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Runs Snakemake to its end."""
+        process = self.start(*arguments)
+        return self._check(subprocess.CompletedProcess(arguments, process.wait(), *process.communicate()))
+
+    def start(self, *arguments: str) -> SnakemakeProcess:
+        return SnakemakeProcess([*SNAKEMAKE, *self.setting, *arguments], self.folder, environment())
+
+    def run_command(self, command: list[str]) -> subprocess.CompletedProcess:
+        """Runs another command in the project's folder to its end."""
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment())
+        return self._check(done)
+
+    def _check(self, done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        """Snakemake in a process group of its own."""
-        return subprocess.Popen(
-            [*SNAKEMAKE, *self.setting, *arguments], cwd=self.folder, env=environment(), stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+    def replay_again(self) -> str:
+        """What a replay of all journals of the folder, in this process, prints."""
+        printed = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+            replay([])
+        return printed.getvalue()
 
     def runs(self) -> list:
         experiment = self.client.get_experiment_by_name(self.experiment)
@@ -99,28 +112,32 @@ def is_parent(run) -> bool:
     return run.data.tags["snakemake.job"] == "workflow"
 
 
+def is_running(run) -> bool:
+    return run.info.status == "RUNNING"
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
 
 
-def told(stderr: str) -> list[str]:
+def plugin_lines(stderr: str) -> list[str]:
     """The lines of the plugin."""
     return [line for line in stderr.splitlines() if line.startswith("MLflow logger:")]
 
 
 def command_in(line: str) -> list[str]:
-    """The replay command that a told line ends with."""
+    """The replay command that a line of the plugin ends with."""
     return line.rpartition(": ")[2].split()
 
 
-def wait_until(condition, what: str, seconds: float = 30) -> None:
+def wait_until(condition, what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
         time.sleep(0.1)
 
 
-def sender_of(process: subprocess.Popen) -> int:
+def sender_of(process: SnakemakeProcess) -> int:
     children = psutil.Process(process.pid).children()
     [sender] = [child for child in children if {"snakemake_logger_plugin_mlflow", "send"} <= set(child.cmdline())]
     return sender.pid
@@ -149,7 +166,7 @@ class Server:
                 self.command, cwd=self.folder, env=environment() | quiet, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        wait_until(self.answers, f"MLflow server, see {self.folder}/server.log", 90)
+        wait_until(self.answers, f"MLflow server, see {self.folder}/server.log")
 
     def answers(self) -> bool:
         try:
@@ -202,7 +219,7 @@ def check_finished_and_failed_jobs(flow: Flow) -> None:
     for command in (["init", "-q"], ["add", "Snakefile"], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], cwd=flow.folder, check=True)
     done = flow.run("--keep-going", "--latency-wait", "0")
-    assert done.returncode == 1 and told(done.stderr) == []
+    assert done.returncode == 1 and plugin_lines(done.stderr) == []
     expected = {"workflow": "FAILED", "good student=s8": "FINISHED", "bad": "FAILED", "gone": "FAILED"}
     assert flow.states() == expected
 
@@ -278,16 +295,15 @@ def check_outage(flow: Flow, cut, restore) -> str:
     cut()
     time.sleep(1)
     (flow.folder / "go").touch()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode == 0 and (flow.folder / "after.txt").exists()
-    [line] = told(stderr)
+    [line] = plugin_lines(stderr)
     restore()
     left = flow.states()
     assert left["workflow"] == left["slow"] == "RUNNING" and "after" not in left
-    filled = flow.run(command=command_in(line))
+    filled = flow.run_command(command_in(line))
     assert filled.returncode == 0, filled
     assert flow.states() == SLOW_STATES
     check_curve_of_slow(flow)
-    again = flow.run(command=REPLAY)
-    assert "complete" in again.stdout and flow.states() == SLOW_STATES
+    assert "complete" in flow.replay_again() and flow.states() == SLOW_STATES
     return line

@@ -5,8 +5,8 @@ import json
 import pytest
 from mlflow_lines import line, metrics, write
 
-from snakemake_logger_plugin_mlflow.events import NOTHING, EventsFile, keep_earlier
-from snakemake_logger_plugin_mlflow.journal import mark
+from snakemake_logger_plugin_mlflow.events import EventsFile, keep_earlier
+from snakemake_logger_plugin_mlflow.journal import EMPTY_MARK, mark_of
 
 
 def points(events):
@@ -15,7 +15,7 @@ def points(events):
 
 def test_events_are_read_as_they_are_written(tmp_path):
     path = tmp_path / "a.events.jsonl"
-    events = EventsFile(path, NOTHING)
+    events = EventsFile(path, EMPTY_MARK)
     assert not events.read()
     write(path, line("start", step=0), metrics(1, loss=3.0))
     assert events.read() and points(events) == {("loss", 1): 3.0}
@@ -26,7 +26,7 @@ def test_events_are_read_as_they_are_written(tmp_path):
 
 def test_half_a_line_waits_for_its_end(tmp_path):
     path = tmp_path / "a.events.jsonl"
-    events = EventsFile(path, NOTHING)
+    events = EventsFile(path, EMPTY_MARK)
     text = json.dumps(metrics(1, loss=3.0))
     path.write_text(text[:10])
     assert not events.read()
@@ -38,7 +38,7 @@ def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("params", params={"lr": 1}), *[metrics(step, loss=step) for step in (1, 2, 3)])
     write(path, line("start", step=2))
-    events = EventsFile(path, NOTHING)
+    events = EventsFile(path, EMPTY_MARK)
     events.read()
     assert points(events) == {("loss", 1): 1.0, ("loss", 2): 2.0} and events.content.params == {"lr": "1"}
     write(path, line("start", step=0))
@@ -54,7 +54,7 @@ def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
 def test_what_an_earlier_attempt_wrote_counts_up_to_the_start_step(tmp_path, start, expected, deleted):
     path = tmp_path / "a.events.jsonl"
     write(path, *[metrics(step, loss=step) for step in (1, 2, 3)])
-    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
+    events = EventsFile(path, mark_of(path), keep_earlier(str(path), tmp_path / "kept"))
     events.read()
     assert points(events) == {}
     if deleted:  # as Snakemake does when a job starts
@@ -72,7 +72,7 @@ def test_attempt_after_attempt_adds_to_one_curve(tmp_path):
         earlier = keep_earlier(str(path), folder)
         path.unlink(missing_ok=True)
         write(path, line("start", step=first), *[metrics(step, loss=first) for step in range(first + 1, last)])
-    events = EventsFile(path, NOTHING, earlier)
+    events = EventsFile(path, EMPTY_MARK, earlier)
     events.read()
     attempts = (0, 0, 2, 2, 4, 4)  # the ones that wrote steps 1 to 6
     assert points(events) == {("loss", step): start for step, start in enumerate(attempts, 1)}
@@ -84,7 +84,7 @@ def test_process_that_outlives_its_snakemake_goes_on_with_one_curve(tmp_path, re
     write(path, line("start", step=0), line("params", params={"lr": 1}), line("tags", tags={"host": "a"}))
     for step in (1, 4, 7):
         write(path, metrics(step, loss=step))
-        events = EventsFile(path, mark(path), keep_earlier(str(path), folder))
+        events = EventsFile(path, mark_of(path), keep_earlier(str(path), folder))
         write(path, metrics(step + 1, loss=step + 1))  # between the announcement of the job and what Snakemake deletes
         if read_before_deletion:
             events.read()
@@ -100,7 +100,7 @@ def test_attempt_that_wrote_nothing_breaks_no_curve(tmp_path):
     write(path, line("start", step=0), metrics(1, loss=1), metrics(2, loss=2))
     keep_earlier(str(path), folder)
     path.unlink()
-    events = EventsFile(path, mark(path), keep_earlier(str(path), folder))
+    events = EventsFile(path, mark_of(path), keep_earlier(str(path), folder))
     write(path, line("start", step=1), metrics(2, loss=20))
     events.read()
     assert points(events) == {("loss", 1): 1.0, ("loss", 2): 20.0}
@@ -113,7 +113,7 @@ def test_attempt_from_0_forgets_the_ones_before_it(tmp_path):
         earlier = keep_earlier(str(path), folder)
         path.unlink()
     write(path, line("start", step=4), metrics(5, loss=5))
-    events = EventsFile(path, NOTHING, earlier)
+    events = EventsFile(path, EMPTY_MARK, earlier)
     events.read()
     assert points(events) == {("loss", 1): 2.0, ("loss", 2): 2.0, ("loss", 3): 2.0, ("loss", 5): 5.0}
     assert len(list(folder.rglob("*.jsonl"))) == 1
@@ -122,7 +122,7 @@ def test_attempt_from_0_forgets_the_ones_before_it(tmp_path):
 def test_later_tags_replace_earlier_ones_and_those_before_a_start_stay(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("tags", tags={"slurm_job_id": "123", "requeues": "0"}), line("start", step=0))
-    events = EventsFile(path, NOTHING)
+    events = EventsFile(path, EMPTY_MARK)
     events.read()
     assert events.content.tags == {"slurm_job_id": "123", "requeues": "0"}
     write(path, line("start", step=5), line("tags", tags={"requeues": "1"}))
@@ -134,7 +134,7 @@ def test_new_process_takes_over_no_params_and_tags_of_an_earlier_attempt(tmp_pat
     path = tmp_path / "a.events.jsonl"
     write(path, line("start", step=0), line("params", params={"lr": 1}), line("tags", tags={"nodes": "n1"}))
     write(path, metrics(1, loss=1))
-    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
+    events = EventsFile(path, mark_of(path), keep_earlier(str(path), tmp_path / "kept"))
     path.unlink()
     write(path, line("start", step=1))
     events.read()
@@ -148,7 +148,7 @@ def test_overwritten_earlier_attempt_is_left_out_and_named(tmp_path):
     (tmp_path / earlier[0]["path"]).unlink()
     path.unlink()
     write(path, line("start", step=1), metrics(2, loss=2))
-    events = EventsFile(path, NOTHING, earlier)
+    events = EventsFile(path, EMPTY_MARK, earlier)
     events.read()
     assert points(events) == {("loss", 2): 2.0} and len(events.left_out) == 1
 
@@ -156,7 +156,7 @@ def test_overwritten_earlier_attempt_is_left_out_and_named(tmp_path):
 def test_file_written_anew_holds_nothing_from_before_the_job(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, metrics(1, loss=1))
-    events = EventsFile(path, mark(path), keep_earlier(str(path), tmp_path / "kept"))
+    events = EventsFile(path, mark_of(path), keep_earlier(str(path), tmp_path / "kept"))
     path.unlink()
     write(path, metrics(1, loss=7), metrics(2, loss=8))
     events.read()
@@ -167,7 +167,7 @@ def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
     path = tmp_path / "a.events.jsonl"
     path.write_text('not json\n{"event": "dance", "time": 1}\n[1]\n')
     write(path, metrics("x", loss=1), metrics(1, loss=1))
-    events = EventsFile(path, NOTHING)
+    events = EventsFile(path, EMPTY_MARK)
     events.read()
     assert len(events.left_out) == 4 and points(events) == {("loss", 1): 1.0}
 
@@ -175,7 +175,7 @@ def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
 def test_events_file_deleted_and_begun_anew_between_two_reads(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, metrics(1, loss=1))
-    events = EventsFile(path, mark(path))
+    events = EventsFile(path, mark_of(path))
     events.read()
     path.unlink()
     write(path, metrics(5, loss=5), metrics(6, loss=6))

@@ -3,7 +3,8 @@
 import time
 
 import pytest
-from mlflow_postgres import BINARIES, LosesAnswers, Postgres
+from mlflow_postgres import BINARIES, Postgres
+from mlflow_proxy import Proxy
 from mlflow_resumed import check_job_that_outlives_snakemake, check_requeued_job
 from mlflow_workflows import (
     SLOW_STATES,
@@ -14,7 +15,7 @@ from mlflow_workflows import (
     check_outage,
     has_live_metrics,
     is_parent,
-    told,
+    plugin_lines,
     wait_until,
     write_slow,
 )
@@ -22,6 +23,8 @@ from mlflow_workflows import (
 if BINARIES is None:
     pytest.skip("Debian's postgresql is not installed", allow_module_level=True)
 pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
+
+pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +85,8 @@ def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp
     for flow in flows:
         (flow.folder / "go").touch()
     for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0 and told(stderr) == []
+        _, stderr = process.communicate()
+        assert process.returncode == 0 and plugin_lines(stderr) == []
     found = flow.runs()
     parents = {run.info.run_name.split()[0]: run.info.run_id for run in found if is_parent(run)}
     assert sorted(parents) == ["mine", "yours"]
@@ -96,11 +99,13 @@ def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp
         assert curve == [(step, float(step)) for step in range(1, len(curve) + 1)]
 
 
+@pytest.mark.slow
 def test_server_killed_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, server):
     line = check_outage(flow, server.kill, server.start)
     assert server.uri in line
 
 
+@pytest.mark.slow
 def test_postgres_stopped_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, postgres):
     line = check_outage(flow, postgres.stop, postgres.start)
     assert "error 503, as when its database is away" in line
@@ -116,8 +121,8 @@ def test_postgres_that_comes_back_in_time_is_caught_up_with(flow, postgres):
     [run] = flow.job_runs("slow")
     wait_until(lambda: has_live_metrics(flow, run.data.metrics["loss"] + 5), "metrics after the outage")
     (flow.folder / "go").touch()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and len(told(stderr)) == 1
+    _, stderr = process.communicate()
+    assert process.returncode == 0 and len(plugin_lines(stderr)) == 1
     assert flow.states() == SLOW_STATES
     check_curve_of_slow(flow)
 
@@ -126,22 +131,27 @@ def test_requeued_job_sends_each_step_once_and_its_new_facts_as_tags(flow):
     check_requeued_job(flow)
 
 
+@pytest.mark.slow
 def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
     check_job_that_outlives_snakemake(flow)
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, new_flow, times):
-    proxy = LosesAnswers(int(server.uri.rpartition(":")[2]), b"/runs/create", times)
-    flow = new_flow(tmp_path, proxy.uri)
-    write_slow(flow)
-    process = flow.start()
-    wait_until(lambda: has_live_metrics(flow), "live metrics")
-    assert proxy.left == 0
-    (flow.folder / "go").touch()
-    process.communicate(timeout=60)
-    assert process.returncode == 0 and flow.states() == SLOW_STATES
-    check_curve_of_slow(flow)
-    [parent] = [run for run in flow.runs() if is_parent(run)]
-    assert {run.data.tags.get("mlflow.parentRunId") for run in flow.runs()} == {None, parent.info.run_id}
-    proxy.close()
+def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, new_flow):
+    flows = {}
+    for times in (1, 2):
+        proxy = Proxy(server.uri)
+        proxy.lose_answers(b"/runs/create", times)
+        flow = new_flow(tmp_path / f"lost-{times}", proxy.uri)
+        write_slow(flow)
+        flows[proxy] = flow, flow.start()
+    for proxy, (flow, _) in flows.items():
+        wait_until(lambda flow=flow: has_live_metrics(flow), "live metrics")
+        assert proxy.left == 0
+        (flow.folder / "go").touch()
+    for proxy, (flow, process) in flows.items():
+        process.wait()
+        assert process.returncode == 0 and flow.states() == SLOW_STATES
+        check_curve_of_slow(flow)
+        [parent] = [run for run in flow.runs() if is_parent(run)]
+        assert {run.data.tags.get("mlflow.parentRunId") for run in flow.runs()} == {None, parent.info.run_id}
+        proxy.go_down()

@@ -2,7 +2,7 @@
 
 import pytest
 from mlflow_resumed import check_job_that_outlives_snakemake, check_requeued_job
-from mlflow_workflows import Flow, told
+from mlflow_workflows import Flow, plugin_lines
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def test_requeued_job_sends_each_step_once_and_its_new_facts_as_tags(flow):
     check_requeued_job(flow)
 
 
+@pytest.mark.slow
 def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
     check_job_that_outlives_snakemake(flow)
 
@@ -43,7 +44,7 @@ open(output, "w").close()
 def test_retried_job_has_the_whole_curve_with_each_step_once(flow):
     flow.write(RETRIED, train=TRAIN)
     done = flow.run()
-    assert done.returncode == 0 and told(done.stderr) == []
+    assert done.returncode == 0 and plugin_lines(done.stderr) == []
     curves = {
         run.data.tags["snakemake.job"]: (run.info.status, flow.history(run, "loss")) for run in flow.runs()
     }  # fmt: skip

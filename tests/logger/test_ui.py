@@ -12,6 +12,8 @@ if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
 
 from mlflow_browser import check_workflow_in_ui  # noqa: E402
 
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
 SNAKEFILE = """
 rule all:
     input: expand("scores-{student}.csv", student=["s4", "s8"]), "never.txt"

@@ -1,95 +1,29 @@
-"""The MLflow logger plugin by parts: journal, messages, and what a session sends to a real SQLite store."""
+"""What a session sends to a real SQLite store from the journal of a workflow."""
 
 import json
 import os
-import subprocess
-import sys
-import time
 
 import pytest
 from mlflow.tracking import MlflowClient
 from mlflow_lines import START, line, metrics, write
 from mlflow_workflows import empty_store
 
-from snakemake_logger_plugin_mlflow.digests import Digests
-from snakemake_logger_plugin_mlflow.events import NOTHING
 from snakemake_logger_plugin_mlflow.journal import (
+    EMPTY_MARK,
     Journal,
-    JournalReader,
     describe_process,
+    end_job,
     end_journal,
-    end_record,
     kept_folder,
-    mark,
-    process_is_gone,
+    mark_of,
 )
-from snakemake_logger_plugin_mlflow.messages import cause, without_password
-from snakemake_logger_plugin_mlflow.session import Session, folders
-
-
-def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
-    path = tmp_path / "a"
-    path.write_text("x" * 1000)
-    before = mark(path)
-    path.write_text("x" * 1000 + "more")
-    assert mark(path, before["size"]) == before
-    path.write_text("y" * 2000)
-    assert mark(path, before["size"]) != before
-
-
-def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
-    journal = Journal(tmp_path / "j.jsonl")
-    reader = JournalReader(journal.path)
-    journal.add({"record": "a"})
-    assert reader.read() == [{"record": "a"}]
-    with open(journal.path, "a") as file:
-        file.write('{"record":')
-    assert reader.read() == []
-    assert journal.path.stat().st_mode & 0o077 == 0
-
-
-def test_process_is_gone_only_when_it_is_provably_so():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = describe_process(child.pid)
-    assert not process_is_gone(process, same_directory=True)
-    assert not process_is_gone(process | {"host": "elsewhere", "pid": 2**22}, same_directory=True)
-    assert process_is_gone(process | {"started": process["started"] - 1000}, same_directory=False)
-    assert process_is_gone(process | {"boot": "before"}, same_directory=True)
-    assert not process_is_gone(process | {"boot": "before"}, same_directory=False)
-    child.communicate(b"\n")
-    assert process_is_gone(process, same_directory=False)
-
-
-def test_digest_is_of_the_input_the_job_saw(tmp_path):
-    path, big = tmp_path / "in", tmp_path / "big"
-    path.write_text("abc")
-    with open(big, "wb") as file:
-        file.truncate(9 * 2**20)
-    paths = [str(path), str(big), str(tmp_path), str(tmp_path / "none")]
-    digests = Digests().of(paths, time.time())
-    assert list(digests.values()) == [
-        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "size:9437184", "folder", "gone"
-    ]  # fmt: skip
-    assert Digests().of([str(path)], time.time() - 1000) == {str(path): "changed since"}
+from snakemake_logger_plugin_mlflow.session import Session, artifact_folders
 
 
 def test_files_of_one_name_go_to_folders_of_their_own():
-    assert folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
+    assert artifact_folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
         ("a/x.log", "log/a"), ("b/x.log", "log/b"), ("c/y.log", "log")
     ]  # fmt: skip
-
-
-def test_messages_are_short_and_hold_no_password():
-    assert without_password("http://me:secret@host/x") == "http://host/x"
-    try:
-        try:
-            raise OSError("http://me:secret@host is down\nmuch more")
-        except OSError as error:
-            raise RuntimeError("long story") from error
-    except RuntimeError as error:
-        assert cause(error) == "http://host is down"
-    error = OSError("too many 503 error responses")
-    assert cause(error) == "the server answers with error 503, as when its database is away"
 
 
 @pytest.fixture
@@ -150,9 +84,9 @@ def test_job_becomes_a_nested_run_with_everything_that_is_known_of_it(folder):
     write(events, metrics(1, loss=float("nan")), metrics(2, loss=0.5), line("artifact", path="table.csv"))
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    files = dict(output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
-    journal.add(job_entry("1.1", input=["t.log"], **files))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    files = dict(input=["t.log"], output=["table.csv", "big.csv"], log=["t.log", "t.events.jsonl"])
+    journal.add(job_entry("1.1", events={"t.events.jsonl": EMPTY_MARK}, **files))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     assert Session(journal.path, note_nothing).step()
 
@@ -183,11 +117,11 @@ def test_repeated_and_interrupted_sessions_send_nothing_twice(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     write(events, line("start", step=0), metrics(1, loss=1, lr=2))
     assert not Session(journal.path, note_nothing).step()  # and this sender dies here
     write(events, metrics(2, loss=2, lr=2))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add(job_entry("2.1", time=START + 3))
     journal.add(end_entry("2.1", "FAILED", error="shell: false"))
     journal.add({"record": "end", "time": START + 10, "state": "FAILED"})
@@ -208,7 +142,7 @@ def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_t
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     session = Session(journal.path, note_nothing)
     write(events, line("start", step=0), line("params", params={"host": "a"}), metrics(1, loss=1), metrics(2, loss=2))
     session.step()
@@ -223,7 +157,7 @@ def test_facts_about_a_requeued_job_are_tags_with_the_latest_value(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     session = Session(journal.path, note_nothing)
     write(events, line("start", step=0), line("tags", tags={"slurm_job_id": "123", "nodes": "n[1-2]", "requeues": "0"}))
     session.step()
@@ -239,9 +173,9 @@ def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
-    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING}))
+    journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     write(events, metrics(1, loss=1))
-    journal.add(end_entry("1.1", events={"t.events.jsonl": mark(events)}))
+    journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     events.write_text(json.dumps(metrics(1, loss=99)) * 2 + "\n")
     notes = []
@@ -254,7 +188,7 @@ def test_thousand_metrics_and_odd_names_arrive_whole(folder):
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
     journal.add(
-        job_entry("1.1", params={"long": "x" * 9000}, log=["t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+        job_entry("1.1", params={"long": "x" * 9000}, log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK})
     )
     write(events, *[metrics(step, **{"loss@σ=2": step, "lr": 1}) for step in range(800)])
     journal.add(end_entry("1.1"))
@@ -285,19 +219,19 @@ def test_abandoned_workflow_is_closed_as_killed_at_the_last_sign_of_life(folder)
 
 def test_logs_of_a_job_survive_that_it_begins_again(folder):
     events, log = folder / "t.events.jsonl", folder / "t.log"
-    job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": NOTHING})
+    job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK})
     write(events, line("start", step=0), metrics(1, loss=1))
     log.write_text("first")
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
     journal.add(job)
-    journal.add(end_record(job, kept_folder(journal.path), "FAILED", START + 5))
+    journal.add(end_job(job, kept_folder(journal.path), "FAILED", START + 5))
     for file in (events, log):  # as Snakemake does
         file.unlink()
     journal.add(job | {"key": "1.2"})
     write(events, line("start", step=0), metrics(1, loss=2))
     log.write_text("second")
-    journal.add(end_record(job | {"key": "1.2"}, kept_folder(journal.path), "FINISHED", START + 6))
+    journal.add(end_job(job | {"key": "1.2"}, kept_folder(journal.path), "FINISHED", START + 6))
     journal.add({"record": "end", "time": START + 10, "state": "FINISHED"})
     assert Session(journal.path, note_nothing).step()
     client, runs = runs_of(folder)

@@ -1,4 +1,4 @@
-"""The MLflow logger plugin in real Snakemake runs of small workflows that are not ours."""
+"""The MLflow logger plugin in real Snakemake runs of small third-party workflows."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import sqlite3
 import time
 
 import pytest
+from mlflow_proxy import Proxy
 from mlflow_workflows import (
     REPLAY,
     SLOW_STATES,
@@ -18,8 +19,9 @@ from mlflow_workflows import (
     empty_store,
     free_port,
     has_live_metrics,
+    is_running,
+    plugin_lines,
     sender_of,
-    told,
     wait_until,
     write_slow,
 )
@@ -44,7 +46,7 @@ rule one:
 
 def test_what_runs_no_job_logs_nothing(flow):
     flow.write(ONE)
-    for arguments in (["-n"], ["--lint"], ["--dag"], ["--touch"]):
+    for arguments in (["-n"], ["--lint"], ["--dag"], ["--touch"], ["--unlock"]):
         flow.run(*arguments)
     (flow.folder / "one.txt").write_text("made by hand")
     flow.run()
@@ -55,7 +57,7 @@ def test_quiet_run_is_logged_in_the_named_experiment(flow):
     flow.write(ONE)
     flow.experiment = "mine"
     done = flow.run("--quiet", "progress", "rules", "--logger-mlflow-experiment-name", "mine")
-    assert done.returncode == 0 and told(done.stderr) == []
+    assert done.returncode == 0 and plugin_lines(done.stderr) == []
     assert flow.states() == {"workflow": "FINISHED", "one": "FINISHED"}
 
 
@@ -72,8 +74,8 @@ def test_metrics_arrive_while_the_job_runs_and_an_interrupted_one_is_killed(slow
     wait_until(lambda: has_live_metrics(slow), "live metrics")
     assert slow.states()["slow"] == "RUNNING"
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and told(stderr) == []
+    _, stderr = process.communicate()
+    assert process.returncode == 1 and plugin_lines(stderr) == []
     assert slow.states() == {"workflow": "KILLED", "slow": "KILLED", "quick": "FINISHED"}
     assert slow.artifacts("slow", "log") == {"log/slow.log": "at work"}
 
@@ -86,30 +88,42 @@ def test_runs_of_a_killed_snakemake_are_closed_by_the_sender(slow):
     assert slow.states() == {"workflow": "KILLED", "slow": "KILLED", "quick": "FINISHED"}
 
 
-@pytest.mark.parametrize("journal_survives", [True, False])
-def test_runs_left_running_are_closed_as_killed_by_the_next_workflow(slow, journal_survives):
-    process = slow.start()
-    wait_until(lambda: has_live_metrics(slow), "live metrics")
+def leave_running(flow, *arguments):
+    """Kills a Snakemake and its sender, which does not notice. Returns the runs it made, those left running by name."""
+    before = {run.info.run_id for run in flow.runs()}
+
+    def new_runs():
+        return [run for run in flow.runs() if run.info.run_id not in before]
+
+    process = flow.start(*arguments)
+    wait_until(lambda: any(run.data.metrics.get("loss", 0) > 3 for run in new_runs()), "live metrics")
+    wait_until(lambda: not any(is_running(run) for run in flow.runs() if run.info.run_id in before), "closed runs")
     sender = sender_of(process)
-    os.kill(sender, signal.SIGSTOP)  # so that it does not notice
-    process.kill()
+    os.kill(sender, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     os.kill(sender, signal.SIGKILL)
-    left = slow.states()
-    assert left["workflow"] == left["slow"] == "RUNNING"
-    if not journal_survives:
-        [journal] = (slow.folder / ".snakemake" / "mlflow").glob("*.jsonl")
-        journal.unlink()
+    left = {run.info.run_name.split()[0]: run.info.run_id for run in new_runs() if is_running(run)}
+    assert left.keys() == {"flow", "slow"}
+    return left
+
+
+@pytest.mark.slow
+def test_runs_left_running_are_closed_as_killed_by_the_next_workflow_with_the_logs_of_a_journal_that_is_left(slow):
+    without_journal = leave_running(slow)
+    [journal] = (slow.folder / ".snakemake" / "mlflow").glob("*.jsonl")
+    journal.unlink()
+    with_journal = leave_running(slow, "--rerun-incomplete", "--nolock")
     (slow.folder / "go").touch()
-    slow.run("--unlock")
-    done = slow.run("--rerun-incomplete")
-    assert done.returncode == 0 and told(done.stderr) == []
+    done = slow.run("--rerun-incomplete", "--nolock")
+    assert done.returncode == 0 and plugin_lines(done.stderr) == []
     ended = sorted((run.info.run_name.split()[0], run.info.status) for run in slow.runs())
-    both = [("all", "FINISHED"), ("after", "FINISHED"), ("flow", "FINISHED"), ("slow", "FINISHED")]
-    assert [pair for pair in ended if pair[0] != "quick"] == sorted([*both, ("flow", "KILLED"), ("slow", "KILLED")])
-    [killed] = [run for run in slow.job_runs("slow") if run.info.status == "KILLED"]
-    logs = [file.path for file in slow.client.list_artifacts(killed.info.run_id, "log")]
-    assert logs == (["log/slow.log"] if journal_survives else [])
+    finished = [(name, "FINISHED") for name in ("all", "after", "flow", "slow")]
+    killed = [(name, "KILLED") for name in ("flow", "slow")] * 2
+    assert [pair for pair in ended if pair[0] != "quick"] == sorted(finished + killed)
+    for left, expected in ((without_journal, []), (with_journal, ["log/slow.log"])):
+        assert {slow.client.get_run(run_id).info.status for run_id in left.values()} == {"KILLED"}
+        assert [file.path for file in slow.client.list_artifacts(left["slow"], "log")] == expected
 
 
 def lock_store(flow):
@@ -119,6 +133,7 @@ def lock_store(flow):
     return lock
 
 
+@pytest.mark.slow
 def test_locked_store_is_told_once_and_filled_by_replay(slow):
     (slow.folder / "go").touch()
     lock = lock_store(slow)
@@ -126,15 +141,14 @@ def test_locked_store_is_told_once_and_filled_by_replay(slow):
     lock.execute("ROLLBACK")
     lock.close()
     assert done.returncode == 0 and (slow.folder / "slow.txt").exists()
-    [line] = told(done.stderr)
+    [line] = plugin_lines(done.stderr)
     assert "database is locked" in line and "replay" in line
     assert slow.runs() == []
 
-    filled = slow.run(command=command_in(line))
+    filled = slow.run_command(command_in(line))
     assert filled.returncode == 0 and "5 runs made" in filled.stdout, filled
     assert slow.states() == SLOW_STATES
-    again = slow.run(command=REPLAY)
-    assert "complete" in again.stdout and slow.states() == SLOW_STATES
+    assert "complete" in slow.replay_again() and slow.states() == SLOW_STATES
 
 
 def test_store_that_is_locked_for_a_while_is_caught_up_with(slow):
@@ -146,33 +160,37 @@ def test_store_that_is_locked_for_a_while_is_caught_up_with(slow):
     time.sleep(1)
     lock.execute("ROLLBACK")
     lock.close()
-    process.communicate(timeout=60)
+    process.communicate()
     assert process.returncode == 0
     assert slow.states() == SLOW_STATES
     check_curve_of_slow(slow)
 
 
+@pytest.mark.slow
 def test_server_that_goes_down_during_the_run_is_told_once_and_filled_by_replay(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     server = Server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
-    flow = Flow(tmp_path / "flow", server.uri)
+    proxy = Proxy(server.uri)
+    flow = Flow(tmp_path / "flow", proxy.uri)
     try:
         server.start()
-        line = check_outage(flow, server.kill, server.start)
+        line = check_outage(flow, proxy.go_down, proxy.come_back)
     finally:
+        proxy.go_down()
         server.kill()
         (flow.folder / "go").touch()
-    assert server.uri in line
+    assert proxy.uri in line
 
 
+@pytest.mark.slow
 def test_server_that_never_was_there_leaves_the_workflow_alone(tmp_path):
     flow = Flow(tmp_path / "flow", f"http://me:secret@127.0.0.1:{free_port()}")
     flow.write(ONE)
     done = flow.run()
     assert done.returncode == 0
-    [line] = told(done.stderr)
+    [line] = plugin_lines(done.stderr)
     assert "secret" not in line
-    replay = flow.run(command=command_in(line))
+    replay = flow.run_command(command_in(line))
     assert replay.returncode == 1 and len(replay.stderr.splitlines()) == 1
 
 
@@ -181,11 +199,11 @@ def test_journal_that_cannot_be_written_is_told_once(flow):
     (flow.folder / ".snakemake").mkdir()
     (flow.folder / ".snakemake" / "mlflow").write_text("in the way")
     done = flow.run()
-    assert done.returncode == 0 and len(told(done.stderr)) == 1
+    assert done.returncode == 0 and len(plugin_lines(done.stderr)) == 1
 
 
 def test_replay_of_a_missing_journal_is_one_clear_line(flow):
-    done = flow.run("no.jsonl", command=REPLAY)
+    done = flow.run_command([*REPLAY, "no.jsonl"])
     assert done.returncode == 1 and done.stderr == (
         "MLflow logger: replay stopped: no.jsonl: no such journal; they lie in .snakemake/mlflow\n"
     )
