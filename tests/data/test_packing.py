@@ -192,7 +192,7 @@ def test_file_of_more_bytes_than_any_image_is_refused_by_name(tmp_path, monkeypa
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         with zipfile.ZipFile(tmp_path / f"{kind}.zip", "w", kind) as archive:
             archive.writestr("a.jpg", JPEG)
-    monkeypatch.setattr(mscd.archives, "LARGEST_FILE", len(JPEG) - 1)
+    monkeypatch.setattr(mscd.data.archives, "LARGEST_FILE", len(JPEG) - 1)
     for source in (folder, tmp_path / "in.tar", tmp_path / "0.zip", tmp_path / "8.zip"):
         said = refusal(source, tmp_path / "out.zip", **CROP)
         assert f"a.jpg (it has {len(JPEG)} bytes, and at most {len(JPEG) - 1} are read)" in said
@@ -253,7 +253,7 @@ def test_large_images_do_not_pile_up(tmp_path):
 def test_our_zip_writer_and_the_standard_librarys_write_the_same_bytes(monkeypatch):
     for limit in (2**31 - 1, 2000):  # above the second, files lie where only zip64 can say
         monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
-        monkeypatch.setattr(mscd.zips, "_LIMIT_64", limit)
+        monkeypatch.setattr(mscd.data.zip_format, "_LIMIT_64", limit)
         members = {f"00000/img{k:08d}.png": bytes([k]) * 90 for k in range(40)} | {"dataset.json": b"{}"}
         assert written_by_us(members) == written_by_zipfile(members)
     many = {f"{k}.png": b"" for k in range(65_536)}
