@@ -1,17 +1,19 @@
-"""The science of a run as pydantic models: the only definition of a setting, its default, range and documentation.
+"""All settings of a run, and what holds between its sections.
 
-`python -m mscd.config.docs` prints config/README.md from them. Machine matters (processes, threads, nodes, time
-limits) are rule resources and never stand here.
+The models are the only definition of a setting, its default, range and documentation; `python -m mscd.config.docs`
+prints config/README.md from them. Machine matters (processes, threads, nodes, time limits) are resources of rules.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mscd.config.base import FileSettings, Name, Settings
+from mscd.config.base import TEACHER, FileSettings, Name, Settings
 from mscd.config.data import DataSettings
 from mscd.config.reference import ReferenceSettings
+from mscd.config.run_paths import RunPaths
 from mscd.config.scoring import PosthocSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 from mscd.diffusion.ema import reach
@@ -48,9 +50,9 @@ class Config(Settings):
     )
 
     @model_validator(mode="after")
-    def _across(self) -> "Config":
-        if "teacher" in (*self.students, *self.published_students):
-            raise ValueError("students: a student cannot be called teacher")
+    def _check_across(self) -> "Config":
+        if TEACHER in (*self.students, *self.published_students):
+            raise ValueError(f"students: a student cannot be called {TEACHER}")
         for name in self.published_students:
             if name in self.students:
                 raise ValueError(f"published_students: {name} is the name of one of the students, too")
@@ -64,6 +66,11 @@ class Config(Settings):
         if resolution is not None:
             self._check_widths(resolution)
         return self
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where the run's files are, from the folder that Snakemake works in."""
+        return RunPaths(Path("results", self.name))
 
     @property
     def trained_teacher(self) -> TeacherSettings | None:
@@ -139,7 +146,7 @@ class Config(Settings):
             )
         widths = network.widths(resolution)
         asked = {"teacher.network.attn_resolutions": network.attn_resolutions}
-        if self.trained_teacher:
+        if isinstance(self.teacher, TeacherSettings):
             asked["teacher.dropout_resolutions"] = self.teacher.dropout_resolutions or []
         for name, student in self.students.items():
             asked[f"students.{name}.dropout_resolutions"] = student.dropout_resolutions or []
