@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mscd.config.base import TEACHER, FileSettings, Name, Settings
+from mscd.config.base import FileSettings, Name, Settings
 from mscd.config.data import DataSettings
 from mscd.config.reference import ReferenceSettings
-from mscd.config.run_paths import RunPaths
+from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.config.scoring import PosthocSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 from mscd.diffusion.ema import reach

@@ -1,16 +1,22 @@
-"""Every path of a run's folder, results/<name>. Names may be numbers, texts or a workflow's {wildcards}."""
+"""Every path of a run's folder, results/<name>. Loads no pydantic: what reads a run's results needs no settings."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mscd.config.base import TEACHER
-from mscd.config.reference import ReferenceSettings
 from mscd.provenance.urls import local_path
+
+if TYPE_CHECKING:
+    from mscd.config.reference import ReferenceSettings
+
+TEACHER = "teacher"  # what the teacher is called in paths, tables and metadata; no student has that name
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of the run in the folder `root` are.
+    """Where the files of the run in the folder `root` are. Names may be a workflow's {wildcards}, too.
 
     model: "teacher", or a student's name. sampled: "teacher", or a student's snapshot, `s8-50`. ema: an average,
     `phema-0.050`. sampler: a SamplerSettings.label, `heun-18`.

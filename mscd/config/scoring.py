@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from mscd.config.base import TEACHER, Kimg, NonNegative, PhemaStd, Positive, Settings, operational
+from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
+from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import posthoc_name
 from mscd.diffusion.solvers import Solver, nfe
 

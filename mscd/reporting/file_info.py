@@ -19,7 +19,14 @@ import numpy as np
 import safetensors
 
 from mscd.checkpoints.edm_pickle import read_edm_pickle
-from mscd.checkpoints.metadata import METADATA_KEY, NetworkFileMetadata, StateMetadata, is_network, is_state, parse_metadata
+from mscd.checkpoints.metadata import (
+    METADATA_KEY,
+    NetworkFileMetadata,
+    StateMetadata,
+    is_network,
+    is_state,
+    parse_metadata,
+)
 from mscd.checkpoints.tensor_file import load_tensors
 from mscd.data.archives import open_files
 from mscd.data.dataset import ImageDataset

@@ -8,8 +8,9 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.config.base import TEACHER, digest
+from mscd.config.base import digest
 from mscd.config.loading import check_source, load_config, read_yaml
+from mscd.config.run_paths import TEACHER
 from mscd.config.training import check_share
 from mscd.diffusion import ema_names
 from mscd.diffusion.solvers import SOLVERS

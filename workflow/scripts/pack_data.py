@@ -23,5 +23,5 @@ with script_log(snakemake.log.text):
     events = EventLog(snakemake.log.events)
     events.start()
     del summary["class_counts"]  # of a thousand classes: too long to be a parameter
-    told = summary.pop("origin") or {}
-    events.params({**summary, **told, "skipped": len(summary["skipped"])})
+    origin = summary.pop("origin") or {}
+    events.params({**summary, **origin, "skipped": len(summary["skipped"])})
