@@ -78,7 +78,7 @@ SHA256_MEANING = (
 
 
 def file_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a file's settings without where it lies, if its sha256 is there."""
+    """The identity of a file's settings: by its sha256 where that is set, else by its source."""
     left_out = "source" if identity["sha256"] else "sha256"
     return {name: value for name, value in identity.items() if name != left_out}
 

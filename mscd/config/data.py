@@ -45,7 +45,7 @@ class DataSettings(Settings):
 
     @property
     def known_resolution(self) -> int | None:
-        """Width of the packed images where the settings alone tell it."""
+        """Width of the packed images where the settings alone fix it."""
         return self.resolution or (8 if self.source == "digits" else None)
 
     def packing(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def load_config(source: str | Path | Mapping[str, Any], *, name: str = "config")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one place, of which YAML would silently take the last."""
+    """Refuses a key given twice in one place, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

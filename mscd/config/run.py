@@ -23,7 +23,7 @@ MOST_STORED = 20  # snapshots; with stds 0.05 and 0.10 the misfit is 3 % at 0.03
 
 
 def _teacher_kind(value: Any) -> str:
-    """Tag of the settings that a teacher's are; no key of a file can look like it (mscd.config.error_text)."""
+    """Tag of the kind of a teacher's settings; no key of a file can look like it (mscd.config.error_text)."""
     published = "source" in value if isinstance(value, Mapping) else isinstance(value, PublishedTeacher)
     return "<published>" if published else "<trained>"
 
@@ -103,7 +103,7 @@ class Config(Settings):
         return [snapshots[(number + 1) * len(snapshots) // count - 1] for number in range(count)]
 
     def expected_network(self) -> dict[str, Any]:
-        """Keyword arguments of `networks.EDMPrecond` that a published teacher has to have, as far as they are known."""
+        """Keyword arguments of `networks.EDMPrecond` that a published teacher must have, as far as they are known."""
         known = {
             "img_resolution": self.data.known_resolution,
             "img_channels": self.data.channels,

@@ -93,5 +93,5 @@ class RunPaths:
         return self.root / "logs" / rule / f"{name}.log"
 
     def events(self, rule: str, name: str) -> Path:
-        """What a job of a rule tells the run database (files.event_log)."""
+        """What a job of a rule reports to the run database (files.event_log)."""
         return self.root / "logs" / rule / f"{name}.events.jsonl"

@@ -37,7 +37,7 @@ class SamplerSettings(Settings):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return nfe(self.sampler, self.steps)
 
 
@@ -83,9 +83,9 @@ class ScoringSettings(Settings):
         return next((asked for asked in listed if asked.label == label), plain)
 
     def parts(self, seeds: range, nfe: int) -> list[range]:
-        """The seeds of a block as the jobs that generate it at `nfe` evaluations an image share them, in order.
+        """The seeds of a block as the jobs that generate it at `nfe` evaluations per image share them, in order.
 
-        Each but the last takes whole batches: a batch has to hold the same seeds however many jobs share a block.
+        Each but the last takes whole batches: a batch must hold the same seeds however many jobs share a block.
         """
         step = len(seeds)
         if self.evaluations_per_job is not None:

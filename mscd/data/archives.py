@@ -24,7 +24,7 @@ from mscd.files.atomic import sha256_of
 
 LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, struct.error)  # of a damaged file or tar
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # first bytes of what gzip, bzip2 and xz write
 
 
 class DamagedFile(Exception):
@@ -34,7 +34,7 @@ class DamagedFile(Exception):
 class FolderFiles:
     """The files under a folder: `names` (relative, with slashes, sorted as text), read by position.
 
-    Links are followed. UserError when a folder cannot be listed, or is a link to one that it lies in.
+    Links are followed. UserError when a folder cannot be listed, or is a link to a folder that it is in.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -161,7 +161,7 @@ class ZipFiles(_Archive):
             if method == zip_format.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
         except DamagedFile:
-            pass  # whoever reads all of it is told
+            pass  # `read` says what is wrong
         return None
 
     def _content_offset(self, offset: int) -> int:
@@ -248,7 +248,7 @@ def open_files(path: str | os.PathLike[str]) -> FileTree:
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as one by gzip, bzip2 or xz does."""
+    """Whether a file begins as gzip, bzip2 and xz begin theirs."""
     with open(path, "rb") as file:
         return file.read(6).startswith(COMPRESSED)
 

@@ -79,7 +79,7 @@ def _retype_strings(pickled: bytes) -> bytearray:
 
 
 def _pixels(state: object) -> np.ndarray:
-    """The array [N, 3072] whose state a pickle tells."""
+    """The array [N, 3072] of the state in a pickle."""
     match state:
         case (_, (int(), 3072) as shape, PickledObject("uint8"), False, memoryview() | bytes() as content):
             return np.frombuffer(content, np.uint8).reshape(shape)

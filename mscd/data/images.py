@@ -21,7 +21,7 @@ TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends as an image's does."""
+    """Whether a file has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -52,7 +52,7 @@ def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
 
 
 def packed_pixels(content: bytes) -> np.ndarray | None:
-    """Pixels [H, W, 1 or 3] of a sound PNG as `encode_png` writes it, up to 64 KB, where they lie; None of all others.
+    """Pixels [H, W, 1 or 3], not copied, of an intact PNG of up to 64 KB by `encode_png`; None of all others.
 
     `decode` takes ten times as long for the same pixels.
     """

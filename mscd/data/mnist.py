@@ -18,7 +18,7 @@ _LARGEST_IDX = 2**31
 
 
 def read_mnist(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W] and classes int64 [N] of an idx file, compressed or not, with its labels file beside it.
+    """Images uint8 [N, H, W] and classes int64 [N] of an idx file, compressed or not, and the labels file next to it.
 
     MNIST's 28×28 images get two black pixels all around, which makes them 32×32. UserError when a file is missing,
     damaged, or does not fit the other.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 log = logging.getLogger(__name__)
-_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and such shares that may wait a thread
+_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and shares per thread that may wait
 _NAMED = 20  # damaged images that a message names
 
 
@@ -61,7 +61,7 @@ def pack(
 
     resolution: width, or (width, height) as center-crop-wide takes it; transform: one of images.TRANSFORMS, None only
     resizes. max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels:
-    how many the data set has to have. workers: threads; the bytes written do not depend on it. A source that is an EDM
+    how many the data set must have. workers: threads; the bytes written do not depend on it. A source that is an EDM
     zip already, which nothing would change, is checked and copied as it is.
 
     Raises UserError when the source is missing, empty or damaged (unreadable images are named), its labels do not fit,
@@ -219,7 +219,7 @@ class _Job:
         )
 
     def _check_shape(self, index: int, shape: tuple[int, ...], first: tuple[int, ...] | None) -> None:
-        """UserError unless a shape is as the first one, which has to be square, a power of two wide and as demanded."""
+        """UserError unless a shape is as the first one, which must be square, a power of two wide and as demanded."""
         if shape == first:
             return
         where = f"{self.source}: {self.images.name(index)} is {_describe_shape(shape)}"

@@ -107,7 +107,7 @@ def _tree_source(files: FileTree, as_text: bool, drop_alpha: bool) -> Source:
 def _imagenet_root(files: FileTree, positions: np.ndarray) -> str:
     """The folder of ImageNet's training images, ending with a slash, where the source holds it; "" elsewhere.
 
-    ImageNet keeps validation and test images beside them, which are no classes of their own.
+    ImageNet keeps validation and test images next to them, which are no classes of their own.
     """
     above = "/" if files.path.resolve().name != "CLS-LOC" else "/CLS-LOC/"
     roots = set()

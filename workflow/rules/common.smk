@@ -43,7 +43,7 @@ def hold_folder():
 
 
 def check_sources():
-    """Refuse to begin where a file of the user's is missing that something still has to be made of."""
+    """Fail early if a local input that is still needed is missing."""
     made = {"data": paths.data, "teacher": paths.teacher}
     made |= {"reference.inception": detector_file, "reference.statistics": reference_file}
     made |= {f"published_students.{name}": published_network(name) for name in run.published_students}
@@ -64,7 +64,7 @@ onstart:
 os.environ.update(MSCD_SNAKEMAKE=str(os.getpid()))
 
 
-try:  # what Snakemake says of a broken file does not name it, and it takes a key that stands twice
+try:  # Snakemake's error for a broken file does not name it, and it accepts a key given twice
     for path in workflow.overwrite_configfiles or ["config/config.yaml"]:
         read_yaml(Path(path))
 except UserError as error:
@@ -184,7 +184,7 @@ def key_of_download(wildcards):
 
 
 def downloaded(key):
-    """The file of `key` (of run.files) if it has to be downloaded; one that the user has is no file of the workflow."""
+    """The file of `key` (of run.files) if it has to be downloaded; a local one is no file of the workflow."""
     source = run.files()[key].source
     return [local_path(source)] if is_address(source) else []
 
@@ -245,14 +245,14 @@ def sample_files(wildcards):
 
 
 def block_scores(model, ema, sampler):
-    """The score files of a network's average under one sampler, one a seed block."""
+    """The score files of a network's average under one sampler, one per seed block."""
     blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
     return [paths.score(model, ema, sampler, seeds[0], seeds[-1]) for seeds in blocks]
 
 
 @functools.cache
 def score_files():
-    """A file for each network, average, sampler and seed block; averages of reconstructed lengths stand apart."""
+    """A file for each network, average, sampler and seed block; not those of reconstructed lengths."""
     made = [(TEACHER, ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
         made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
@@ -273,7 +273,7 @@ def posthoc_score_files(student):
 
 
 def ema_length_scores(wildcards):
-    """Scores by EMA length: the reconstructed ones, and beside them those kept in training."""
+    """Scores by EMA length: the reconstructed ones, and those kept in training."""
     student = run.students[wildcards.student]
     models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
     kept = [ema for ema in student.emas() if ema != ema_names.EMA]

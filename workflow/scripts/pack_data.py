@@ -17,7 +17,7 @@ with script_log(snakemake.log.text):
 
         source, origin = fetch(settings.source, settings.sha256, settings.license)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
-    # Of a file of the user's own, and no terms told, there is nothing to carry on.
+    # Local data without a stated licence: no origin to record.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None
     Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
     events = EventLog(snakemake.log.events)
