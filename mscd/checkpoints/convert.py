@@ -10,12 +10,12 @@ from typing import cast
 from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network, save_network
+from mscd.config.run_paths import TEACHER
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import Origin
 
-TEACHER = "teacher"
 WRITTEN_ANEW = ("format", "network", "digest")  # of the metadata, by save_network
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
@@ -18,20 +19,26 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1)]
 
 
-def _of_three_decimals(std: float) -> float:
+def _check_three_decimals(std: float) -> float:
     if round(std, 3) != std:
         raise ValueError(f"has more than the three decimals that a file's name has (got {std})")
     return std
 
 
 # t**gamma needs gamma > 0, that is a std below sqrt(1/12).
-PhemaStd = Annotated[float, Field(gt=0, le=0.28), AfterValidator(_of_three_decimals)]
+PhemaStd = Annotated[float, Field(gt=0, le=0.28), AfterValidator(_check_three_decimals)]
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 
 def operational(default: Any, description: str) -> Any:
     """A field that says how long or how closely watched a run is, or what is only checked: no part of its identity."""
     return Field(default, description=description, json_schema_extra={"operational": True})
+
+
+def is_operational(field: FieldInfo) -> bool:
+    """Whether a field was made by `operational`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("operational") is True
 
 
 class Settings(BaseModel):
@@ -43,7 +50,7 @@ class Settings(BaseModel):
         """The settings that reach the result, as plain JSON values; two runs with equal identities are the same run."""
         kept = {}
         for key, field in type(self).model_fields.items():
-            if not (field.json_schema_extra or {}).get("operational", False):
+            if not is_operational(field):
                 kept[key] = _plain(getattr(self, key))
         return kept
 
@@ -70,8 +77,8 @@ SHA256_MEANING = (
 )
 
 
-def known_by_hash(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a file's settings without where it lies, if its sha256 is there."""
+def file_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a file's settings: by its sha256 where that is set, else by its source."""
     left_out = "source" if identity["sha256"] else "sha256"
     return {name: value for name, value in identity.items() if name != left_out}
 
@@ -91,4 +98,4 @@ class FileSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The file by its hash or, without one, by its source; and what else is set of it."""
-        return known_by_hash(super().identity())
+        return file_identity(super().identity())

@@ -1,10 +1,10 @@
-"""TODO."""
+"""Settings of the training images."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.config.base import SHA256_MEANING, Settings, Sha256, Width, known_by_hash, operational
+from mscd.config.base import SHA256_MEANING, Settings, Sha256, Width, file_identity, operational
 
 
 class DataSettings(Settings):
@@ -34,20 +34,20 @@ class DataSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _combinations(self) -> "DataSettings":
+    def _check_transform(self) -> "DataSettings":
         if self.transform is not None and self.resolution is None:
             raise ValueError(f"transform {self.transform} needs a resolution")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What the packed images depend on."""
-        return known_by_hash(super().identity())
+        return file_identity(super().identity())
 
     @property
     def known_resolution(self) -> int | None:
-        """Width of the packed images where the settings alone tell it."""
+        """Width of the packed images where the settings alone fix it."""
         return self.resolution or (8 if self.source == "digits" else None)
 
     def packing(self) -> dict[str, Any]:
-        """Keyword arguments of `data.pack` that these settings stand for, all but the source."""
+        """Keyword arguments of `data.packing.pack` that these settings stand for, all but the source."""
         return self.model_dump(exclude={"source", "sha256", "license"})

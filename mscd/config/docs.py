@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import yaml
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mscd.config.base import FileSettings, Settings
+from mscd.config.base import FileSettings, Settings, is_operational
 from mscd.config.data import DataSettings
 from mscd.config.network import NetworkSettings
 from mscd.config.reference import ClassifierSettings, InceptionSettings, ReferenceSettings
@@ -17,7 +19,7 @@ from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSett
 DOCS_HEADER = """\
 # Settings
 
-Made from the models in `mscd/config*.py` by `python -m mscd.config.docs`; change it there.
+Made from the models in `mscd/config/` by `python -m mscd.config.docs`; change it there.
 
 The file that is read is `config/config.yaml`, or what `snakemake --configfile FILE` names. Unknown keys are refused.
 Changing a setting repeats what it reaches and nothing else; those marked *operational* (how long, how often, how
@@ -25,7 +27,7 @@ closely watched) never repeat training that is done. How many processes and thre
 (`profiles/`), not this file's.
 """
 
-SECTIONS = {
+SECTIONS: dict[str, type[Settings]] = {
     "(top level)": Config,
     "data": DataSettings,
     "reference": ReferenceSettings,
@@ -53,9 +55,9 @@ def docs() -> str:
     return "\n".join(pages)
 
 
-def _docs_row(key: str, field: Any) -> str:
+def _docs_row(key: str, field: FieldInfo) -> str:
     default = "required" if field.default is PydanticUndefined else f"`{_yaml_value(field.default)}`"
-    meaning = field.description + (" *operational*" if (field.json_schema_extra or {}).get("operational") else "")
+    meaning = f"{field.description}{' *operational*' if is_operational(field) else ''}"
     return f"| `{key}` | {_type_name(field)} | {default} | {meaning} |"
 
 
@@ -65,9 +67,9 @@ def _yaml_value(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
-def _type_name(field: Any) -> str:
-    schema = type("Row", (Settings,), {"__annotations__": {"x": Annotated[field.annotation, field]}})
-    return _schema_name(schema.model_json_schema()["properties"]["x"])
+def _type_name(field: FieldInfo) -> str:
+    annotation: Any = Annotated[field.annotation, field]
+    return _schema_name(TypeAdapter(annotation).json_schema())
 
 
 def _schema_name(schema: Mapping[str, Any]) -> str:

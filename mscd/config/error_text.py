@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, said in one line."""
+"""What is wrong with a configuration, in one line."""
 
 import difflib
 import re
@@ -67,10 +67,10 @@ def _model_at(location: Sequence[str | int], model: type[BaseModel]) -> type[Bas
     for part in location[:-1]:
         if _is_tag(part):
             members = get_args(annotation)
-            annotation = next(member for member in members if Tag(part) in getattr(member, "__metadata__", ()))
+            annotation = next(member for member in members if Tag(str(part)) in getattr(member, "__metadata__", ()))
         else:
             field = model.model_fields.get(str(part))
-            annotation = field and field.annotation
+            annotation = None if field is None else field.annotation
         model = _inner_model(annotation) or model
     return model
 

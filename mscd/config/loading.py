@@ -1,6 +1,6 @@
-"""TODO."""
+"""A checked configuration from a YAML file, and where its files are missing."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def load_config(source: str | Path | Mapping[str, Any], *, name: str = "config")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one place, of which YAML would silently take the last."""
+    """Refuses a key given twice in one place, of which YAML would silently take the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:

@@ -1,10 +1,12 @@
-"""TODO."""
+"""Settings of a U-Net."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from mscd.config.base import Fraction, Settings, Width
+
+SONG_ONLY = ("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter")
 
 
 class NetworkSettings(Settings):
@@ -30,7 +32,7 @@ class NetworkSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _combinations(self) -> "NetworkSettings":
+    def _check_model_type(self) -> "NetworkSettings":
         if self.model_type == "DhariwalUNet":
             for key in SONG_ONLY:
                 if getattr(self, key) != type(self).model_fields[key].default:
@@ -47,6 +49,3 @@ class NetworkSettings(Settings):
     def widths(self, resolution: int) -> list[int]:
         """Width of the feature maps of each level for images `resolution` wide."""
         return [resolution >> level for level in range(len(self.channel_mult))]
-
-
-SONG_ONLY = ("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type", "resample_filter")

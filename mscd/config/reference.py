@@ -1,4 +1,4 @@
-"""TODO."""
+"""Settings of what images are compared by: a detector of features, and the statistics of its features."""
 
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ class ReferenceSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _combinations(self) -> "ReferenceSettings":
+    def _check_statistics(self) -> "ReferenceSettings":
         if self.statistics is not None and self.detector != "inception":
             raise ValueError("published statistics are of Inception's features: they need detector: inception")
         return self

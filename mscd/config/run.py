@@ -1,10 +1,11 @@
-"""The science of a run as pydantic models: the only definition of a setting, its default, range and documentation.
+"""All settings of a run, and what holds between its sections.
 
-`python -m mscd.config.docs` prints config/README.md from them. Machine matters (processes, threads, nodes, time
-limits) are rule resources and never stand here.
+The models are the only definition of a setting, its default, range and documentation; `python -m mscd.config.docs`
+prints config/README.md from them. Machine matters (processes, threads, nodes, time limits) are resources of rules.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -12,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from mscd.config.base import FileSettings, Name, Settings
 from mscd.config.data import DataSettings
 from mscd.config.reference import ReferenceSettings
+from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.config.scoring import PosthocSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 from mscd.diffusion.ema import reach
@@ -21,7 +23,7 @@ MOST_STORED = 20  # snapshots; with stds 0.05 and 0.10 the misfit is 3 % at 0.03
 
 
 def _teacher_kind(value: Any) -> str:
-    """Tag of the settings that a teacher's are; no key of a file can look like it (mscd.config.error_text)."""
+    """Tag of the kind of a teacher's settings; no key of a file can look like it (mscd.config.error_text)."""
     published = "source" in value if isinstance(value, Mapping) else isinstance(value, PublishedTeacher)
     return "<published>" if published else "<trained>"
 
@@ -48,9 +50,9 @@ class Config(Settings):
     )
 
     @model_validator(mode="after")
-    def _across(self) -> "Config":
-        if "teacher" in (*self.students, *self.published_students):
-            raise ValueError("students: a student cannot be called teacher")
+    def _check_across(self) -> "Config":
+        if TEACHER in (*self.students, *self.published_students):
+            raise ValueError(f"students: a student cannot be called {TEACHER}")
         for name in self.published_students:
             if name in self.students:
                 raise ValueError(f"published_students: {name} is the name of one of the students, too")
@@ -64,6 +66,11 @@ class Config(Settings):
         if resolution is not None:
             self._check_widths(resolution)
         return self
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where the run's files are, from the folder that Snakemake works in."""
+        return RunPaths(Path("results", self.name))
 
     @property
     def trained_teacher(self) -> TeacherSettings | None:
@@ -96,7 +103,7 @@ class Config(Settings):
         return [snapshots[(number + 1) * len(snapshots) // count - 1] for number in range(count)]
 
     def expected_network(self) -> dict[str, Any]:
-        """Keyword arguments of `networks.EDMPrecond` that a published teacher has to have, as far as they are known."""
+        """Keyword arguments of `networks.EDMPrecond` that a published teacher must have, as far as they are known."""
         known = {
             "img_resolution": self.data.known_resolution,
             "img_channels": self.data.channels,
@@ -139,7 +146,7 @@ class Config(Settings):
             )
         widths = network.widths(resolution)
         asked = {"teacher.network.attn_resolutions": network.attn_resolutions}
-        if self.trained_teacher:
+        if isinstance(self.teacher, TeacherSettings):
             asked["teacher.dropout_resolutions"] = self.teacher.dropout_resolutions or []
         for name, student in self.students.items():
             asked[f"students.{name}.dropout_resolutions"] = student.dropout_resolutions or []

@@ -1,4 +1,4 @@
-"""Settings of data, reference, sampling and scoring."""
+"""Settings of sampling and scoring, and of averages reconstructed for it."""
 
 from math import inf
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
+from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import posthoc_name
 from mscd.diffusion.solvers import Solver, nfe
 
@@ -21,7 +22,7 @@ class SamplerSettings(Settings):
     S_noise: Positive = Field(1.0, description="Scale of the churn noise.")
 
     @model_validator(mode="after")
-    def _churn(self) -> "SamplerSettings":
+    def _check_churn(self) -> "SamplerSettings":
         if self.sampler == "euler" and self.S_churn:
             raise ValueError("S_churn is an option of the heun sampler")
         if self.S_min > self.S_max:
@@ -36,7 +37,7 @@ class SamplerSettings(Settings):
 
     @property
     def nfe(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return nfe(self.sampler, self.steps)
 
 
@@ -64,7 +65,7 @@ class ScoringSettings(Settings):
     grid_images: Annotated[int, Field(ge=1)] = operational(16, "Images a row of the picture that compares models.")
 
     @model_validator(mode="after")
-    def _combinations(self) -> "ScoringSettings":
+    def _check_repeats(self) -> "ScoringSettings":
         if len(set(self.seed_blocks)) != len(self.seed_blocks):
             raise ValueError("seed_blocks holds a block twice")
         labels = [sampler.label for sampler in self.teacher_samplers]
@@ -76,15 +77,15 @@ class ScoringSettings(Settings):
     def sampling(self, model: str, label: str) -> SamplerSettings:
         """What the label of a sampler stands for in the paths of a model: the teacher's are listed, and one that is
         not, as a student's, has no churn."""
-        listed = self.teacher_samplers if model == "teacher" else []
+        listed = self.teacher_samplers if model == TEACHER else []
         sampler, steps = label.split("-")[:2]
-        plain = SamplerSettings(sampler=sampler, steps=int(steps))
+        plain = SamplerSettings.model_validate({"sampler": sampler, "steps": int(steps)})
         return next((asked for asked in listed if asked.label == label), plain)
 
     def parts(self, seeds: range, nfe: int) -> list[range]:
-        """The seeds of a block as the jobs that generate it at `nfe` evaluations an image share them, in order.
+        """The seeds of a block as the jobs that generate it at `nfe` evaluations per image share them, in order.
 
-        Each but the last takes whole batches: a batch has to hold the same seeds however many jobs share a block.
+        Each but the last takes whole batches: a batch must hold the same seeds however many jobs share a block.
         """
         step = len(seeds)
         if self.evaluations_per_job is not None:
@@ -107,7 +108,7 @@ class PosthocSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> "PosthocSettings":
+    def _check_repeats(self) -> "PosthocSettings":
         if len(set(self.stds)) != len(self.stds):
             raise ValueError("stds holds one twice")
         if self.snapshots is not None and len(set(self.snapshots)) != len(self.snapshots):

@@ -1,4 +1,4 @@
-"""Settings of networks and of their training: the teacher's and the students'."""
+"""Settings of training, of the teacher and of students, and of published ones in their place."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainingSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _schedule(self) -> TrainingSettings:
+    def _check_schedule(self) -> TrainingSettings:
         if self.duration_kimg % self.snapshot_kimg:
             raise ValueError(
                 f"snapshot_kimg {self.snapshot_kimg} does not divide duration_kimg {self.duration_kimg}: "
@@ -140,7 +140,7 @@ class StudentSettings(TrainingSettings):
     )
 
     @model_validator(mode="after")
-    def _grids(self) -> StudentSettings:
+    def _check_grids(self) -> StudentSettings:
         if self.teacher_steps_start < self.segments:
             raise ValueError(
                 f"teacher_steps_start {self.teacher_steps_start} is less than segments {self.segments}: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import struct
 import tarfile
 import weakref
 import zlib
@@ -22,7 +23,8 @@ from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 
 LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how a file by gzip, bzip2 and xz begins
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, struct.error)  # of a damaged file or tar
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # first bytes of what gzip, bzip2 and xz write
 
 
 class DamagedFile(Exception):
@@ -32,13 +34,13 @@ class DamagedFile(Exception):
 class FolderFiles:
     """The files under a folder: `names` (relative, with slashes, sorted as text), read by position.
 
-    Links are followed. UserError when a folder cannot be listed, or is a link to one that it lies in.
+    Links are followed. UserError when a folder cannot be listed, or is a link to a folder that it is in.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        found = []
-        chains = {}  # folder -> devices and inodes of it and of those that it lies in
+        found: list[str] = []
+        chains: dict[str, tuple[tuple[int, int], ...]] = {}  # folder -> (device, inode) of those above it and its own
         for root, _, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
             about, above = os.stat(root), chains.get(os.path.dirname(root), ())
             if (about.st_dev, about.st_ino) in above:
@@ -65,7 +67,8 @@ class FolderFiles:
             try:
                 with open(self.path / name, "rb") as file:
                     sha.update(os.fsencode(name) + f"\0{os.fstat(file.fileno()).st_size}\0".encode())
-                    hashlib.file_digest(file, lambda: sha)
+                    while chunk := file.read(2**20):
+                        sha.update(chunk)
             except OSError as error:
                 raise DamagedFile(str(error)) from error
         return sha.hexdigest()
@@ -74,10 +77,14 @@ class FolderFiles:
 class _Archive:
     """An archive file read by offset, so that threads and forked processes share one descriptor and nothing else.
 
-    Pickled to another process, it opens the file anew.
+    Pickled to another process, it opens the file anew. A format's own class reads the directory and hands it to
+    `_adopt`.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    names: NameTable
+    _table: np.ndarray  # a row for each of `names`
+
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._open()
 
@@ -85,10 +92,10 @@ class _Archive:
         self._descriptor = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._open()
 
@@ -102,10 +109,10 @@ class _Archive:
             raise DamagedFile("the archive ends too early")
         return content
 
-    def _sorted(self, names: list[str], table: np.ndarray) -> None:
+    def _adopt(self, names: list[str], table: np.ndarray) -> None:
         """Take over the visible ones of `names`, sorted as text, and their rows of `table`; of equal names the last."""
         order = sorted((k for k, name in enumerate(names) if _is_visible(name)), key=names.__getitem__)
-        order = [k for k, after in pairwise([*order, None]) if after is None or names[k] != names[after]]
+        order = [k for k, after in pairwise(order) if names[k] != names[after]] + order[-1:]
         self.names = NameTable(names[k] for k in order)
         self._table = table[np.array(order, dtype=np.int64)]
 
@@ -120,14 +127,14 @@ class ZipFiles(_Archive):
     UserError naming the file if it is no zip.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         try:
             with open(path, "rb") as file:
                 names, table = zip_format.read_directory(file)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a readable zip ({error}); damaged or cut short?") from error
         super().__init__(path)
-        self._sorted(names, table)
+        self._adopt(names, table)
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
@@ -154,7 +161,7 @@ class ZipFiles(_Archive):
             if method == zip_format.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
         except DamagedFile:
-            pass  # whoever reads all of it is told
+            pass  # `read` says what is wrong
         return None
 
     def _content_offset(self, offset: int) -> int:
@@ -172,7 +179,7 @@ class TarFiles(_Archive):
     naming the file if it is no whole tar.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         names, offsets, sizes = [], array("q"), array("q")
         try:
             with open(path, "rb") as file:
@@ -183,7 +190,7 @@ class TarFiles(_Archive):
         except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
             raise UserError(f"{path}: not a readable tar ({error}); damaged or cut short?") from error
         super().__init__(path)
-        self._sorted(names, np.stack([np.array(offsets, np.int64), np.array(sizes, np.int64)], axis=1))
+        self._adopt(names, np.stack([np.array(offsets, np.int64), np.array(sizes, np.int64)], axis=1))
 
     def read(self, position: int) -> bytes:
         """Content of file `names[position]`. Raises DamagedFile."""
@@ -191,15 +198,18 @@ class TarFiles(_Archive):
         return self._read_at(offset, size)
 
 
-def _tar_members(file: IO[bytes], path: str | os.PathLike, inside: str = "") -> Iterator[tuple[str, int, int]]:
+FileTree = FolderFiles | ZipFiles | TarFiles
+
+
+def _tar_members(file: IO[bytes], path: str | os.PathLike[str], inside: str = "") -> Iterator[tuple[str, int, int]]:
     """(name, led by `inside`, offset in the outermost file, size) of each file of a tar and of the tars in it."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # or each member would stay in memory
+            tar.members.clear()  # type: ignore[attr-defined]  # or each member would stay in memory
             name = inside + member_name(member)
             if member.isreg() and not member.issparse():
                 if name.lower().endswith(".tar") and not inside:
-                    with tar.extractfile(member) as inner:
+                    with open_member(tar, member) as inner:
                         for inner_name, offset, size in _tar_members(inner, path, f"{name[:-4]}/"):
                             yield inner_name, member.offset_data + offset, size
                 else:
@@ -212,12 +222,19 @@ def _tar_members(file: IO[bytes], path: str | os.PathLike, inside: str = "") -> 
             raise tarfile.ReadError(f"{inside or 'it'} breaks off at byte {tar.offset}")
 
 
+def open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """A regular file in a tar, open to be read."""
+    file = tar.extractfile(member)
+    assert file is not None  # which it is for folders and special files alone
+    return file
+
+
 def member_name(member: tarfile.TarInfo) -> str:
     """The name of a tar's member without a leading "./" or "/"; empty for the tar's root."""
     return posixpath.normpath(f"/{member.name}").lstrip("/")
 
 
-def open_files(path: str | os.PathLike) -> FolderFiles | ZipFiles | TarFiles:
+def open_files(path: str | os.PathLike[str]) -> FileTree:
     """The files of a folder, zip or tar. UserError when there is none at `path`, or the tar is compressed."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such folder, zip or tar of images")
@@ -230,13 +247,13 @@ def open_files(path: str | os.PathLike) -> FolderFiles | ZipFiles | TarFiles:
     return TarFiles(path)
 
 
-def is_compressed(path: str | os.PathLike) -> bool:
-    """Whether a file begins as one by gzip, bzip2 or xz does."""
+def is_compressed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as gzip, bzip2 and xz begin theirs."""
     with open(path, "rb") as file:
         return file.read(6).startswith(COMPRESSED)
 
 
-def looks_like_tar(path: str | os.PathLike) -> bool:
+def looks_like_tar(path: str | os.PathLike[str]) -> bool:
     """Whether a file is compressed as a whole, or named or marked as a tar."""
     if is_compressed(path) or str(path).lower().endswith(".tar"):
         return True

@@ -1,4 +1,4 @@
-"""Data sets: reading the EDM zip (or a folder of the same content), and packing one.
+"""The packed data set: the EDM zip, or a folder of the same content, at random access and in batches.
 
 The zip holds uncompressed PNGs `00000/img00000000.png` (folder = index // 1000) and dataset.json last, either
 {"labels": [[name, class], ...]} or {"labels": null}. Images are square, of one size and channel count.
@@ -17,7 +17,6 @@ import torch
 from mscd.data.archives import DamagedFile, open_files
 from mscd.data.images import decode, is_image, packed_pixels
 from mscd.data.labels import read_labels
-from mscd.data.packing import pack as pack
 from mscd.errors import UserError
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.shared_memory import shared_by_node
@@ -32,7 +31,9 @@ class ImageDataset:
     UserError naming what is wrong when the images or dataset.json are missing or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike, *, xflip: bool = False, max_size: int | None = None, seed: int = 0):
+    def __init__(
+        self, path: str | os.PathLike[str], *, xflip: bool = False, max_size: int | None = None, seed: int = 0
+    ):
         self.path = Path(path)
         self._files = open_files(path)
         names = list(self._files.names)
@@ -49,11 +50,11 @@ class ImageDataset:
         self._chosen = np.concatenate([chosen, chosen]) if xflip else chosen
         self._unflipped = len(chosen)
         self.labels = raw_labels[self._chosen]
-        self._shape = None
-        self._shape = self._read(0).shape
-        if self._shape[1] != self._shape[2]:
-            raise UserError(f"{path}: images are {self._shape[2]}x{self._shape[1]}, they have to be square: pack them")
-        self._memory = None
+        channels, height, width = self._decode(0).shape
+        if height != width:
+            raise UserError(f"{path}: images are {width}x{height}, they have to be square: pack them")
+        self._shape: tuple[int, int, int] = (channels, height, width)
+        self._memory: torch.Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -110,7 +111,17 @@ class ImageDataset:
         return pixels if index < self._unflipped else pixels[:, :, ::-1]
 
     def _read(self, number: int) -> np.ndarray:
-        """Pixels [C, H, W] of the archive's image `number`, not contiguous."""
+        """Pixels [C, H, W] of the archive's image `number`, which is as the first one; not contiguous."""
+        pixels = self._decode(number)
+        if pixels.shape != self._shape:
+            raise UserError(
+                f"{self._name(self._positions[number])} has shape {pixels.shape}, the first image {self._shape}: "
+                "all have to be alike"
+            )
+        return pixels
+
+    def _decode(self, number: int) -> np.ndarray:
+        """Pixels [C, H, W] of the archive's image `number`, whatever their shape."""
         position = self._positions[number]
         try:
             content = self._files.read(position)
@@ -119,12 +130,7 @@ class ImageDataset:
                 pixels = np.atleast_3d(np.asarray(decode(content)))
         except DamagedFile as error:
             raise UserError(f"{self._name(position)} cannot be read ({error}); pack the data again") from error
-        pixels = pixels.transpose(2, 0, 1)
-        if self._shape is not None and pixels.shape != self._shape:
-            raise UserError(
-                f"{self._name(position)} has shape {pixels.shape}, the first image {self._shape}: all have to be alike"
-            )
-        return pixels
+        return pixels.transpose(2, 0, 1)
 
     def _name(self, position: int) -> str:
         return f"{self.path}: {self._files.names[position]}"
@@ -163,7 +169,7 @@ def batches(
         yield images, _one_hot(labels, dataset.label_dim, pin_memory)
 
 
-class _BatchReader(torch.utils.data.Dataset):
+class _BatchReader(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor] | UserError]):
     """What a worker process does: a list of indices becomes (images [n, C, H, W], classes [n]) or the UserError met."""
 
     def __init__(self, dataset: ImageDataset):

@@ -21,7 +21,7 @@ TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends as an image's does."""
+    """Whether a file has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -52,7 +52,7 @@ def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
 
 
 def packed_pixels(content: bytes) -> np.ndarray | None:
-    """Pixels [H, W, 1 or 3] of a sound PNG as `encode_png` writes it, up to 64 KB, where they lie; None of all others.
+    """Pixels [H, W, 1 or 3], not copied, of an intact PNG of up to 64 KB by `encode_png`; None of all others.
 
     `decode` takes ten times as long for the same pixels.
     """
@@ -81,19 +81,21 @@ def _packed_head(height: int, width: int, channels: int) -> bytes:
 def transformed(image: Image.Image, transform: str | None, size: tuple[int, int] | None) -> Image.Image | None:
     """`image` brought to `size` (width, height) by one of TRANSFORMS, or None if it is too small for the transform.
 
-    None as transform resizes (Lanczos) whatever the aspect, and not at all when the size fits or none is given.
-    The crops make RGB of grey.
+    None as transform resizes (Lanczos) whatever the aspect, and not at all when the size fits or none is given, as the
+    crops need one. They make RGB of grey.
     """
+    if size is None:
+        return image
     if transform is None:
-        return image if size in (None, image.size) else image.resize(size, Image.Resampling.LANCZOS)
+        return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
     image = image.convert("RGB")
     if transform == "center-crop":
         side = min(image.size)
-        return _center(image, side, side).resize(size, Image.Resampling.LANCZOS)
+        return _crop_center(image, side, side).resize(size, Image.Resampling.LANCZOS)
     return _center_crop_wide(image, *size) if transform == "center-crop-wide" else _center_crop_dhariwal(image, size[0])
 
 
-def _center(image: Image.Image, width: int, height: int) -> Image.Image:
+def _crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
     """The central width × height pixels. An odd pixel too many is cut from the right or bottom."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, (image.width + width) // 2, (image.height + height) // 2))
@@ -104,7 +106,7 @@ def _center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Imag
     rows = round(width * image.height / image.width)
     if image.width < width or rows < height:
         return None
-    cropped = _center(image, image.width, rows).resize((width, height), Image.Resampling.LANCZOS)
+    cropped = _crop_center(image, image.width, rows).resize((width, height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (width, width))
     canvas.paste(cropped, (0, (width - height) // 2))
     return canvas

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from mscd.data.archives import DamagedFile, FolderFiles, TarFiles, ZipFiles
+from mscd.data.archives import DamagedFile, FileTree
 from mscd.errors import UserError
 
 _OUR_NAME = re.compile(r"(\d{5,})/img(\d{8,})\.png")
@@ -26,9 +26,7 @@ def named_as_packed(names: list[str]) -> bool:
     return all(match and match[0] == image_name(int(match[2])) for match in found)
 
 
-def read_labels(
-    files: FolderFiles | ZipFiles | TarFiles, names: list[str], folder: str = ""
-) -> tuple[bool, np.ndarray | None]:
+def read_labels(files: FileTree, names: list[str], folder: str = "") -> tuple[bool, np.ndarray | None]:
     """Whether `folder`dataset.json says anything of labels, and by it the class [N] of each of `names` (None: none).
 
     folder: ends with a slash, or is empty; `names` are relative to it. Raises UserError when the file is damaged or

@@ -1,4 +1,4 @@
-"""TODO."""
+"""MNIST as its site has it: idx files of images and of their classes, compressed or not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mscd.data.cifar10 import _READING
+from mscd.data.archives import READ_ERRORS
 from mscd.errors import UserError
 
 _LARGEST_IDX = 2**31
 
 
-def read_mnist(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W] and classes int64 [N] of an idx file, compressed or not, with its labels file beside it.
+def read_mnist(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W] and classes int64 [N] of an idx file, compressed or not, and the labels file next to it.
 
     MNIST's 28×28 images get two black pixels all around, which makes them 32×32. UserError when a file is missing,
     damaged, or does not fit the other.
@@ -37,16 +37,16 @@ def read_mnist(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     return images, labels.astype(np.int64)
 
 
-def is_idx(path: str | os.PathLike) -> bool:
+def is_idx(path: str | os.PathLike[str]) -> bool:
     """Whether a file, compressed or not, begins as an idx file of images (bytes in three dimensions)."""
     try:
         with _open_idx(path) as file:
             return file.read(4) == b"\0\0\x08\3"
-    except _READING:
+    except READ_ERRORS:
         return False
 
 
-def mnist_in(folder: str | os.PathLike) -> Path | None:
+def find_mnist(folder: str | os.PathLike[str]) -> Path | None:
     """The file of MNIST's training images in a folder, if it has one. UserError when the folder cannot be listed."""
     try:
         names = os.listdir(folder)
@@ -56,7 +56,7 @@ def mnist_in(folder: str | os.PathLike) -> Path | None:
     return min((p for p in found if is_idx(p)), default=None)
 
 
-def _open_idx(path: str | os.PathLike) -> io.BufferedIOBase:
+def _open_idx(path: str | os.PathLike[str]) -> io.BufferedIOBase:
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if compressed else open(path, "rb")
@@ -74,7 +74,7 @@ def _read_idx(path: Path) -> np.ndarray:
             if size > _LARGEST_IDX:
                 raise ValueError(f"it claims {size} bytes")
             content = file.read(size + 1)
-    except _READING as error:
+    except READ_ERRORS as error:
         raise UserError(f"{path}: not a readable idx file ({error}); damaged or cut short?") from error
     if len(content) != size:
         raise UserError(

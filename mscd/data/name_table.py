@@ -7,12 +7,12 @@ that reads data would soon have a copy of its own.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 
-class NameTable(Sequence[str]):
+class NameTable:
     """Sorted texts, each made into a string when it is asked for. In memory they are two objects, however many."""
 
     def __init__(self, names: Iterable[str]):
@@ -30,7 +30,7 @@ class NameTable(Sequence[str]):
         return self._text[self._bounds[position] : self._bounds[position + 1]].decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        bounds = iter(memoryview(self._bounds))
+        bounds = iter(self._bounds.data)
         start = next(bounds)
         for end in bounds:
             yield self._text[start:end].decode("utf-8", "surrogatepass")

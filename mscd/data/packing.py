@@ -9,10 +9,10 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, NoReturn, TypedDict
 
 import numpy as np
 
@@ -24,14 +24,30 @@ from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write, sha256_of
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 log = logging.getLogger(__name__)
-_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and such shares that may wait a thread
+_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and shares per thread that may wait
 _NAMED = 20  # damaged images that a message names
 
 
+class DataSummary(TypedDict):
+    """What a packed data set holds. dropped: images too small for the transform; skipped: names of damaged ones."""
+
+    images: int
+    dropped: int
+    skipped: list[str]
+    resolution: int
+    channels: int
+    label_dim: int
+    class_counts: list[int]
+    digest: str
+
+
 def pack(
-    source: str | os.PathLike,
-    dest: str | os.PathLike,
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
     *,
     resolution: int | tuple[int, int] | None = None,
     transform: str | None = None,
@@ -40,17 +56,16 @@ def pack(
     classes: int | None = None,
     channels: int | None = None,
     workers: int = 1,
-) -> dict:
+) -> DataSummary:
     """Write the EDM zip `dest` from what sources.open_source reads, whole or not at all.
 
     resolution: width, or (width, height) as center-crop-wide takes it; transform: one of images.TRANSFORMS, None only
     resizes. max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels:
-    how many the data set has to have. workers: threads; the bytes written do not depend on it. A source that is an EDM
+    how many the data set must have. workers: threads; the bytes written do not depend on it. A source that is an EDM
     zip already, which nothing would change, is checked and copied as it is.
 
-    Returns {images, dropped, skipped (names), resolution, channels, label_dim, class_counts, digest}. Raises UserError
-    when the source is missing, empty or damaged (unreadable images are named), its labels do not fit, or its images do
-    not come out square, a power of two wide, all alike and as demanded.
+    Raises UserError when the source is missing, empty or damaged (unreadable images are named), its labels do not fit,
+    or its images do not come out square, a power of two wide, all alike and as demanded.
     """
     size = _target_size(resolution, transform)
     if max_images is not None and max_images < 1:
@@ -63,7 +78,7 @@ def pack(
     with atomic_write(dest) as file:
         packed = _write(job, file)
         _check_demand(source, "classes", classes, images.label_dim(packed.numbers))
-    return _summary(packed, images, total, sha256_of(dest))
+    return _summarize(packed, images, total, sha256_of(dest))
 
 
 def _write(job: _Job, file: IO[bytes]) -> _Packed:
@@ -78,7 +93,7 @@ def _write(job: _Job, file: IO[bytes]) -> _Packed:
     return packed
 
 
-def _copy(source: str | os.PathLike, file: IO[bytes]) -> None:
+def _copy(source: str | os.PathLike[str], file: IO[bytes]) -> None:
     try:
         with open(source, "rb") as whole:
             shutil.copyfileobj(whole, file, 2**20)
@@ -102,20 +117,32 @@ def _target_size(resolution: int | tuple[int, int] | None, transform: str | None
     return width, height
 
 
-@dataclass
-class _Packed:
-    """What became of the images: numbers of those packed, their common [H, W] or [H, W, 3], names of those left out."""
+@dataclass(frozen=True)
+class _Converted:
+    """What became of one image: its [H, W] or [H, W, 3] and, where one is wanted, its PNG.
 
-    numbers: array = field(default_factory=lambda: array("q"))
+    Without a shape it is too small for the transform or, if `skipped` says why, damaged.
+    """
+
     shape: tuple[int, ...] | None = None
-    skipped: list[str] = field(default_factory=list)
+    png: bytes = b""
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What became of all: numbers of those packed, their common [H, W] or [H, W, 3], names of those left out."""
+
+    numbers: array[int]
+    shape: tuple[int, ...]
+    skipped: list[str]
 
 
 @dataclass(frozen=True)
 class _Job:
     """Bringing the first `total` images of a source to one form."""
 
-    source: str | os.PathLike
+    source: str | os.PathLike[str]
     images: Source
     transform: str | None
     size: tuple[int, int] | None
@@ -133,54 +160,55 @@ class _Job:
 
     def run(self, archive: StoredZip | None) -> _Packed:
         """Convert and check all images and add them to the archive, if one is given, as PNGs."""
-        packed, reasons = _Packed(), []
+        numbers, common = array("q"), None
+        skipped: list[str] = []
+        reasons: list[str] = []
         with (
             ThreadPoolExecutor(self.workers) as pool,
             self._progress("checking" if archive is None else "packing") as bar,
         ):
-            for index, result in enumerate(self._in_order(pool, archive is not None)):
+            for index, converted in enumerate(self._convert_in_order(pool, archive is not None)):
                 bar.update()
-                if isinstance(result, DamagedFile):
-                    packed.skipped.append(self.images.name(index))
-                    reasons.append(str(result))
-                elif result is not None:
-                    shape, png = result
-                    self._check_shape(index, shape, packed.shape)
-                    packed.shape = shape
-                    packed.numbers.append(index)
+                if converted.skipped is not None:
+                    skipped.append(self.images.name(index))
+                    reasons.append(converted.skipped)
+                elif converted.shape is not None:
+                    self._check_shape(index, converted.shape, common)
+                    common = converted.shape
+                    numbers.append(index)
                     if archive is not None:
-                        archive.add(image_name(index), png)
-        self._check_damage(packed, reasons)
-        if not packed.numbers:
+                        archive.add(image_name(index), converted.png)
+        self._check_damage(skipped, reasons, any_left=bool(numbers))
+        if common is None:
+            assert self.size is not None  # as without a size no image is too small
             width, height = self.size
             raise UserError(f"{self.source}: every image is too small for {self.transform} to {width}x{height}")
-        return packed
+        return _Packed(numbers, common, skipped)
 
-    def _in_order(self, pool: ThreadPoolExecutor, as_png: bool) -> Iterator[object]:
-        """`_convert` of each image, in order, by the pool; it is given little ahead, so that little waits in memory."""
-        share_of = lambda start: [  # noqa: E731
-            self._convert(index, as_png) for index in range(start, min(start + _SHARE, self.total))
-        ]
-        shares = deque()
+    def _convert_in_order(self, pool: ThreadPoolExecutor, as_png: bool) -> Iterator[_Converted]:
+        """Each image, in order, by the pool; it is given little ahead, so that little waits in memory."""
+        shares: deque[Future[list[_Converted]]] = deque()
         for start in range(0, self.total, _SHARE):
-            shares.append(pool.submit(share_of, start))
+            shares.append(pool.submit(self._convert_share, start, as_png))
             if len(shares) > _AHEAD * self.workers:
                 yield from shares.popleft().result()
         while shares:
             yield from shares.popleft().result()
 
-    def _convert(self, index: int, as_png: bool) -> tuple[tuple[int, ...], bytes | None] | DamagedFile | None:
-        """Shape and, if wanted, PNG of one image; its damage; or None when it is too small for the transform."""
+    def _convert_share(self, start: int, as_png: bool) -> list[_Converted]:
+        return [self._convert(index, as_png) for index in range(start, min(start + _SHARE, self.total))]
+
+    def _convert(self, index: int, as_png: bool) -> _Converted:
         try:
             image = transformed(self.images.read(index), self.transform, self.size)
         except DamagedFile as error:
-            return error
+            return _Converted(skipped=str(error))
         if image is None:
-            return None
+            return _Converted()
         pixels = np.asarray(image)
-        return pixels.shape, encode_png(pixels) if as_png else None
+        return _Converted(pixels.shape, encode_png(pixels) if as_png else b"")
 
-    def _progress(self, doing: str):
+    def _progress(self, doing: str) -> tqdm[NoReturn]:
         from tqdm import tqdm  # here, as who only reads data sets needs no bar
 
         return tqdm(
@@ -191,45 +219,45 @@ class _Job:
         )
 
     def _check_shape(self, index: int, shape: tuple[int, ...], first: tuple[int, ...] | None) -> None:
-        """UserError unless a shape is as the first one, which has to be square, a power of two wide and as demanded."""
+        """UserError unless a shape is as the first one, which must be square, a power of two wide and as demanded."""
         if shape == first:
             return
-        where = f"{self.source}: {self.images.name(index)} is {_in_words(shape)}"
+        where = f"{self.source}: {self.images.name(index)} is {_describe_shape(shape)}"
         if first is not None:
-            raise UserError(f"{where}, the images before it {_in_words(first)}: all have to be alike")
+            raise UserError(f"{where}, the images before it {_describe_shape(first)}: all have to be alike")
         height, width = shape[:2]
         if height != width:
             raise UserError(f"{where}: images have to be square, so choose a transform or resolution")
         if width & (width - 1):
             raise UserError(f"{where}: the width has to be a power of two, so choose a resolution")
-        _check_demand(self.source, "channels", self.channels, _channels(shape))
+        _check_demand(self.source, "channels", self.channels, _channel_count(shape))
 
-    def _check_damage(self, packed: _Packed, reasons: list[str]) -> None:
-        """UserError, or with skip_corrupt a line in the log, if images could not be read."""
+    def _check_damage(self, skipped: list[str], reasons: list[str], any_left: bool) -> None:
+        """UserError, or with skip_corrupt and `any_left` a line in the log, if images could not be read."""
         if not reasons:
             return
-        found = [f"{name} ({reason})" for name, reason in zip(packed.skipped[:_NAMED], reasons, strict=False)]
+        found = [f"{name} ({reason})" for name, reason in zip(skipped[:_NAMED], reasons, strict=False)]
         more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
         listed = f"{len(reasons)} of {self.total} images: {', '.join(found)}{more}"
-        if not self.skip_corrupt or not packed.numbers:
+        if not self.skip_corrupt or not any_left:
             raise UserError(f"{self.source}: cannot read {listed}; replace or remove them, or set skip_corrupt")
         log.warning("%s: left out what cannot be read, %s", self.source, listed)
 
 
-def _check_demand(source: str | os.PathLike, what: str, wanted: int | None, found: int) -> None:
+def _check_demand(source: str | os.PathLike[str], what: str, wanted: int | None, found: int) -> None:
     if wanted not in (None, found):
         raise UserError(f"{source}: has {found} {what}, not {wanted} as demanded: is it the right data set?")
 
 
-def _channels(shape: tuple[int, ...]) -> int:
+def _channel_count(shape: tuple[int, ...]) -> int:
     return 1 if len(shape) == 2 else 3
 
 
-def _in_words(shape: tuple[int, ...]) -> str:
+def _describe_shape(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
 
 
-def _labels_json(numbers: array, labels: np.ndarray | None) -> bytes:
+def _labels_json(numbers: array[int], labels: np.ndarray | None) -> bytes:
     """The text of dataset.json, as json.dumps writes it."""
     if labels is None:
         return b'{"labels": null}'
@@ -240,15 +268,14 @@ def _labels_json(numbers: array, labels: np.ndarray | None) -> bytes:
     return bytes(text)
 
 
-def _summary(packed: _Packed, images: Source, total: int, digest: str) -> dict:
-    label_dim = images.label_dim(packed.numbers)
+def _summarize(packed: _Packed, images: Source, total: int, digest: str) -> DataSummary:
     return {
         "images": len(packed.numbers),
         "dropped": total - len(packed.numbers) - len(packed.skipped),
         "skipped": packed.skipped,
         "resolution": packed.shape[0],
-        "channels": _channels(packed.shape),
-        "label_dim": label_dim,
-        "class_counts": np.bincount(images.labels[packed.numbers]).tolist() if label_dim else [],
+        "channels": _channel_count(packed.shape),
+        "label_dim": images.label_dim(packed.numbers),
+        "class_counts": [] if images.labels is None else np.bincount(images.labels[packed.numbers]).tolist(),
         "digest": digest,
     }

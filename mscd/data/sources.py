@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from mscd.data import cifar10
-from mscd.data.archives import FolderFiles, TarFiles, ZipFiles, looks_like_tar, open_files
+from mscd.data.archives import FileTree, ZipFiles, looks_like_tar, open_files
 from mscd.data.images import decode, is_image
 from mscd.data.labels import labels_of_folders, named_as_packed, read_labels
-from mscd.data.mnist import is_idx, mnist_in, read_mnist
+from mscd.data.mnist import find_mnist, is_idx, read_mnist
 from mscd.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,12 @@ class Source:
     labels: np.ndarray | None
     packed_size: int | None = None
 
-    def label_dim(self, numbers: Sequence[int]) -> int:
+    def label_dim(self, numbers: Sequence[int] | np.ndarray) -> int:
         """Largest class + 1 of these images, 0 without classes."""
         return 0 if self.labels is None else int(self.labels[numbers].max()) + 1
 
 
-def open_source(source: str | os.PathLike, *, as_text: bool = False, drop_alpha: bool = False) -> Source:
+def open_source(source: str | os.PathLike[str], *, as_text: bool = False, drop_alpha: bool = False) -> Source:
     """The images of `source`: "digits", MNIST's idx file or the folder that holds it, CIFAR-10's tar, or an image tree.
 
     An image tree is a folder, zip or tar; its images come in the order of their paths, compared folder by folder or
@@ -49,19 +49,19 @@ def open_source(source: str | os.PathLike, *, as_text: bool = False, drop_alpha:
     read there.
     """
     if source == "digits":
-        return _of_arrays("digit", *_digits())
+        return _array_source("digit", *_digits())
     if os.path.isdir(source):
-        if (mnist := mnist_in(source)) is not None:
-            return _of_arrays("image", *read_mnist(mnist))
+        if (mnist := find_mnist(source)) is not None:
+            return _array_source("image", *read_mnist(mnist))
     elif os.path.exists(source):
         if is_idx(source):
-            return _of_arrays("image", *read_mnist(source))
+            return _array_source("image", *read_mnist(source))
         if looks_like_tar(source) and cifar10.is_cifar10(source):
-            return _of_arrays("image", *cifar10.read_cifar10(source))
-    return _of_tree(open_files(source), as_text, drop_alpha)
+            return _array_source("image", *cifar10.read_cifar10(source))
+    return _tree_source(open_files(source), as_text, drop_alpha)
 
 
-def _of_arrays(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
+def _array_source(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
     """A source of uint8 pixels [N, H, W] or [N, H, W, 3]."""
     if not len(pixels):
         raise UserError("the data set holds no images")
@@ -71,13 +71,13 @@ def _of_arrays(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 handwritten digits, 8×8 grey, values 0..16 spread over 0..255, and their classes."""
     package = importlib.util.find_spec("sklearn")  # which is not imported: that takes seconds
-    if package is None:
+    if package is None or package.submodule_search_locations is None:
         raise UserError("the data set 'digits' comes with scikit-learn: pip install scikit-learn")
     table = np.loadtxt(Path(package.submodule_search_locations[0], "datasets/data/digits.csv.gz"), delimiter=",")
     return np.round(table[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), table[:, -1].astype(np.int64)
 
 
-def _of_tree(files: FolderFiles | ZipFiles | TarFiles, as_text: bool, drop_alpha: bool) -> Source:
+def _tree_source(files: FileTree, as_text: bool, drop_alpha: bool) -> Source:
     positions = np.array([k for k, name in enumerate(files.names) if is_image(name)], np.int64)
     if not len(positions):
         raise UserError(f"{files.path}: holds no images")
@@ -104,10 +104,10 @@ def _of_tree(files: FolderFiles | ZipFiles | TarFiles, as_text: bool, drop_alpha
     )
 
 
-def _imagenet_root(files: FolderFiles | ZipFiles | TarFiles, positions: np.ndarray) -> str:
+def _imagenet_root(files: FileTree, positions: np.ndarray) -> str:
     """The folder of ImageNet's training images, ending with a slash, where the source holds it; "" elsewhere.
 
-    ImageNet keeps validation and test images beside them, which are no classes of their own.
+    ImageNet keeps validation and test images next to them, which are no classes of their own.
     """
     above = "/" if files.path.resolve().name != "CLS-LOC" else "/CLS-LOC/"
     roots = set()

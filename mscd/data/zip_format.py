@@ -1,6 +1,6 @@
 """The zip format, as far as data sets need it: a directory of over a million files in little memory, read and written.
 
-The standard library keeps nearly a kilobyte of objects a file, which for ImageNet is more than a gigabyte.
+The standard library keeps nearly a kilobyte of objects per file, more than a gigabyte for ImageNet.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
 
 
 def _find_directory(file: IO[bytes]) -> tuple[int, int, int]:
-    """(number of entries, size, offset) of a zip's directory, which has to end where the records at the end begin."""
+    """(number of entries, size, offset) of a zip's directory, which must end where the records at the end begin."""
     length = file.seek(0, os.SEEK_END)
     tail_at = max(0, length - _END.size - 65535)
     file.seek(tail_at)

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT
 from mscd.checkpoints.tensor_file import UNKNOWN_DIGEST, TensorLayout
 from mscd.config.run import Config
+from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data.images import encode_png
+from mscd.diffusion.ema_names import EMA, POSTHOC
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
-from mscd.training.leg import KEPT_HANDED
+from mscd.training.leg import KEPT_HANDED, STATE_NAME
 from mscd.training.state import KEPT_ROLLING
 
 ZIP_NAME = "00000/img00000000.png"
@@ -65,41 +68,42 @@ def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> i
 def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
     """What lies on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
     weights = TensorLayout(net.state_dict())
-    last = config.trained_teacher.legs()[-1] if config.trained_teacher else None
+    teacher = config.trained_teacher
+    last = teacher.legs()[-1] if teacher else None
     end = (last.end_kimg, last.end_nimg) if last else (0, 0)
-    one = weights.file_size(network_metadata(net, "teacher", *end, "ema", None))
-    files = []
+    one = weights.file_size(network_metadata(net, TEACHER, *end, EMA, None))
+    paths, files = RunPaths(Path()), []
     if images:
         size = packed_bytes(images, net.img_resolution, net.img_channels, net.label_dim)
-        files.append(Files("data/train.zip", 1, size))
-    if config.trained_teacher:
-        files += _trained(config.teacher, "teacher", net, weights)
-    files.append(Files("teacher/network.safetensors", 1, one))
+        files.append(Files(str(paths.data), 1, size))
+    if teacher:
+        files += _trained(teacher, TEACHER, net, weights)
+    files.append(Files(str(paths.teacher), 1, one))
     for name, student in config.students.items():
-        files += _trained(student, f"students/{name}", net, weights)
+        files += _trained(student, name, net, weights)
         if count := posthoc_count(config, name):
-            files.append(Files(f"students/{name}/*/posthoc-*.safetensors", count, count * one))
-        files.append(Files(f"export/{name}/model.safetensors", 1, one))
+            files.append(Files(str(paths.snapshot(name, "*", f"{POSTHOC}*")), count, count * one))
+        files.append(Files(str(paths.export(name) / "model.safetensors"), 1, one))
     for name in config.published_students:
-        files.append(Files(f"students/{name}/*/ema.safetensors", 1, one))
+        files.append(Files(str(paths.snapshot(name, "*", EMA)), 1, one))
     if config.scoring.keep_samples:
         files.append(Files("samples, a seed block each", scores, scores * _block_bytes(config, net)))
     return files
 
 
 def _trained(
-    settings: TeacherSettings | StudentSettings, folder: str, net: EDMPrecond, weights: TensorLayout
+    settings: TeacherSettings | StudentSettings, model: str, net: EDMPrecond, weights: TensorLayout
 ) -> list[Files]:
     """The networks of every snapshot, and the states that stay."""
-    sizes, model = [], folder.rpartition("/")[2]
+    paths, sizes = RunPaths(Path()), []
     segments = settings.segments if isinstance(settings, StudentSettings) else None
     for leg in settings.legs():
         for ema in settings.emas():
             sizes.append(weights.file_size(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
     states = min(KEPT_HANDED, len(settings.snapshots()))
     return [
-        Files(f"{folder}/*/*ema*.safetensors", len(sizes), sum(sizes)),
-        Files(f"{folder}/*/state.safetensors", states, states * _state(settings, net)),
+        Files(str(paths.snapshot(model, "*", f"*{EMA}*")), len(sizes), sum(sizes)),
+        Files(str(paths.training(model) / "*" / STATE_NAME), states, states * _state(settings, net)),
     ]
 
 
@@ -118,13 +122,14 @@ def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
 
     As many blocks as jobs generate at once can wait for their scores; how many do is not among the settings.
     """
-    trained = {"teacher": config.trained_teacher, **{f"students/{name}": s for name, s in config.students.items()}}
-    files = []
-    for folder, settings in trained.items():
+    paths, files = RunPaths(Path()), []
+    for model, settings in {TEACHER: config.trained_teacher, **config.students}.items():
         if settings:
             # The newest ones, the best scored one, and one that is being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
-            files.append(Files(f"{folder}/rolling/*.safetensors", count, count * _state(settings, net)))
+            files.append(
+                Files(str(paths.training(model) / "rolling/*.safetensors"), count, count * _state(settings, net))
+            )
     if not config.scoring.keep_samples:
         files.append(Files("samples, for each job that generates at once", 1, _block_bytes(config, net)))
     return files

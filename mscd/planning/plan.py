@@ -6,6 +6,7 @@ import dataclasses
 
 from mscd.config.data import DataSettings
 from mscd.config.run import Config
+from mscd.config.run_paths import TEACHER
 from mscd.config.training import TrainingSettings
 from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
@@ -138,7 +139,7 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     stages = []
     if trained := config.trained_teacher:
         score_nfe = nfe("heun", HEUN_STEPS)
-        stages += _trained("teacher", trained, 1, cost.forward_backward, score_nfe, cost, detector)
+        stages += _trained(TEACHER, trained, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.students.items():
         # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
         flops = 3 * cost.forward + cost.forward_backward

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.config.scoring import SamplerSettings
 from mscd.diffusion.solvers import nfe
 from mscd.reporting.score_table import best_rows, fid_table, network_path
-from mscd.reporting.scores import TEACHER, sampler_name
+from mscd.reporting.scores import sampler_name
 from mscd.sampling.generate import generate
 from mscd.sampling.image_grid import labelled_grid
 
@@ -45,14 +46,14 @@ def _rows(
     table: pd.DataFrame, folder: Path, samplers: list[SamplerSettings]
 ) -> Iterator[tuple[str, Path, SamplerSettings]]:
     """(label, network file, how it is sampled) of each row, from the top."""
-    teacher = folder / "teacher/network.safetensors"
+    teacher = RunPaths(folder).teacher
     students = best_rows(table)
     how = _settings_of(students.pop(TEACHER), samplers)
     for steps in dict.fromkeys(int(row["steps"]) for row in students.values()):
         yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
     for name, row in students.items():
         euler = SamplerSettings(sampler="euler", steps=int(row["steps"]))
-        yield f"{name}\n{row['nfe']} NFE", folder / network_path(row), euler
+        yield f"{name}\n{row['nfe']} NFE", network_path(row, folder), euler
     yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 
 

@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
 from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
-from mscd.reporting.scores import TEACHER, curve, decimals_for, emas, is_posthoc
+from mscd.reporting.scores import curve, decimals_for, emas, is_posthoc
 
 Colour = str | np.ndarray
 # Okabe and Ito's palette: distinct with any common colour blindness. Black and grey are the teacher's.

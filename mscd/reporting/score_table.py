@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.errors import UserError
 from mscd.files.markdown import markdown_table
-from mscd.reporting.scores import ROW, TEACHER, decimals_for, is_posthoc, seed_ranges
+from mscd.reporting.scores import ROW, decimals_for, is_posthoc, seed_ranges
 
 if TYPE_CHECKING:
     from mscd.checkpoints.metadata import NetworkMetadata
@@ -64,12 +65,12 @@ def best_network(table: str | Path, model: str) -> Path:
         raise UserError(f"{table}: not a readable score table ({error}); make it again") from error
     except KeyError as error:
         raise UserError(f"{table}: has no score of {model}; score it first") from error
-    return Path(table).parent / network_path(best)
+    return network_path(best, Path(table).parent)
 
 
-def network_path(row: pd.Series) -> str:
-    """Where the network of a student's row of the table is in the run's folder. The way back is `scores_of_network`."""
-    return f"students/{row['model']}/{int(row['snapshot_kimg'])}/{row['ema']}.safetensors"
+def network_path(row: pd.Series, folder: Path) -> Path:
+    """The network of a student's row of the table of the run in `folder`. The way back is `scores_of_network`."""
+    return RunPaths(folder).snapshot(row["model"], int(row["snapshot_kimg"]), row["ema"])
 
 
 def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) -> pd.DataFrame:

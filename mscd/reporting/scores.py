@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import POSTHOC
 from mscd.errors import UserError
 
 if TYPE_CHECKING:
     from mscd.evaluation.score import Score
 
-TEACHER = "teacher"
 CHURN = ["S_churn", "S_min", "S_max", "S_noise"]
 # Columns in which the scores of one row of the table agree: they differ in their seed blocks alone.
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network_digest"]

@@ -1,6 +1,5 @@
-"""Data sets: what packing makes of images, and what reading gives back, from threads and processes too."""
+"""The packed data set: what reading gives back, from threads and processes too."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -13,121 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from data_files import random_images, write_images, zipped
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from data_files import random_images, write_images
 
 from mscd.data.dataset import ImageDataset, batches
-from mscd.data.images import encode_png
 from mscd.data.packing import pack
 from mscd.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    path = tmp_path_factory.mktemp("digits") / "train.zip"
-    return path, pack("digits", path)
-
-
-# --- packing ---
-
-
-def test_digits_are_scikit_learns_spread_over_eight_bits(digits):
-    from sklearn.datasets import load_digits
-
-    path, summary = digits
-    want = load_digits()
-    dataset = ImageDataset(path)
-    assert np.array_equal(dataset.images_in_memory()[:, 0], np.round(want.images * 255 / 16).astype(np.uint8))
-    assert np.array_equal(dataset.labels, want.target)
-    assert summary == {
-        "images": 1797,
-        "dropped": 0,
-        "skipped": [],
-        "resolution": 8,
-        "channels": 1,
-        "label_dim": 10,
-        "class_counts": np.bincount(want.target).tolist(),
-        "digest": dataset.digest,
-    }
-
-
-def test_digits_have_always_had_these_bytes(digits):
-    # Depends on the pixels and on our own PNG and zip writing: a change makes everything downstream run again.
-    assert digits[1]["digest"] == "5667279d4a7c72efcdd2ab58c0e7b0482be2592032f0332c89e9c659e7703235"
-
-
-def test_order_is_kept_beyond_one_round_of_the_workers(tmp_path):
-    names = [f"c{number % 3}/{number:04d}.png" for number in range(600)]
-    pixels = {name: np.full((2, 2), number % 251, np.uint8) for number, name in enumerate(names)}
-    write_images(tmp_path / "in", pixels)
-    pack(tmp_path / "in", tmp_path / "out.zip")
-    got = ImageDataset(tmp_path / "out.zip").images_in_memory()[:, 0, 0, 0].tolist()
-    assert got == [pixels[name][0, 0] for name in sorted(names)]
-
-
-def test_folder_zip_of_it_and_the_packed_zip_itself_pack_to_the_same_bytes(tmp_path):
-    folder = write_images(tmp_path / "in", random_images("a/1.png", "a/2.png", "b/1.png"))
-    want = pack(folder, tmp_path / "folder.zip")["digest"]
-    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        assert pack(zipped(folder, tmp_path / "source.zip", compression), tmp_path / "zip.zip")["digest"] == want
-    assert pack(tmp_path / "folder.zip", tmp_path / "again.zip")["digest"] == want
-    assert pack(tmp_path / "folder.zip", tmp_path / "folder.zip")["digest"] == want  # onto itself
-
-
-def test_unlabelled_archive_stays_unlabelled_though_it_has_folders(tmp_path):
-    folder = write_images(tmp_path / "in", random_images("00000/img00000000.png", "00001/img00001000.png"))
-    (folder / "dataset.json").write_text('{"labels": null}')
-    summary = pack(folder, tmp_path / "out.zip")
-    assert (summary["label_dim"], summary["class_counts"]) == (0, [])
-
-
-def test_palette_black_and_white_and_cmyk_images_are_read_as_what_they_show(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    square = Image.new("RGB", (8, 8), (255, 0, 0))
-    square.convert("P").save(folder / "palette.png")
-    square.convert("CMYK").save(folder / "print.tif")
-    pack(folder, tmp_path / "out.zip")
-    assert (ImageDataset(tmp_path / "out.zip").images_in_memory().amax((0, 2, 3)) == torch.tensor([255, 0, 0])).all()
-    (tmp_path / "bw").mkdir()
-    Image.new("1", (8, 8), 1).save(tmp_path / "bw" / "bw.png")
-    pack(tmp_path / "bw", tmp_path / "bw.zip")
-    assert (ImageDataset(tmp_path / "bw.zip").images_in_memory() == 255).all()
-
-
-def test_hidden_files_and_other_files_are_no_images(tmp_path):
-    folder = write_images(tmp_path / "in", random_images("a.png", ".b.png", "__MACOSX/c.png", ".cache/d.png"))
-    (folder / "notes.txt").write_text("not an image")
-    assert pack(folder, tmp_path / "out.zip")["images"] == 1
-
-
-@settings(deadline=None, max_examples=40)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), colour=st.booleans(), seed=st.integers(0, 99))
-def test_png_holds_its_pixels(height, width, colour, seed):
-    shape = (height, width, 3) if colour else (height, width)
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    image = Image.open(io.BytesIO(encode_png(pixels)))
-    assert image.mode == ("RGB" if colour else "L")
-    assert np.array_equal(image, pixels)
-
-
-def test_png_of_several_stored_blocks_holds_its_pixels():
-    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    assert np.array_equal(Image.open(io.BytesIO(encode_png(pixels))), pixels)
-
-
-# --- reading ---
-
-
-def test_zip_of_more_files_than_its_last_record_can_count_is_read(tmp_path):
-    one = encode_png(np.zeros((2, 2), np.uint8))
-    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
-        archive.comment = b"a comment comes after the last record"
-        for number in range(65537):
-            archive.writestr(zipfile.ZipInfo(f"{number}.png"), one)
-    assert len(ImageDataset(tmp_path / "many.zip")) == 65537
 
 
 def test_folder_reads_as_the_zip_it_was_unpacked_from(digits, tmp_path):

@@ -1,4 +1,4 @@
-"""What becomes of images that are not plain 8-bit grey or RGB: the table of docs/data.md, row by row."""
+"""What becomes of images that are not plain 8-bit grey or RGB (the table of docs/data.md, row by row), and our PNGs."""
 
 import io
 import struct
@@ -129,3 +129,18 @@ def test_packed_pixels_of_a_filtered_row_are_left_to_decoding():
     png[41:-12] = data + struct.pack(">I", zlib.crc32(b"IDAT" + data))
     assert packed_pixels(bytes(png)) is None
     assert np.asarray(decode(bytes(png))).tolist() == [[7] * 4, [14] * 4, [7] * 4, [7] * 4]
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), colour=st.booleans(), seed=st.integers(0, 99))
+def test_png_holds_its_pixels(height, width, colour, seed):
+    shape = (height, width, 3) if colour else (height, width)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    image = Image.open(io.BytesIO(encode_png(pixels)))
+    assert image.mode == ("RGB" if colour else "L")
+    assert np.array_equal(image, pixels)
+
+
+def test_png_of_several_stored_blocks_holds_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    assert np.array_equal(Image.open(io.BytesIO(encode_png(pixels))), pixels)

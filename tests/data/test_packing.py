@@ -1,4 +1,5 @@
-import io
+"""What packing makes of images: which are left out or refused, in how much memory, and always the same bytes."""
+
 import logging
 import os
 import shutil
@@ -9,11 +10,22 @@ import zipfile
 
 import numpy as np
 import pytest
-from data_files import image_bytes, refusal, tar_bytes, write_cifar10, write_mnist
+import torch
+from data_files import (
+    image_bytes,
+    random_images,
+    refusal,
+    tar_bytes,
+    write_cifar10,
+    write_files,
+    write_images,
+    write_mnist,
+    zipped,
+)
+from PIL import Image
 
 import mscd.data.archives
 import mscd.data.zip_format
-from mscd.data.archives import ZipFiles
 from mscd.data.dataset import ImageDataset
 from mscd.data.images import encode_png
 from mscd.data.packing import pack
@@ -33,13 +45,6 @@ DAMAGED = {
 }
 
 
-def folder_of(folder, members):
-    for name, content in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 def good(*names):
     return {name: image_bytes(RNG.integers(0, 256, (10, 9, 3), dtype=np.uint8)) for name in names}
 
@@ -50,7 +55,7 @@ def good(*names):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_each_damaged_image_is_named_with_its_reason_and_fatal(workers, tmp_path):
     damaged = {name: content for name, (content, _) in DAMAGED.items()}
-    source = folder_of(tmp_path / "in", good("a/1.png", "b/2.png") | damaged)
+    source = write_files(tmp_path / "in", good("a/1.png", "b/2.png") | damaged)
     said = refusal(source, tmp_path / "out.zip", workers=workers, **CROP)
     assert f"{source}: cannot read 6 of 8 images: a/empty.JPEG (its content is no image), " in said
     found = dict(part.rstrip(")").split(" (", 1) for part in said.split(": ", 2)[2].split("; ")[0].split("), "))
@@ -62,7 +67,7 @@ def test_each_damaged_image_is_named_with_its_reason_and_fatal(workers, tmp_path
 
 def test_damaged_images_are_left_out_when_told_so_and_keep_their_numbers(tmp_path, caplog):
     damaged = {name: content for name, (content, _) in DAMAGED.items()}
-    source = folder_of(tmp_path / "in", good("a/1.png", "b/2.png", "c/z.png") | damaged)
+    source = write_files(tmp_path / "in", good("a/1.png", "b/2.png", "c/z.png") | damaged)
     with caplog.at_level(logging.WARNING):
         summary = pack(source, tmp_path / "out.zip", skip_corrupt=True, workers=2, **CROP)
     assert summary["skipped"] == sorted(DAMAGED)
@@ -73,7 +78,7 @@ def test_damaged_images_are_left_out_when_told_so_and_keep_their_numbers(tmp_pat
 
 
 def test_of_many_damaged_images_twenty_are_named(tmp_path):
-    source = folder_of(tmp_path / "in", good("0.png") | {f"{k:02d}.png": b"" for k in range(1, 26)})
+    source = write_files(tmp_path / "in", good("0.png") | {f"{k:02d}.png": b"" for k in range(1, 26)})
     said = refusal(source, tmp_path / "out.zip", **CROP)
     assert "cannot read 25 of 26 images" in said and "20.png (its content is no image) and 5 more" in said
     assert "21.png" not in said
@@ -81,7 +86,7 @@ def test_of_many_damaged_images_twenty_are_named(tmp_path):
 
 
 def test_nothing_but_damage_is_refused_though_it_may_be_skipped(tmp_path):
-    source = folder_of(tmp_path / "in", {"a.png": b"", "b.png": b"x"})
+    source = write_files(tmp_path / "in", {"a.png": b"", "b.png": b"x"})
     assert "cannot read 2 of 2 images" in refusal(source, tmp_path / "out.zip", skip_corrupt=True)
 
 
@@ -100,7 +105,7 @@ def test_source_that_cannot_be_copied_is_blamed_itself(tmp_path, monkeypatch):
 
 
 def test_classes_and_channels_are_as_demanded_or_refused(tmp_path):
-    folder = folder_of(tmp_path / "in", good("a/1.png", "b/1.png"))
+    folder = write_files(tmp_path / "in", good("a/1.png", "b/1.png"))
     assert pack(folder, tmp_path / "ok.zip", classes=2, channels=3, **CROP)["label_dim"] == 2
     dest = tmp_path / "out.zip"
     assert f"{folder}: has 2 classes, not 1000 as demanded" in refusal(folder, dest, classes=1000, **CROP)
@@ -114,12 +119,12 @@ def test_classes_and_channels_are_as_demanded_or_refused(tmp_path):
 
 
 def test_wrong_number_of_classes_is_said_before_an_image_is_read(tmp_path):
-    folder = folder_of(tmp_path / "in", {"a/1.png": b"damaged", "b/1.png": b"damaged"})
+    folder = write_files(tmp_path / "in", {"a/1.png": b"damaged", "b/1.png": b"damaged"})
     assert "has 2 classes, not 3" in refusal(folder, tmp_path / "out.zip", classes=3)
 
 
 def test_class_of_which_no_image_is_left_is_missed(tmp_path):
-    folder = folder_of(tmp_path / "in", good("a/1.png") | {"b/1.png": b""})
+    folder = write_files(tmp_path / "in", good("a/1.png") | {"b/1.png": b""})
     options = {"skip_corrupt": True, "classes": 2, **CROP}
     assert "has 1 classes, not 2" in refusal(folder, tmp_path / "out.zip", **options)
 
@@ -187,12 +192,12 @@ def test_impossible_sizes_in_a_tar_are_refused(size, tmp_path):
 
 
 def test_file_of_more_bytes_than_any_image_is_refused_by_name(tmp_path, monkeypatch):
-    folder = folder_of(tmp_path / "in", {"a.jpg": JPEG})
+    folder = write_files(tmp_path / "in", {"a.jpg": JPEG})
     (tmp_path / "in.tar").write_bytes(tar_bytes({"a.jpg": JPEG}))
     for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         with zipfile.ZipFile(tmp_path / f"{kind}.zip", "w", kind) as archive:
             archive.writestr("a.jpg", JPEG)
-    monkeypatch.setattr(mscd.archives, "LARGEST_FILE", len(JPEG) - 1)
+    monkeypatch.setattr(mscd.data.archives, "LARGEST_FILE", len(JPEG) - 1)
     for source in (folder, tmp_path / "in.tar", tmp_path / "0.zip", tmp_path / "8.zip"):
         said = refusal(source, tmp_path / "out.zip", **CROP)
         assert f"a.jpg (it has {len(JPEG)} bytes, and at most {len(JPEG) - 1} are read)" in said
@@ -241,7 +246,9 @@ def write_many(path, count):
 
 
 def test_large_images_do_not_pile_up(tmp_path):
-    folder = folder_of(tmp_path / "in", {f"{k:03d}.png": encode_png(np.full((2, 2), k, np.uint8)) for k in range(150)})
+    folder = write_files(
+        tmp_path / "in", {f"{k:03d}.png": encode_png(np.full((2, 2), k, np.uint8)) for k in range(150)}
+    )
     one = 512 * 512
     assert peak_of_packing(folder, tmp_path / "out.zip", resolution=512, workers=1) < 60 * one
     assert os.path.getsize(tmp_path / "out.zip") > 150 * one
@@ -250,48 +257,9 @@ def test_large_images_do_not_pile_up(tmp_path):
 # --- the same bytes ---
 
 
-def test_our_zip_writer_and_the_standard_librarys_write_the_same_bytes(monkeypatch):
-    for limit in (2**31 - 1, 2000):  # above the second, files lie where only zip64 can say
-        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
-        monkeypatch.setattr(mscd.zips, "_LIMIT_64", limit)
-        members = {f"00000/img{k:08d}.png": bytes([k]) * 90 for k in range(40)} | {"dataset.json": b"{}"}
-        assert written_by_us(members) == written_by_zipfile(members)
-    many = {f"{k}.png": b"" for k in range(65_536)}
-    assert written_by_us(many) == written_by_zipfile(many)
-
-
-def written_by_us(members):
-    file = io.BytesIO()
-    archive = StoredZip(file)
-    for name, content in members.items():
-        archive.add(name, content)
-    archive.close()
-    return file.getvalue()
-
-
-def written_by_zipfile(members):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            member.create_system, member.external_attr = 3, 0o644 << 16
-            archive.writestr(member, content)
-    return file.getvalue()
-
-
-def test_zip_with_places_that_only_zip64_can_say_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
-    members = {f"{k}/é.png": bytes([k]) * (500 * k) for k in range(10)}
-    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    files = ZipFiles(tmp_path / "x.zip")
-    assert {name: files.read(k) for k, name in enumerate(files.names)} == members
-
-
 def test_any_number_of_workers_writes_the_same_bytes_with_damage_left_out(tmp_path):
     members = {f"{k % 3}/{k:03d}.png": JPEG if k % 5 else JPEG[:90] for k in range(100)}
-    source = folder_of(tmp_path / "in", members)
+    source = write_files(tmp_path / "in", members)
     got = {str(pack(source, tmp_path / f"{w}.zip", workers=w, skip_corrupt=True, **CROP)) for w in (1, 2, 7)}
     assert len(got) == 1 and len({(tmp_path / f"{w}.zip").read_bytes() for w in (1, 2, 7)}) == 1
     assert ImageDataset(tmp_path / "1.zip").labels.tolist() == [
@@ -303,7 +271,80 @@ def test_any_number_of_workers_writes_the_same_bytes_with_damage_left_out(tmp_pa
 
 
 def test_progress_is_shown_on_stderr(tmp_path, capfd):
-    folder = folder_of(tmp_path / "in", good("a.png", "b.png"))
+    folder = write_files(tmp_path / "in", good("a.png", "b.png"))
     pack(folder, tmp_path / "out.zip", **CROP)
     out, err = capfd.readouterr()
     assert out == "" and "packing in: 100%" in err and "2/2" in err
+
+
+# --- what is packed ---
+
+
+def test_digits_are_scikit_learns_spread_over_eight_bits(digits):
+    from sklearn.datasets import load_digits
+
+    path, summary = digits
+    want = load_digits()
+    dataset = ImageDataset(path)
+    assert np.array_equal(dataset.images_in_memory()[:, 0], np.round(want.images * 255 / 16).astype(np.uint8))
+    assert np.array_equal(dataset.labels, want.target)
+    assert summary == {
+        "images": 1797,
+        "dropped": 0,
+        "skipped": [],
+        "resolution": 8,
+        "channels": 1,
+        "label_dim": 10,
+        "class_counts": np.bincount(want.target).tolist(),
+        "digest": dataset.digest,
+    }
+
+
+def test_digits_have_always_had_these_bytes(digits):
+    # Depends on the pixels and on our own PNG and zip writing: a change makes everything downstream run again.
+    assert digits[1]["digest"] == "5667279d4a7c72efcdd2ab58c0e7b0482be2592032f0332c89e9c659e7703235"
+
+
+def test_order_is_kept_beyond_one_round_of_the_workers(tmp_path):
+    names = [f"c{number % 3}/{number:04d}.png" for number in range(600)]
+    pixels = {name: np.full((2, 2), number % 251, np.uint8) for number, name in enumerate(names)}
+    write_images(tmp_path / "in", pixels)
+    pack(tmp_path / "in", tmp_path / "out.zip")
+    got = ImageDataset(tmp_path / "out.zip").images_in_memory()[:, 0, 0, 0].tolist()
+    assert got == [pixels[name][0, 0] for name in sorted(names)]
+
+
+def test_folder_zip_of_it_and_the_packed_zip_itself_pack_to_the_same_bytes(tmp_path):
+    folder = write_images(tmp_path / "in", random_images("a/1.png", "a/2.png", "b/1.png"))
+    want = pack(folder, tmp_path / "folder.zip")["digest"]
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        assert pack(zipped(folder, tmp_path / "source.zip", compression), tmp_path / "zip.zip")["digest"] == want
+    assert pack(tmp_path / "folder.zip", tmp_path / "again.zip")["digest"] == want
+    assert pack(tmp_path / "folder.zip", tmp_path / "folder.zip")["digest"] == want  # onto itself
+
+
+def test_unlabelled_archive_stays_unlabelled_though_it_has_folders(tmp_path):
+    folder = write_images(tmp_path / "in", random_images("00000/img00000000.png", "00001/img00001000.png"))
+    (folder / "dataset.json").write_text('{"labels": null}')
+    summary = pack(folder, tmp_path / "out.zip")
+    assert (summary["label_dim"], summary["class_counts"]) == (0, [])
+
+
+def test_palette_black_and_white_and_cmyk_images_are_read_as_what_they_show(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    square = Image.new("RGB", (8, 8), (255, 0, 0))
+    square.convert("P").save(folder / "palette.png")
+    square.convert("CMYK").save(folder / "print.tif")
+    pack(folder, tmp_path / "out.zip")
+    assert (ImageDataset(tmp_path / "out.zip").images_in_memory().amax((0, 2, 3)) == torch.tensor([255, 0, 0])).all()
+    (tmp_path / "bw").mkdir()
+    Image.new("1", (8, 8), 1).save(tmp_path / "bw" / "bw.png")
+    pack(tmp_path / "bw", tmp_path / "bw.zip")
+    assert (ImageDataset(tmp_path / "bw.zip").images_in_memory() == 255).all()
+
+
+def test_hidden_files_and_other_files_are_no_images(tmp_path):
+    folder = write_images(tmp_path / "in", random_images("a.png", ".b.png", "__MACOSX/c.png", ".cache/d.png"))
+    (folder / "notes.txt").write_text("not an image")
+    assert pack(folder, tmp_path / "out.zip")["images"] == 1

@@ -1,3 +1,5 @@
+"""What data sets are packed from: image trees in every form that they come in, and packed data sets."""
+
 import gzip
 import io
 import json
@@ -8,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from data_files import image_bytes, refusal, tar_bytes, write_bytes
+from data_files import image_bytes, refusal, tar_bytes, write_bytes, write_files
 from PIL import Image
 
 from mscd.data.archives import TarFiles
@@ -38,13 +40,6 @@ BESIDE = {
 }
 
 
-def write_tree(folder, members):
-    for name, content in members.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
 def write_zip(path, members, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items():
@@ -66,7 +61,7 @@ def long_names(members):
 def digest(tmp_path_factory):
     """Digest of the packed tree, which every form of it has to give."""
     folder = tmp_path_factory.mktemp("tree")
-    summary = pack(write_tree(folder / "in", TREE), folder / "out.zip", **CROP)
+    summary = pack(write_files(folder / "in", TREE), folder / "out.zip", **CROP)
     assert summary["class_counts"] == [3, 3, 3]
     return summary["digest"]
 
@@ -107,7 +102,7 @@ def test_names_too_long_for_a_tars_header_are_read(kind, digest, tmp_path):
 
 def test_imagenets_training_folder_is_the_root_of_folder_and_zip(digest, tmp_path):
     members = {TRAIN + name: content for name, content in TREE.items()} | BESIDE
-    folder = write_tree(tmp_path / "in", members)
+    folder = write_files(tmp_path / "in", members)
     sources = (folder, folder / "ILSVRC/Data/CLS-LOC", folder / TRAIN)
     archives = (
         write_zip(tmp_path / f"{kind}.zip", members, kind) for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -118,7 +113,7 @@ def test_imagenets_training_folder_is_the_root_of_folder_and_zip(digest, tmp_pat
 
 def test_two_training_folders_are_refused(tmp_path):
     members = {f"{copy}/CLS-LOC/train/{name}": content for name, content in TREE.items() for copy in ("a", "b")}
-    said = refusal(write_tree(tmp_path / "in", members), tmp_path / "out.zip", **CROP)
+    said = refusal(write_files(tmp_path / "in", members), tmp_path / "out.zip", **CROP)
     assert "several CLS-LOC/train folders (a/CLS-LOC/train/, b/CLS-LOC/train/)" in said
 
 
@@ -137,7 +132,7 @@ def test_of_files_with_one_name_the_last_counts(digest, tmp_path):
 @pytest.mark.parametrize("compress, mode", [("gz", "w:gz"), ("bz2", "w:bz2"), ("xz", "w:xz")])
 def test_compressed_tar_of_images_is_refused_with_what_to_do(compress, mode, tmp_path):
     with tarfile.open(tmp_path / f"t.tar.{compress}", mode) as tar:
-        tar.add(write_tree(tmp_path / "in", TREE), "train")
+        tar.add(write_files(tmp_path / "in", TREE), "train")
     said = refusal(tmp_path / f"t.tar.{compress}", tmp_path / "out.zip", **CROP)
     assert f"t.tar.{compress}: a compressed tar cannot be read image by image: decompress it first" in said
 
@@ -197,7 +192,7 @@ def test_tar_reads_at_random_from_a_copy_in_another_process(tmp_path):
 
 
 def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch):
-    folder, scandir = write_tree(tmp_path / "in", TREE), os.scandir
+    folder, scandir = write_files(tmp_path / "in", TREE), os.scandir
 
     def refuse(path):
         if os.path.basename(path) == "n01530575":
@@ -209,8 +204,8 @@ def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkey
 
 
 def test_links_to_folders_are_followed_but_not_round_in_a_circle(tmp_path):
-    folder, elsewhere = tmp_path / "in", write_tree(tmp_path / "elsewhere", {"1.JPEG": TREE_IMAGE})
-    write_tree(folder, {"a/1.JPEG": TREE_IMAGE, "b/c/1.JPEG": TREE_IMAGE})
+    folder, elsewhere = tmp_path / "in", write_files(tmp_path / "elsewhere", {"1.JPEG": TREE_IMAGE})
+    write_files(folder, {"a/1.JPEG": TREE_IMAGE, "b/c/1.JPEG": TREE_IMAGE})
     (folder / "d").symlink_to(elsewhere)
     assert pack(folder, tmp_path / "out.zip", **CROP)["class_counts"] == [1, 1, 1]
     (tmp_path / "out.zip").unlink()
@@ -223,7 +218,7 @@ def test_links_to_folders_are_followed_but_not_round_in_a_circle(tmp_path):
 
 def test_file_whose_name_is_no_text_counts_in_a_folders_digest(tmp_path):
     name = os.fsdecode(b"\xff.png")
-    folder = write_tree(tmp_path / "in", {name: encode_png(np.zeros((8, 8), np.uint8))})
+    folder = write_files(tmp_path / "in", {name: encode_png(np.zeros((8, 8), np.uint8))})
     before = ImageDataset(folder).digest
     (folder / name).rename(folder / os.fsdecode(b"\xfe.png"))
     assert ImageDataset(folder).digest != before
@@ -231,13 +226,13 @@ def test_file_whose_name_is_no_text_counts_in_a_folders_digest(tmp_path):
 
 def test_one_folder_around_the_classes_is_warned_of(tmp_path, caplog):
     around = {f"photos/{name}": content for name, content in TREE.items()}
-    for source in (write_tree(tmp_path / "in", around), write_zip(tmp_path / "in.zip", around)):
+    for source in (write_files(tmp_path / "in", around), write_zip(tmp_path / "in.zip", around)):
         caplog.clear()
         assert pack(source, tmp_path / "out.zip", **CROP)["label_dim"] == 0
         assert f"{source}: all images are in photos, so they have no classes" in caplog.text
     caplog.clear()
-    write_tree(tmp_path / "one", {"photos/cat/1.JPEG": TREE_IMAGE, "photos/cat/2.JPEG": TREE_IMAGE})
-    write_tree(tmp_path / "said", {**around, "dataset.json": b'{"labels": null}'})
+    write_files(tmp_path / "one", {"photos/cat/1.JPEG": TREE_IMAGE, "photos/cat/2.JPEG": TREE_IMAGE})
+    write_files(tmp_path / "said", {**around, "dataset.json": b'{"labels": null}'})
     for name in ("in/photos", "one", "said"):
         pack(tmp_path / name, tmp_path / "out.zip", **CROP)
     assert caplog.text == ""

@@ -96,6 +96,14 @@ def write_bytes(path, content):
     return path
 
 
+def write_files(folder, members):
+    """A folder of {name: content}."""
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def refusal(source, dest, **options):
     """The one line in which a source is refused, of which nothing is left."""
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""The checked settings, and where everything lies. Rules hold no functions; they are all here."""
+"""The checked settings, and which file is whose. Rules hold no functions; they are all here."""
 
 import atexit
 import functools
@@ -8,15 +8,16 @@ import re
 import sys
 from pathlib import Path
 
-from mscd.provenance.urls import is_address, local_path
-from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.base import digest
+from mscd.config.loading import check_source, load_config, read_yaml
+from mscd.config.run_paths import TEACHER
+from mscd.config.training import check_share
 from mscd.diffusion import ema_names
 from mscd.diffusion.solvers import SOLVERS
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
-from mscd.config.training import check_share
 from mscd.launch.resources import resources_of_rule
+from mscd.provenance.urls import is_address, local_path
 
 # The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
 # of the time until the first job starts.
@@ -42,10 +43,10 @@ def hold_folder():
 
 
 def check_sources():
-    """Refuse to begin where a file of the user's is missing that something still has to be made of."""
-    made = {"data": data_zip, "teacher": teacher_file, "reference.inception": detector_file}
+    """Fail early if a local input that is still needed is missing."""
+    made = {"data": paths.data, "teacher": paths.teacher}
+    made |= {"reference.inception": detector_file, "reference.statistics": reference_file}
     made |= {f"published_students.{name}": published_network(name) for name in run.published_students}
-    made |= {"reference.statistics": reference_file}
     try:
         for key, settings in run.files().items():
             if not made[key].exists():
@@ -63,7 +64,7 @@ onstart:
 os.environ.update(MSCD_SNAKEMAKE=str(os.getpid()))
 
 
-try:  # what Snakemake says of a broken file does not name it, and it takes a key that stands twice
+try:  # Snakemake's error for a broken file does not name it, and it accepts a key given twice
     for path in workflow.overwrite_configfiles or ["config/config.yaml"]:
         read_yaml(Path(path))
 except UserError as error:
@@ -86,27 +87,16 @@ try:
 except UserError as error:
     stop(error)
 
-results = Path("results", run.name)
-logs = results / "logs"
-data_zip = results / "data/train.zip"
-data_summary = results / "data/summary.json"
-if run.reference.detector == "classifier":
-    detector_file = results / "reference/classifier.safetensors"
-else:  # its file's name is the score's where it is not the one that FID is made with
-    detector_file = results / "reference" / local_path(run.reference.inception.source).with_suffix(".pt").name
-reference_file = detector_file.with_suffix(".npz")
-teacher_file = results / "teacher/network.safetensors"
-table_files = [results / "fid_table.csv", results / "fid_table.md"]
+paths = run.paths
+detector_file, reference_file = paths.detector(run.reference), paths.reference(run.reference)
+table_files = [paths.table, paths.table_markdown]
 figure_files = [
-    results / "figures/score-vs-nfe.png",
-    results / "figures/images.png",
-    *(results / f"figures/score-vs-kimg-{student}.png" for student in run.students),
-    *(results / f"figures/score-vs-ema-length-{student}.png" for student in run.students if run.posthoc_ema),
+    paths.figure("score-vs-nfe"),
+    paths.figure("images"),
+    *(paths.figure(f"score-vs-kimg-{student}") for student in run.students),
+    *(paths.figure(f"score-vs-ema-length-{student}") for student in run.students if run.posthoc_ema),
 ]
-exports = [results / f"export/{student}" for student in run.students]
-
-
-report: "../report/workflow.rst"
+exports = [paths.export(student) for student in run.students]
 
 
 def any_of(names):
@@ -124,7 +114,7 @@ wildcard_constraints:
     student=any_of(run.students),
     published=any_of(run.published_students),
     kimg=r"\d+",
-    model=rf"teacher|(?:{any_of([*run.students, *run.published_students])})-\d+",
+    model=rf"{TEACHER}|(?:{any_of([*run.students, *run.published_students])})-\d+",
     ema=ema_names.NAME_PATTERN,
     std=ema_names.STD_PATTERN,
     sampler=rf"(?:{any_of(SOLVERS)})-\d+(?:-churn[\d.e+-]+)?",
@@ -159,7 +149,7 @@ def student_identity(wildcards):
 
 def network_identity(model):
     """Identity of a network that is sampled: the teacher, a published student, or a snapshot of a student."""
-    return teacher_identity if model == "teacher" else identity_of_student(student_and_kimg(model)[0])
+    return teacher_identity if model == TEACHER else identity_of_student(student_and_kimg(model)[0])
 
 
 @functools.cache
@@ -182,7 +172,7 @@ def score_identity(wildcards):
 
 def scores_identity(wildcards):
     """Identity of all that the table holds; the paths tell snapshots, samplers and seeds apart."""
-    models = ["teacher", *(f"{student}-0" for student in [*run.students, *run.published_students])]
+    models = [TEACHER, *(f"{student}-0" for student in [*run.students, *run.published_students])]
     return digest([detector_identity, [network_identity(model) for model in models], run.scoring.teacher_samplers])
 
 
@@ -194,7 +184,7 @@ def key_of_download(wildcards):
 
 
 def downloaded(key):
-    """The file of `key` (of run.files) if it has to be downloaded; one that the user has is no file of the workflow."""
+    """The file of `key` (of run.files) if it has to be downloaded; a local one is no file of the workflow."""
     source = run.files()[key].source
     return [local_path(source)] if is_address(source) else []
 
@@ -204,28 +194,28 @@ def downloaded_student(wildcards):
 
 
 def published_network(student):
-    return results / f"students/{student}/{run.published_students[student].snapshot_kimg}/ema.safetensors"
+    return paths.snapshot(student, run.published_students[student].snapshot_kimg, ema_names.EMA)
 
 
 def teacher_leg_before(wildcards):
-    return leg_before(run.teacher, results / "teacher", wildcards.kimg)
+    return leg_before(run.teacher, TEACHER, wildcards.kimg)
 
 
 def student_leg_before(wildcards):
-    return leg_before(run.students[wildcards.student], results / "students" / wildcards.student, wildcards.kimg)
+    return leg_before(run.students[wildcards.student], wildcards.student, wildcards.kimg)
 
 
-def leg_before(settings, run_folder, kimg):
+def leg_before(settings, model, kimg):
     """The network that the leg before left; nothing before the first."""
     start = int(kimg) - settings.snapshot_kimg
-    return [run_folder / str(start) / "ema.safetensors"] if start > 0 else []
+    return [paths.snapshot(model, start, ema_names.EMA)] if start > 0 else []
 
 
 def network_file(wildcards):
     """The network of model "teacher" or "<student>-<kimg>"."""
-    if wildcards.model == "teacher":
-        return teacher_file
-    return results.joinpath("students", *student_and_kimg(wildcards.model), f"{wildcards.ema}.safetensors")
+    if wildcards.model == TEACHER:
+        return paths.teacher
+    return paths.snapshot(*student_and_kimg(wildcards.model), wildcards.ema)
 
 
 def student_and_kimg(model):
@@ -235,9 +225,8 @@ def student_and_kimg(model):
 def stored_averages(wildcards):
     """The power-function EMAs of a student that another length is reconstructed from."""
     student = run.students[wildcards.student]
-    folder = results / "students" / wildcards.student
     return [
-        folder / f"{kimg}/{ema}.safetensors"
+        paths.snapshot(wildcards.student, kimg, ema)
         for kimg in run.stored_snapshots(wildcards.student, int(wildcards.kimg))
         for ema in student.emas()
         if ema != ema_names.EMA
@@ -249,23 +238,22 @@ sampler_settings = functools.cache(run.scoring.sampling)
 
 def sample_files(wildcards):
     """The samples of a seed block, in order: a file for each job that generates some of them."""
-    folder = results / f"samples/{wildcards.model}/{wildcards.ema}/{wildcards.sampler}"
+    model, ema, sampler = wildcards.model, wildcards.ema, wildcards.sampler
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
-    parts = run.scoring.parts(seeds, sampler_settings(wildcards.model, wildcards.sampler).nfe)
-    return [folder / f"seeds-{part[0]}-{part[-1]}.npz" for part in parts]
+    parts = run.scoring.parts(seeds, sampler_settings(model, sampler).nfe)
+    return [paths.samples(model, ema, sampler, part[0], part[-1]) for part in parts]
 
 
 def block_scores(model, ema, sampler):
-    """The score files of a network's average under one sampler, one a seed block."""
+    """The score files of a network's average under one sampler, one per seed block."""
     blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
-    folder = results / f"scores/{model}/{ema}/{sampler}"
-    return [folder / f"seeds-{seeds[0]}-{seeds[-1]}.json" for seeds in blocks]
+    return [paths.score(model, ema, sampler, seeds[0], seeds[-1]) for seeds in blocks]
 
 
 @functools.cache
 def score_files():
-    """A file for each network, average, sampler and seed block; averages of reconstructed lengths stand apart."""
-    made = [("teacher", ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
+    """A file for each network, average, sampler and seed block; not those of reconstructed lengths."""
+    made = [(TEACHER, ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
         made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
     for name, student in run.students.items():
@@ -285,7 +273,7 @@ def posthoc_score_files(student):
 
 
 def ema_length_scores(wildcards):
-    """Scores by EMA length: the reconstructed ones, and beside them those kept in training."""
+    """Scores by EMA length: the reconstructed ones, and those kept in training."""
     student = run.students[wildcards.student]
     models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
     kept = [ema for ema in student.emas() if ema != ema_names.EMA]
@@ -304,9 +292,9 @@ def all_score_files():
 def check_resources(rule_name, settings_of):
     """Refuse resources of a training rule, as a profile may set them, that do not fit together or whose processes
     cannot share a batch evenly, and say where too few cores change the last digits of what is trained."""
-    told = {"input": [], "attempt": 1, "threads": 1, "rulename": rule_name, "async_run": workflow.async_run}
+    arguments = {"input": [], "attempt": 1, "threads": 1, "rulename": rule_name, "async_run": workflow.async_run}
     values = {  # what a profile gives as text is an expression to Snakemake; memory's may need the input's size
-        name: entry.evaluate(None, **told).value
+        name: entry.evaluate(None, **arguments).value
         for name, entry in workflow.get_rule(rule_name).resources.items()
         if name not in ("mem", "disk")
     }

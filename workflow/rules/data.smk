@@ -2,11 +2,11 @@ rule pack_data:
     input:
         downloaded("data"),
     output:
-        zip=data_zip,
-        summary=data_summary,
+        zip=paths.data,
+        summary=paths.data_summary,
     log:
-        text=logs / "pack_data/data.log",
-        events=logs / "pack_data/data.events.jsonl",
+        text=paths.log("pack_data", "data"),
+        events=paths.events("pack_data", "data"),
     conda:
         "../envs/mscd.yaml"
     params:

@@ -4,17 +4,17 @@ localrules:
 
 rule distill:
     input:
-        data=data_zip,
-        summary=ancient(data_summary),
-        teacher=teacher_file,
+        data=paths.data,
+        summary=ancient(paths.data_summary),
+        teacher=paths.teacher,
         detector=ancient(detector_file),
         reference=ancient(reference_file),
         before=student_leg_before,
     output:
-        expand(results / "students/{{student}}/{{kimg}}/{ema}.safetensors", ema=run.student_emas()),
+        [paths.snapshot("{student}", "{kimg}", ema) for ema in run.student_emas()],
     log:
-        text=logs / "distill/{student}.{kimg}.log",
-        events=logs / "distill/{student}.{kimg}.events.jsonl",
+        text=paths.log("distill", "{student}.{kimg}"),
+        events=paths.events("distill", "{student}.{kimg}"),
     priority: 10
     retries: 0  # a leg resumes by itself where that can help
     conda:

@@ -7,8 +7,8 @@ rule download:
     output:
         "{downloaded}",
     log:
-        text=logs / "download/{downloaded}.log",
-        events=logs / "download/{downloaded}.events.jsonl",
+        text=paths.log("download", "{downloaded}"),
+        events=paths.events("download", "{downloaded}"),
     priority: 20
     conda:
         "../envs/mscd.yaml"

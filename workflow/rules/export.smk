@@ -1,12 +1,12 @@
 # The best network of a student as others can use it: weights, settings, model card and the code that samples it.
 rule export:
     input:
-        table=table_files[0],
+        table=paths.table,
     output:
-        directory(results / "export/{student}"),
+        directory(paths.export("{student}")),
     log:
-        text=logs / "export/{student}.log",
-        events=logs / "export/{student}.events.jsonl",
+        text=paths.log("export", "{student}"),
+        events=paths.events("export", "{student}"),
     conda:
         "../envs/mscd.yaml"
     params:

@@ -3,10 +3,10 @@ rule posthoc_ema:
     input:
         stored_averages,
     output:
-        results / "students/{student}/{kimg}/posthoc-{std}.safetensors",
+        paths.snapshot("{student}", "{kimg}", "{}{{std}}".format(ema_names.POSTHOC)),
     log:
-        text=logs / "posthoc_ema/{student}.{kimg}.{std}.log",
-        events=logs / "posthoc_ema/{student}.{kimg}.{std}.events.jsonl",
+        text=paths.log("posthoc_ema", "{student}.{kimg}.{std}"),
+        events=paths.events("posthoc_ema", "{student}.{kimg}.{std}"),
     conda:
         "../envs/mscd.yaml"
     params:
@@ -20,14 +20,14 @@ rule score_vs_ema_length:
         scores=ema_length_scores,
     output:
         report(
-            results / "figures/score-vs-ema-length-{student}.png",
+            paths.figure("score-vs-ema-length-{student}"),
             caption="../report/score_vs_ema_length.rst",
             category="Scores",
             labels={"figure": "Score against EMA length", "student": "{student}"},
         ),
     log:
-        text=logs / "score_vs_ema_length/{student}.log",
-        events=logs / "score_vs_ema_length/{student}.events.jsonl",
+        text=paths.log("score_vs_ema_length", "{student}"),
+        events=paths.events("score_vs_ema_length", "{student}"),
     conda:
         "../envs/mscd.yaml"
     params:

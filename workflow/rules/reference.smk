@@ -2,13 +2,13 @@ if run.reference.detector == "classifier":
 
     rule train_detector:
         input:
-            data=data_zip,
+            data=paths.data,
         output:
             detector=detector_file,
             summary=detector_file.with_suffix(".json"),
         log:
-            text=logs / "train_detector/classifier.log",
-            events=logs / "train_detector/classifier.events.jsonl",
+            text=paths.log("train_detector", "classifier"),
+            events=paths.events("train_detector", "classifier"),
         conda:
             "../envs/mscd.yaml"
         params:
@@ -24,8 +24,8 @@ else:
         output:
             detector_file,
         log:
-            text=logs / "inception_detector/inception.log",
-            events=logs / "inception_detector/inception.events.jsonl",
+            text=paths.log("inception_detector", "inception"),
+            events=paths.events("inception_detector", "inception"),
         conda:
             "../envs/mscd.yaml"
         params:
@@ -38,13 +38,13 @@ if run.reference.statistics is None:
 
     rule reference_statistics:
         input:
-            data=data_zip,
+            data=paths.data,
             detector=detector_file,
         output:
             reference_file,
         log:
-            text=logs / "reference_statistics/reference.log",
-            events=logs / "reference_statistics/reference.events.jsonl",
+            text=paths.log("reference_statistics", "reference"),
+            events=paths.events("reference_statistics", "reference"),
         conda:
             "../envs/mscd.yaml"
         params:
@@ -57,13 +57,13 @@ else:
     rule published_reference:
         input:
             downloaded("reference.statistics"),
-            summary=data_summary,
+            summary=paths.data_summary,
             detector=detector_file,
         output:
             reference_file,
         log:
-            text=logs / "published_reference/reference.log",
-            events=logs / "published_reference/reference.events.jsonl",
+            text=paths.log("published_reference", "reference"),
+            events=paths.events("published_reference", "reference"),
         conda:
             "../envs/mscd.yaml"
         params:

@@ -2,11 +2,11 @@ rule fid_table:
     input:
         scores=all_score_files(),
     output:
-        csv=report(table_files[0], caption="../report/fid_table.rst", category="Scores"),
-        md=table_files[1],
+        csv=report(paths.table, caption="../report/fid_table.rst", category="Scores"),
+        md=paths.table_markdown,
     log:
-        text=logs / "fid_table/table.log",
-        events=logs / "fid_table/table.events.jsonl",
+        text=paths.log("fid_table", "table"),
+        events=paths.events("fid_table", "table"),
     conda:
         "../envs/mscd.yaml"
     params:
@@ -20,14 +20,14 @@ rule score_vs_kimg:
         scores=kimg_scores,
     output:
         report(
-            results / "figures/score-vs-kimg-{student}.png",
+            paths.figure("score-vs-kimg-{student}"),
             caption="../report/score_vs_kimg.rst",
             category="Scores",
             labels={"figure": "Score against training", "student": "{student}"},
         ),
     log:
-        text=logs / "score_vs_kimg/{student}.log",
-        events=logs / "score_vs_kimg/{student}.events.jsonl",
+        text=paths.log("score_vs_kimg", "{student}"),
+        events=paths.events("score_vs_kimg", "{student}"),
     conda:
         "../envs/mscd.yaml"
     params:
@@ -41,14 +41,14 @@ rule score_vs_nfe:
         scores=all_score_files(),
     output:
         report(
-            results / "figures/score-vs-nfe.png",
+            paths.figure("score-vs-nfe"),
             caption="../report/score_vs_nfe.rst",
             category="Scores",
             labels={"figure": "Score against cost", "student": "all"},
         ),
     log:
-        text=logs / "score_vs_nfe/figure.log",
-        events=logs / "score_vs_nfe/figure.events.jsonl",
+        text=paths.log("score_vs_nfe", "figure"),
+        events=paths.events("score_vs_nfe", "figure"),
     conda:
         "../envs/mscd.yaml"
     params:
@@ -59,18 +59,18 @@ rule score_vs_nfe:
 
 rule image_grid:
     input:
-        teacher=teacher_file,
+        teacher=paths.teacher,
         scores=all_score_files(),
     output:
         report(
-            results / "figures/images.png",
+            paths.figure("images"),
             caption="../report/images.rst",
             category="Images",
             labels={"figure": "The same seeds", "student": "all"},
         ),
     log:
-        text=logs / "image_grid/images.log",
-        events=logs / "image_grid/images.events.jsonl",
+        text=paths.log("image_grid", "images"),
+        events=paths.events("image_grid", "images"),
     conda:
         "../envs/mscd.yaml"
     params:

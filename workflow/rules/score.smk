@@ -1,6 +1,6 @@
-sampling = "{model}/{ema}/{sampler}/seeds-{first}-{last}"
+sampled_seeds = ("{model}", "{ema}", "{sampler}", "{first}", "{last}")
 sampling_log = "{model}.{ema}.{sampler}.seeds-{first}-{last}"
-samples_file = results / f"samples/{sampling}.npz"
+samples_file = paths.samples(*sampled_seeds)
 
 
 rule generate:
@@ -9,8 +9,8 @@ rule generate:
     output:
         samples_file if run.scoring.keep_samples else temp(samples_file),
     log:
-        text=logs / f"generate/{sampling_log}.log",
-        events=logs / f"generate/{sampling_log}.events.jsonl",
+        text=paths.log("generate", sampling_log),
+        events=paths.events("generate", sampling_log),
     conda:
         "../envs/mscd.yaml"
     params:
@@ -25,10 +25,10 @@ rule score:
         detector=detector_file,
         reference=reference_file,
     output:
-        results / f"scores/{sampling}.json",
+        paths.score(*sampled_seeds),
     log:
-        text=logs / f"score/{sampling_log}.log",
-        events=logs / f"score/{sampling_log}.events.jsonl",
+        text=paths.log("score", sampling_log),
+        events=paths.events("score", sampling_log),
     conda:
         "../envs/mscd.yaml"
     params:

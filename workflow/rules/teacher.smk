@@ -8,16 +8,16 @@ if run.trained_teacher:
 
     rule train_teacher:
         input:
-            data=data_zip,
-            summary=ancient(data_summary),
+            data=paths.data,
+            summary=ancient(paths.data_summary),
             detector=ancient(detector_file),
             reference=ancient(reference_file),
             before=teacher_leg_before,
         output:
-            expand(results / "teacher/{{kimg}}/{ema}.safetensors", ema=run.teacher.emas()),
+            [paths.snapshot(TEACHER, "{kimg}", ema) for ema in run.teacher.emas()],
         log:
-            text=logs / "train_teacher/{kimg}.log",
-            events=logs / "train_teacher/{kimg}.events.jsonl",
+            text=paths.log("train_teacher", "{kimg}"),
+            events=paths.events("train_teacher", "{kimg}"),
         priority: 10
         retries: 0  # a leg resumes by itself where that can help
         conda:
@@ -36,13 +36,13 @@ if run.trained_teacher:
 
     rule teacher_network:
         input:
-            results / f"teacher/{run.teacher.duration_kimg}/ema.safetensors",
+            paths.snapshot(TEACHER, run.teacher.duration_kimg, ema_names.EMA),
         output:
-            network=teacher_file,
-            source=results / "teacher/source.json",
+            network=paths.teacher,
+            source=paths.teacher_source,
         log:
-            text=logs / "teacher_network/teacher.log",
-            events=logs / "teacher_network/teacher.events.jsonl",
+            text=paths.log("teacher_network", "teacher"),
+            events=paths.events("teacher_network", "teacher"),
         priority: 10
         conda:
             "../envs/mscd.yaml"
@@ -57,11 +57,11 @@ else:
         input:
             downloaded("teacher"),
         output:
-            network=teacher_file,
-            source=results / "teacher/source.json",
+            network=paths.teacher,
+            source=paths.teacher_source,
         log:
-            text=logs / "published_teacher/teacher.log",
-            events=logs / "published_teacher/teacher.events.jsonl",
+            text=paths.log("published_teacher", "teacher"),
+            events=paths.events("published_teacher", "teacher"),
         priority: 10
         conda:
             "../envs/mscd.yaml"
@@ -75,10 +75,10 @@ rule published_student:
     input:
         downloaded_student,
     output:
-        results / "students/{published}/{kimg}/ema.safetensors",
+        paths.snapshot("{published}", "{kimg}", ema_names.EMA),
     log:
-        text=logs / "published_student/{published}.{kimg}.log",
-        events=logs / "published_student/{published}.{kimg}.events.jsonl",
+        text=paths.log("published_student", "{published}.{kimg}"),
+        events=paths.events("published_student", "{published}.{kimg}"),
     conda:
         "../envs/mscd.yaml"
     params:

@@ -1,7 +1,5 @@
 """Draw images of the same seeds from the teacher and the best snapshot of each student."""
 
-from pathlib import Path
-
 from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
@@ -11,11 +9,11 @@ with imports_without_gc():
     from mscd.reporting.scores import read_scores
 
 with script_log(snakemake.log.text):
-    samplers, folder = load_config(snakemake.config).scoring.teacher_samplers, Path(snakemake.output[0]).parent.parent
+    config = load_config(snakemake.config)
     compare_images(
         read_scores(snakemake.input.scores),
-        folder,
-        samplers,
+        config.paths.root,
+        config.scoring.teacher_samplers,
         snakemake.output[0],
         images=snakemake.params.images,
         device=default_device(),

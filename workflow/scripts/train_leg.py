@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mscd.config.loading import load_config
+from mscd.config.run_paths import TEACHER
 from mscd.launch.resources import resources_of_rule
 from mscd.launch.run_leg import run_leg
 from mscd.launch.script import script_log
@@ -16,7 +17,7 @@ with script_log(snakemake.log.text):
     settings = config.students[student] if student else config.teacher
     common = {
         "data": files.data,
-        "run_dir": str(Path(snakemake.output[0]).parent.parent),
+        "run_dir": str(config.paths.training(student or TEACHER)),
         "start_kimg": end_kimg - settings.snapshot_kimg,
         "end_kimg": end_kimg,
         "scoring": ScoringFiles(files.detector, files.reference),
@@ -25,7 +26,7 @@ with script_log(snakemake.log.text):
     if student:
         leg = StudentLeg(model=student, settings=settings, teacher=files.teacher, **common)
     else:
-        leg = TeacherLeg(model="teacher", settings=settings, **common)
+        leg = TeacherLeg(model=TEACHER, settings=settings, **common)
     run_leg(
         leg,
         resources_of_rule(snakemake.resources, snakemake.threads, snakemake.rule),

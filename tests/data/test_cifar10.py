@@ -1,9 +1,8 @@
-"""CIFAR-10's and MNIST's files: read as their authors publish them, refused when damaged or forged, and never run."""
+"""CIFAR-10's file: read as its authors publish it, refused when damaged or forged, and never run."""
 
 import gzip
 import os
 import pickle
-import struct
 import tarfile
 
 import numpy as np
@@ -11,20 +10,16 @@ import pytest
 from data_files import (
     cifar10,
     cifar10_batch,
-    idx_bytes,
     refusal,
     tar_bytes,
     write_bytes,
     write_cifar10,
-    write_mnist,
 )
 
 from mscd.data.cifar10 import read_cifar10
 from mscd.data.dataset import ImageDataset
 from mscd.data.packing import pack
 from mscd.errors import UserError
-
-# --- CIFAR-10 ---
 
 
 def test_cifar10_is_its_five_batches_in_order(tmp_path):
@@ -148,49 +143,3 @@ def test_batch_that_claims_to_be_far_larger_than_a_batch_is_not_read(tmp_path):
     member.size = 2**26 + 1
     source = write_bytes(tmp_path / "c.tar", member.tobuf() + bytes(2**20))
     assert "cifar-10-batches-py/data_batch_1 has 67108865 bytes" in refusal(source, tmp_path / "out.zip")
-
-
-# --- MNIST ---
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-def test_mnist_is_padded_to_32_from_its_file_or_its_folder(compressed, tmp_path):
-    (tmp_path / "raw").mkdir()
-    images, labels = write_mnist(tmp_path / "raw", 30, compressed)
-    file = next((tmp_path / "raw").glob("*images*"))
-    digests = {pack(source, tmp_path / "out.zip", classes=10)["digest"] for source in (file, tmp_path / "raw")}
-    dataset = ImageDataset(tmp_path / "out.zip")
-    assert dataset.images_in_memory().shape == (30, 1, 32, 32) and digests == {dataset.digest}
-    assert np.array_equal(dataset.images_in_memory()[:, 0], np.pad(images, ((0, 0), (2, 2), (2, 2))))
-    assert np.array_equal(dataset.labels, labels)
-
-
-def test_idx_files_that_do_not_fit_or_are_damaged_are_refused(tmp_path):
-    images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
-    content = idx_bytes(np.zeros((3, 8, 8)))
-    images.write_bytes(content)
-    assert "its labels are missing: put train-labels-idx1-ubyte (or" in refusal(images, tmp_path / "out.zip")
-    labels.write_bytes(idx_bytes(np.zeros(2)))
-    assert "(2,), which does not fit" in refusal(images, tmp_path / "out.zip")
-    labels.write_bytes(idx_bytes(np.zeros(3)))
-    assert pack(images, tmp_path / "out.zip")["resolution"] == 8
-    (tmp_path / "out.zip").unlink()
-    for damaged, said in (
-        (content[:-1], "it holds fewer"),
-        (content + b"x", "it holds more"),
-        (content[:10], "not a readable idx file"),
-        (content[:4] + struct.pack(">3I", 2**31, 2**31, 2**31), "it claims"),
-        (gzip.compress(content)[:-9], "not a readable idx file"),
-    ):
-        assert said in refusal(write_bytes(images, damaged), tmp_path / "out.zip")
-    images.write_bytes(content)
-    labels.write_bytes(gzip.compress(content))
-    assert "does not fit" in refusal(images, tmp_path / "out.zip")
-
-
-def test_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(os, "listdir", refuse)
-    assert f"{tmp_path}: cannot be listed (Permission denied)" in refusal(tmp_path, tmp_path / "out.zip")

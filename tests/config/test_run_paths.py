@@ -1,0 +1,67 @@
+"""Where a run's files are: results that users have keep their places, and a rule's pattern is the path it matches."""
+
+from pathlib import Path
+
+import pytest
+
+from mscd.config.reference import ReferenceSettings
+from mscd.config.run_paths import RunPaths
+
+PATHS = RunPaths(Path("results/digits"))
+
+
+def test_every_file_of_a_run_has_always_had_its_place():
+    classifier = ReferenceSettings()
+    assert {name: str(path) for name, path in placed(classifier).items()} == {
+        "data": "results/digits/data/train.zip",
+        "data_summary": "results/digits/data/summary.json",
+        "detector": "results/digits/reference/classifier.safetensors",
+        "reference": "results/digits/reference/classifier.npz",
+        "teacher": "results/digits/teacher/network.safetensors",
+        "teacher_source": "results/digits/teacher/source.json",
+        "teacher's snapshot": "results/digits/teacher/400/phema-0.050.safetensors",
+        "student's snapshot": "results/digits/students/s8/50/posthoc-0.075.safetensors",
+        "samples": "results/digits/samples/s8-50/ema/euler-8/seeds-0-63.npz",
+        "score": "results/digits/scores/teacher/ema/heun-18/seeds-64-127.json",
+        "table": "results/digits/fid_table.csv",
+        "table_markdown": "results/digits/fid_table.md",
+        "figure": "results/digits/figures/score-vs-kimg-s8.png",
+        "export": "results/digits/export/s8",
+        "log": "results/digits/logs/score/s8-50.log",
+        "events": "results/digits/logs/score/s8-50.events.jsonl",
+    }
+
+
+def placed(settings):
+    return {
+        **{name: getattr(PATHS, name) for name in ("data", "data_summary", "teacher", "teacher_source")},
+        **{name: getattr(PATHS, name) for name in ("table", "table_markdown")},
+        "detector": PATHS.detector(settings),
+        "reference": PATHS.reference(settings),
+        "teacher's snapshot": PATHS.snapshot("teacher", 400, "phema-0.050"),
+        "student's snapshot": PATHS.snapshot("s8", 50, "posthoc-0.075"),
+        "samples": PATHS.samples("s8-50", "ema", "euler-8", 0, 63),
+        "score": PATHS.score("teacher", "ema", "heun-18", 64, 127),
+        "figure": PATHS.figure("score-vs-kimg-s8"),
+        "export": PATHS.export("s8"),
+        "log": PATHS.log("score", "s8-50"),
+        "events": PATHS.events("score", "s8-50"),
+    }
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("https://example.org/metrics/inception-2015-12-05.pt", "inception-2015-12-05"),
+        ("files/other.torchscript", "other"),
+    ],
+)
+def test_a_published_detector_keeps_its_files_name(source, name):
+    settings = ReferenceSettings(detector="inception", inception={"source": source})
+    assert PATHS.detector(settings).name == f"{name}.pt"
+    assert PATHS.reference(settings) == Path(f"results/digits/reference/{name}.npz")
+
+
+def test_a_pattern_of_wildcards_is_the_path_of_its_values():
+    pattern = str(PATHS.snapshot("{student}", "{kimg}", "{ema}"))
+    assert pattern.format(student="s8", kimg=50, ema="ema") == str(PATHS.snapshot("s8", 50, "ema"))
