@@ -32,8 +32,8 @@ LOADED = "mscd.launch.worker, mscd.training.loop"  # by a process that trains
 IMPORTS = {
     "mscd": "import time, torch; began = time.perf_counter(); import mscd; print(time.perf_counter() - began)",
     LOADED: f"""
-from mscd.launch.script import loading
-with loading():
+from mscd.launch.script import imports_without_gc
+with imports_without_gc():
     import time, torch; began = time.perf_counter()
     import {LOADED}; print(time.perf_counter() - began)
 """,

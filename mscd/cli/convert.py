@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd convert`: a network file of a pickled checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli.options import Command, Count, Digest, new, obtained
+from mscd.cli.options import Command, Count, Digest, new, obtain
 
 
 @click.command(
@@ -51,7 +51,16 @@ from mscd.cli.options import Command, Count, Digest, new, obtained
     "--license",
     help="Licence of the network, carried into all that is made from it; without it, what is known of the address.",
 )
-def convert(source: str, dest: Path, model: str | None, sha256: str | None, license: str | None, **told) -> None:
+def convert(
+    source: str,
+    dest: Path,
+    model: str | None,
+    segments: int | None,
+    snapshot_kimg: int | None,
+    ema: str | None,
+    sha256: str | None,
+    license: str | None,
+) -> None:
     """Turn a pickled checkpoint of EDM's form into a network file of mscd: DEST, a .safetensors.
 
     SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
@@ -61,7 +70,14 @@ def convert(source: str, dest: Path, model: str | None, sha256: str | None, lice
     from mscd.checkpoints.edm_pickle import is_pickle
     from mscd.provenance.urls import is_address
 
-    path, origin = obtained(source, sha256, license)
-    told["origin"] = origin if is_pickle(path) or is_address(source) else None
-    made = convert(path, dest, model=model, **told)
+    path, origin = obtain(source, sha256, license)
+    made = convert(
+        path,
+        dest,
+        model=model,
+        segments=segments,
+        snapshot_kimg=snapshot_kimg,
+        ema=ema,
+        origin=origin if is_pickle(path) or is_address(source) else None,
+    )
     click.echo(f"{dest}: {made['model']}, digest {made['digest']}", err=True)

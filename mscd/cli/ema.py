@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd ema`: an average of another length, from stored ones."""
 
 from __future__ import annotations
 

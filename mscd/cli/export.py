@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd export`: a folder to publish of a student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd generate`: images sampled from a network."""
 
 from __future__ import annotations
 
@@ -43,14 +43,15 @@ from mscd.cli.options import Command, Count, Number, Seeds, existing, new
 @click.option("--class", "label", type=Count(0), help="Class of all images, a number; without it, each seed's own.")
 @click.option(
     "--s-churn",
+    "S_churn",
     type=Number(0),
     default=0.0,
     help="Noise added on the way (heun): 40 for EDM's best "
     "ImageNet-64 teacher, with the three below at 0.05, 50 and 1.003.",
 )
-@click.option("--s-min", type=Number(0), default=0.0, help="Lowest noise level (sigma) with churn.")
-@click.option("--s-max", type=Number(0), default=math.inf, help="Highest noise level (sigma) with churn.")
-@click.option("--s-noise", type=Number(0, min_open=True), default=1.0, help="Scale of the churn's noise.")
+@click.option("--s-min", "S_min", type=Number(0), default=0.0, help="Lowest noise level (sigma) with churn.")
+@click.option("--s-max", "S_max", type=Number(0), default=math.inf, help="Highest noise level (sigma) with churn.")
+@click.option("--s-noise", "S_noise", type=Number(0, min_open=True), default=1.0, help="Scale of the churn's noise.")
 @click.option(
     "--batch-size",
     type=Count(1),
@@ -64,7 +65,19 @@ from mscd.cli.options import Command, Count, Number, Seeds, existing, new
     "`mscd score` and others' evaluators read; .zip, or a folder, PNGs as data sets have them.  "
     "[default: NETWORK's name and .png, in this folder]",
 )
-def generate(network: Path, label: int | None, out: Path | None, **how) -> None:
+def generate(
+    network: Path,
+    seeds: range,
+    sampler: str | None,
+    steps: int | None,
+    label: int | None,
+    S_churn: float,
+    S_min: float,
+    S_max: float,
+    S_noise: float,
+    batch_size: int,
+    out: Path | None,
+) -> None:
     """Sample images from a network, each a function of its seed alone.
 
     NETWORK is a .safetensors of mscd or a pickled checkpoint of EDM's form, which is read without executing it. A
@@ -75,8 +88,21 @@ def generate(network: Path, label: int | None, out: Path | None, **how) -> None:
     from mscd.sampling.generate import generate
 
     out = out or Path(f"{network.stem}.png")
-    churn = {name.replace("s_", "S_"): how.pop(name) for name in ("s_churn", "s_min", "s_max", "s_noise")}
     with torchrun_group() as group:
-        generate(network, out, group=group, device=group.device, classes=label, **how, **churn)
+        generate(
+            network,
+            out,
+            seeds=seeds,
+            sampler=sampler,
+            steps=steps,
+            S_churn=S_churn,
+            S_min=S_min,
+            S_max=S_max,
+            S_noise=S_noise,
+            classes=label,
+            batch_size=batch_size,
+            device=group.device,
+            group=group,
+        )
         if group.is_lead:
-            click.echo(f"{out}: {len(how['seeds'])} images", err=True)
+            click.echo(f"{out}: {len(seeds)} images", err=True)

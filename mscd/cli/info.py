@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd info`: what files are."""
 
 from __future__ import annotations
 

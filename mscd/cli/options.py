@@ -1,10 +1,11 @@
-"""What the commands share: how they look in help, and the kinds of values their options take."""
+"""What the commands share: how their help looks, what values their options take, and files from an address."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,8 +17,8 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "sh
 class Command(click.Command):
     """A command whose help ends with examples, a line each or two: what it does, and the line to type."""
 
-    def __init__(self, *args, examples: Sequence[tuple[str, str]], **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, name: str | None, *, examples: Sequence[tuple[str, str]], **options: Any) -> None:
+        super().__init__(name, **options)
         self.examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -41,7 +42,7 @@ class Number(click.FloatRange):
     name = "x"
 
 
-class Seeds(click.ParamType):
+class Seeds(click.ParamType[range]):
     """FIRST-LAST, or one number."""
 
     name = "first-last"
@@ -56,7 +57,7 @@ class Seeds(click.ParamType):
         return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int | tuple[int, int]]):
     """A width, or WIDTHxHEIGHT."""
 
     name = "pixels"
@@ -72,7 +73,7 @@ class Size(click.ParamType):
         return (width, height) if found[2] else width
 
 
-class Digest(click.ParamType):
+class Digest(click.ParamType[str]):
     """A sha256 as 64 hexadecimal digits."""
 
     name = "hex"
@@ -84,18 +85,18 @@ class Digest(click.ParamType):
         return value.lower()
 
 
-def existing(**kwargs) -> click.Path:
+def existing(*, dir_okay: bool = True) -> click.Path[Path]:
     """A path where something is."""
-    return click.Path(exists=True, path_type=Path, **kwargs)
+    return click.Path(exists=True, path_type=Path, dir_okay=dir_okay)
 
 
-def new(**kwargs) -> click.Path:
+def new(*, file_okay: bool = True, dir_okay: bool = True) -> click.Path[Path]:
     """A path to write to."""
-    return click.Path(path_type=Path, **kwargs)
+    return click.Path(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
 
 
-def obtained(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, dict]:
-    """(local path, origin for metadata) of a path or address; a file behind an address is fetched into downloads/.
+def obtain(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, dict[str, str | None]]:
+    """Fetch a source that is an address into downloads/; returns its local path, and its origin for metadata.
 
     Raises UserError where nothing is there, and for another file than that of the sha256.
     """

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd pack`: a data set of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli.options import Command, Count, Digest, Size, new, obtained
+from mscd.cli.options import Command, Count, Digest, Size, new, obtain
 
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
@@ -52,7 +52,16 @@ TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
     help="Threads that decode images; the bytes written do not depend on it.",
 )
 @click.option("--sha256", type=Digest(), help="sha256 that the source has to have, if it is one file.")
-def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
+def pack(
+    source: str,
+    dest: Path,
+    resolution: int | tuple[int, int] | None,
+    transform: str | None,
+    max_images: int | None,
+    skip_corrupt: bool,
+    workers: int,
+    sha256: str | None,
+) -> None:
     """Pack images into a data set: DEST, a zip of PNGs with their classes, as EDM's tools read and write it.
 
     SOURCE is a folder, zip or tar of images (class = top folder, or as its dataset.json says), ImageNet's or CIFAR-10's
@@ -64,6 +73,15 @@ def pack(source: str, dest: Path, sha256: str | None, **how) -> None:
 
     if dest.suffix != ".zip":
         raise click.BadParameter(f"{dest}: a data set is a .zip", param_hint="DEST")
-    path = obtained(source, sha256)[0] if is_address(source) or sha256 else source
-    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in pack(path, dest, **how).items()]
+    path = obtain(source, sha256)[0] if is_address(source) or sha256 else source
+    summary = pack(
+        path,
+        dest,
+        resolution=resolution,
+        transform=transform,
+        max_images=max_images,
+        skip_corrupt=skip_corrupt,
+        workers=workers,
+    )
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in summary.items()]
     click.echo("\n".join(["{", ",\n".join(lines), "}"]))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd plan`: what a run will cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd reference`: the statistics that samples are scored against."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, existing, new, obtained
+from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, existing, new, obtain
 
 
 @click.command(
@@ -51,16 +51,26 @@ def reference(
     which detector and which images it belongs to, and `mscd score` refuses any others. Uses the GPU where there is one,
     and several processes under torchrun.
     """
-    if (data is None) == (published is None) or (published is not None and resolution is None):
+    if data is not None and published is None:
+        _compute(data, out, detector, sha256)
+    elif data is None and published is not None and resolution is not None:
+        _adopt(published, out, detector, sha256, resolution, channels)
+    else:
         raise click.UsageError("give either DATA, or --published and --resolution")
-    from mscd.evaluation.reference import adopt_reference, make_reference
+
+
+def _compute(data: Path, out: Path, detector: str, sha256: str | None) -> None:
+    from mscd.evaluation.reference import make_reference
     from mscd.parallel.group import torchrun_group
 
-    network, _ = obtained(detector, sha256)
-    if published is not None:
-        path, origin = obtained(published)
-        about = {"resolution": resolution, "channels": channels, "origin": origin}
-        adopt_reference(path, network, out, detector_sha256=sha256, **about)
-        return
+    network, _ = obtain(detector, sha256)
     with torchrun_group() as group:
         make_reference(data, network, out, device=group.device, group=group, detector_sha256=sha256)
+
+
+def _adopt(published: str, out: Path, detector: str, sha256: str | None, resolution: int, channels: int) -> None:
+    from mscd.evaluation.reference import adopt_reference
+
+    network, _ = obtain(detector, sha256)
+    path, origin = obtain(published)
+    adopt_reference(path, network, out, detector_sha256=sha256, resolution=resolution, channels=channels, origin=origin)

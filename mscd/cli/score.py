@@ -1,4 +1,4 @@
-"""TODO."""
+"""`mscd score`: the distance of samples from reference statistics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Digest, existing, new, obtained
+from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Digest, existing, new, obtain
 
 
 @click.command(
@@ -40,8 +40,8 @@ def score(samples: tuple[Path, ...], reference: Path, detector: str, sha256: str
     from mscd.evaluation.score import score
     from mscd.parallel.group import torchrun_group
 
-    network, _ = obtained(detector, sha256)
+    network, _ = obtain(detector, sha256)
     with torchrun_group() as group:
         made = score(samples, reference, network, out, device=group.device, group=group, detector_sha256=sha256)
-        if group.is_lead:
+        if made is not None:  # in the lead process
             click.echo(f"{made['metric']} {made['value']:.6g}")

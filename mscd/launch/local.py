@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import submitit
 
 from mscd.errors import UserError
-from mscd.launch.outcome import root_cause
-from mscd.launch.record import LaunchRecord, fresh_folder
+from mscd.launch.outcome import WorkerResult, has_finished, root_cause
+from mscd.launch.record import LaunchRecord, make_fresh_folder
 from mscd.launch.resources import Resources
 from mscd.launch.script import imports_without_gc
+from mscd.launch.signals import handle_stop_signals
 from mscd.launch.worker import run_worker
 from mscd.parallel.stop_request import StopRequest, has_exited
 from mscd.training.leg import Leg
@@ -30,7 +32,7 @@ TIMEOUT_MINUTES = 60 * 24 * 30
 SECONDS_TO_FOLLOW = 30
 
 
-def train_inline(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
+def train_inline(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in this process. Raises UserError when it fails or is stopped."""
     with imports_without_gc():
         import torch
@@ -40,15 +42,15 @@ def train_inline(leg: Leg, machine: Resources, log_dir: Path, record: LaunchReco
 
     if leg.finished.exists():
         return
-    torch.set_num_threads(machine.cpus_per_task)
+    torch.set_num_threads(resources.cpus_per_task)
     try:
-        with StopRequest(parent) as stop, process_group(0, 1, 0, "", machine.gpus_per_node > 0) as group:
-            train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop)
+        with StopRequest(parent) as stop, process_group(0, 1, 0, "", resources.gpus_per_node > 0) as group:
+            train_leg(leg, group, batch_per_process=resources.batch_per_process or None, stop=stop)
     except Interrupted as error:
         raise UserError(f"{leg}: {error}") from error
 
 
-def train_local(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
+def train_local(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
     """Train in processes of this machine, and wait; the lead process's log is copied to stderr.
 
     Raises UserError with the cause in one line when training fails or is stopped; SIGTERM, Ctrl-C and the end of the
@@ -57,33 +59,28 @@ def train_local(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecor
     end_local(leg, record)
     if leg.finished.exists():
         return
-    folder = fresh_folder(log_dir)
+    folder = make_fresh_folder(log_dir)
     executor = submitit.LocalExecutor(folder)
     executor.update_parameters(
-        tasks_per_node=machine.processes,
-        gpus_per_node=machine.gpus_per_node,
+        tasks_per_node=resources.processes,
+        gpus_per_node=resources.gpus_per_node,
         visible_gpus=_visible_gpus(),
         timeout_min=TIMEOUT_MINUTES,
     )
-    with _Stop() as stop:
-        job = stop.submit(executor, run_worker, leg, machine, os.getpid(), f"file://{folder.resolve()}/rendezvous")
-        controller = psutil.Process(int(job.job_id))
-        record.changed(leg, job_id=job.job_id, began=controller.create_time(), folder=str(folder))
-        shown, most, all_there = 0, 0, time.monotonic()
-        while job._process.poll() is None:
-            shown = _copy_news(job.paths.stderr, shown)
-            if has_exited(parent):
-                stop.pass_on()
-            running = _running(controller)
-            if running >= most:
-                most, all_there = running, time.monotonic()
-            elif time.monotonic() > all_there + SECONDS_TO_FOLLOW:
-                _kill(controller)
-            time.sleep(POLL_SECONDS)
-        _copy_news(job.paths.stderr, shown)
-    if leg.finished.exists():
-        return
+    relay = _StopRelay()
+    with handle_stop_signals(relay.pass_on):
+        job, controller = relay.submit(executor, leg, resources, f"file://{folder.resolve()}/rendezvous")
+        began = controller.create_time()
+        dataclasses.replace(record, job_id=job.job_id, began=began, folder=str(folder)).save(leg.folder)
+        _wait(job, controller, relay, parent)
     cause = root_cause(job)
+    if has_finished(leg, cause):
+        return
+    if cause is None:
+        raise UserError(
+            f"{leg}: its processes ended as if it were finished, but {leg.finished} is not there; check the folder's "
+            f"disk and start again (logs: {folder})"
+        )
     if cause.rank:  # the lead's log was copied
         log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
     raise UserError(f"{leg}: {cause} (logs: {folder})")
@@ -91,7 +88,7 @@ def train_local(leg: Leg, machine: Resources, log_dir: Path, record: LaunchRecor
 
 def end_local(leg: Leg, record: LaunchRecord) -> None:
     """Wait for the processes that a lost launcher of this machine left; they notice, save a state and end."""
-    if record.launcher != "local" or record.job_id is None:
+    if record.launcher != "local" or record.job_id is None or record.began is None:
         return
     try:
         controller = psutil.Process(int(record.job_id))
@@ -102,44 +99,60 @@ def end_local(leg: Leg, record: LaunchRecord) -> None:
         return
 
 
+def _wait(job: submitit.Job[WorkerResult], controller: psutil.Process, relay: _StopRelay, parent: int | None) -> None:
+    """Wait until the job is over, showing the lead process's log and passing the end of the process `parent` on."""
+    shown, most, all_there = 0, 0, time.monotonic()
+    while not job.done():
+        shown = _copy_new_output(job.paths.stderr, shown)
+        if has_exited(parent):
+            relay.pass_on()
+        running = _count_running(controller)
+        if running >= most:
+            most, all_there = running, time.monotonic()
+        elif time.monotonic() > all_there + SECONDS_TO_FOLLOW:
+            _kill_processes(controller)
+        time.sleep(POLL_SECONDS)
+    _copy_new_output(job.paths.stderr, shown)
+
+
 def _visible_gpus() -> tuple[int, ...]:
     """GPUs by number that CUDA_VISIBLE_DEVICES leaves to this process; none where it does not choose by number."""
     numbers = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return tuple(map(int, numbers)) if all(number.strip().isdigit() for number in numbers) else ()
 
 
-class _Stop:
-    """While the block runs, SIGINT and SIGTERM to this process become SIGTERM to the job submitted in it."""
+class _StopRelay:
+    """Passes a stop on to the processes of the job that it submits, once."""
 
-    def __enter__(self) -> _Stop:
-        self.job, self.passed = None, False
-        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in self.before:
-            signal.signal(number, self.pass_on)
-        return self
+    def __init__(self) -> None:
+        self.controller: psutil.Process | None = None
+        self.passed = False
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+    def submit(
+        self, executor: submitit.LocalExecutor, leg: Leg, resources: Resources, rendezvous: str
+    ) -> tuple[submitit.Job[WorkerResult], psutil.Process]:
+        """Submit the leg; returns the job and the process that controls it.
 
-    def submit(self, executor: submitit.LocalExecutor, function: Callable, *arguments: object) -> submitit.Job:
-        """Submit; the job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it."""
+        The job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.job = executor.submit(function, *arguments)
+        job = executor.submit(run_worker, leg, resources, os.getpid(), rendezvous)
+        self.controller = controller = psutil.Process(int(job.job_id))
         signal.signal(signal.SIGINT, self.pass_on)
-        return self.job
+        return job, controller
 
     def pass_on(self, *signal_and_frame: object) -> None:
         """Have the job save a state and end."""
-        if self.job is None:
+        if self.controller is None:
             raise KeyboardInterrupt
         if not self.passed:
             log.info("stopping: training saves a state first")
-            self.job._process.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.controller.send_signal(signal.SIGTERM)  # submitit's cancel() would send SIGINT
         self.passed = True
 
 
-def _running(controller: psutil.Process) -> int:
+def _count_running(controller: psutil.Process) -> int:
     """How many processes of the job have not ended."""
     try:
         children = controller.children()
@@ -148,7 +161,8 @@ def _running(controller: psutil.Process) -> int:
         return 0
 
 
-def _kill(controller: psutil.Process) -> None:
+def _kill_processes(controller: psutil.Process) -> None:
+    """Kill the job's processes, not the controller, which then ends by itself."""
     try:
         for child in controller.children():
             child.kill()
@@ -156,13 +170,13 @@ def _kill(controller: psutil.Process) -> None:
         return
 
 
-def _copy_news(path: Path, shown: int) -> int:
+def _copy_new_output(path: Path, shown: int) -> int:
     """Copy what was added to `path` after `shown` bytes to stderr; returns the new length."""
     if not path.exists():
         return shown
     with open(path, "rb") as file:
         file.seek(shown)
-        news = file.read()
-    sys.stderr.write(news.decode(errors="replace"))
+        added = file.read()
+    sys.stderr.write(added.decode(errors="replace"))
     sys.stderr.flush()
-    return shown + len(news)
+    return shown + len(added)

@@ -1,4 +1,4 @@
-"""What a launcher writes down of the job it started, for the launcher that comes after it is lost."""
+"""What a launcher writes down of the job it started: if it is lost, the next one finds the job by this."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from mscd.config.base import digest
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
+from mscd.launch.resources import Launcher
 from mscd.training.leg import Leg
 
 NAME = "launch.json"
@@ -16,14 +17,14 @@ NAME = "launch.json"
 
 @dataclasses.dataclass(frozen=True)
 class LaunchRecord:
-    """identity: of the leg that is trained; launcher: "inline", "local" or "slurm"; folder: of the job's logs.
+    """identity: of the leg that is trained; launcher: the one that started the job; folder: of the job's logs.
 
     job_id: Slurm's, or the process id of the local controller, which began at `began` (seconds since 1970); name:
     the Slurm job's, unique, by which it is found when the launcher was lost before it learned the id.
     """
 
     identity: str
-    launcher: str
+    launcher: Launcher
     folder: str | None = None
     processes: int = 1
     name: str | None = None
@@ -36,12 +37,10 @@ class LaunchRecord:
         path = folder / NAME
         return LaunchRecord(**json.loads(path.read_text())) if path.exists() else None
 
-    def changed(self, leg: Leg, **fields: object) -> LaunchRecord:
-        """This record with other values, written down."""
-        record = dataclasses.replace(self, **fields)
-        with atomic_write(leg.folder / NAME) as file:
-            file.write(json.dumps(dataclasses.asdict(record)).encode())
-        return record
+    def save(self, folder: Path) -> None:
+        """Write the record into a leg's folder, in place of the one there."""
+        with atomic_write(folder / NAME) as file:
+            file.write(json.dumps(dataclasses.asdict(self)).encode())
 
 
 def leg_identity(leg: Leg) -> str:
@@ -54,13 +53,13 @@ def leg_identity(leg: Leg) -> str:
             "kind": leg.kind,
             "settings": leg.settings.identity(),
             "kimg": [leg.start_kimg, leg.end_kimg],
-            "files": [_seen(Path(path)) for path in leg.inputs],
+            "files": [_file_stamp(Path(path)) for path in leg.inputs],
         }
     )
 
 
-def fresh_folder(log_dir: Path) -> Path:
-    """A folder that no earlier submission used: submitit takes any result file it finds for the job's."""
+def make_fresh_folder(log_dir: Path) -> Path:
+    """Make a folder that no earlier submission used: submitit takes any result file it finds for the job's."""
     log_dir.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(p.name) for p in log_dir.iterdir() if p.name.isdigit()), default=0)
     folder = log_dir / f"{number:03d}"
@@ -68,9 +67,10 @@ def fresh_folder(log_dir: Path) -> Path:
     return folder
 
 
-def _seen(path: Path) -> list:
+def _file_stamp(path: Path) -> list[str | int]:
+    """Name, size and time of a file, which tell it from another without reading it."""
     try:
-        seen = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a step before this one makes it") from None
-    return [path.name, seen.st_size, seen.st_mtime_ns]
+    return [path.name, status.st_size, status.st_mtime_ns]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from mscd.errors import UserError
 
-LAUNCHERS = ("inline", "local", "slurm")
+Launcher = Literal["inline", "local", "slurm"]
+LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +17,12 @@ class Resources:
     """launcher: "inline" (this process), "local" (processes of this machine) or "slurm" (a job).
 
     processes: in all, the same number on each of `nodes`; gpus_per_node: one for each process there, or 0 for CPUs;
-    cpus_per_task: CPU threads a process; batch_per_process: images at once a process (0: all its share). For Slurm:
+    cpus_per_task: CPU threads per process; batch_per_process: images at once per process (0: all its share). For Slurm:
     runtime in minutes, signal_seconds before its end at which the job is told to save, poll_seconds between two
-    questions to Slurm, memory in MB a node, lines of shell to run first, and names that sbatch takes.
+    questions to Slurm, memory in MB per node, lines of shell to run first, and names that sbatch takes.
     """
 
-    launcher: str = "local"
+    launcher: Launcher = "local"
     nodes: int = 1
     processes: int = 1
     gpus_per_node: int = 0
@@ -43,7 +45,7 @@ class Resources:
         return self.processes // self.nodes
 
     def check(self, where: str) -> None:
-        """UserError, naming the rule `where`, for resources that make no machine."""
+        """UserError, naming the rule `where`, for resources that do not fit together."""
         if self.launcher not in LAUNCHERS:
             raise UserError(f"{where}: launcher {self.launcher!r} in the profile is none of {', '.join(LAUNCHERS)}")
         if min(self.nodes, self.processes, self.cpus_per_task) < 1 or self.processes % self.nodes:
@@ -64,19 +66,20 @@ class Resources:
             )
 
 
-def resources_of_rule(resources: Mapping[str, object], threads: int, where: str) -> Resources:
-    """The machine that a rule's resources describe; cpus_per_task defaults to a process's share of `threads`.
+def resources_of_rule(values: Mapping[str, Any], threads: int, where: str) -> Resources:
+    """A training rule's resources, of their values as Snakemake has them.
 
-    Raises UserError, naming the rule `where`, for resources that make no machine.
+    cpus_per_task is, unless it is set, a process's share of `threads`. Raises UserError, naming the rule `where`, for
+    resources that do not fit together.
     """
     names = [field.name for field in dataclasses.fields(Resources)]
-    given = {name: resources[name] for name in names if resources.get(name) not in (None, "")}
+    given = {name: values[name] for name in names if values.get(name) not in (None, "")}
     for name in ("nodes", "processes", "gpus_per_node", "cpus_per_task", "batch_per_process", "runtime", "mem_mb"):
         if not isinstance(given.get(name, 0), int):
             raise UserError(f"{where}: {name} in the profile has to be a whole number, not {given[name]!r}")
     given.setdefault("cpus_per_task", max(1, threads // max(1, given.get("processes", 1))))
-    machine = Resources(**given)
-    machine.check(where)
-    if machine.launcher == "slurm" and machine.runtime < 1:
+    resources = Resources(**given)
+    resources.check(where)
+    if resources.launcher == "slurm" and resources.runtime < 1:
         raise UserError(f"{where}: runtime (minutes a job may take) is missing in the profile")
-    return machine
+    return resources

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import threading
@@ -15,7 +16,7 @@ from mscd.files.event_log import EventLog
 from mscd.files.folder_lock import FolderLock
 from mscd.launch.local import end_local, train_inline, train_local
 from mscd.launch.record import LaunchRecord, leg_identity
-from mscd.launch.resources import Resources
+from mscd.launch.resources import Launcher, Resources
 from mscd.launch.slurm import end_on_slurm, train_on_slurm
 from mscd.parallel.stop_request import has_exited
 from mscd.training.leg import Leg, take_snapshot
@@ -28,9 +29,9 @@ SECONDS_TO_LEAVE = 60
 
 
 def run_leg(
-    leg: Leg, machine: Resources, *, log_dir: str | Path, events: str | Path, parent: int | None = None
+    leg: Leg, resources: Resources, *, log_dir: str | Path, events: str | Path, parent: int | None = None
 ) -> None:
-    """Train `leg` on `machine`, wait, and put its snapshot in place; what happens is logged.
+    """Train `leg` with these resources, wait, and put its snapshot in place; what happens is logged.
 
     log_dir: folder for the processes' own logs, a fresh one inside it each time; events: file that gets the leg's
     events, live; parent: process id of the Snakemake that started this process, without which it ends (a Slurm job
@@ -40,20 +41,20 @@ def run_leg(
     another launcher is at work in the same folder.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    machine.check(str(leg))
-    with _alone(leg, parent):
+    resources.check(str(leg))
+    with _hold_run_folder(leg, parent):
         if has_exited(parent):
             raise UserError(f"{leg}: Snakemake is gone; nothing was started")
-        record = _record(leg, machine)
-        with _copied(leg.events, Path(events)):
-            TRAIN[machine.launcher](leg, machine, Path(log_dir), record, parent)
-        # A line of this moment: a copy equal to an earlier launcher's would pass for that one's, not read again.
-        EventLog(events).tags({"launcher": machine.launcher})
+        record = _claim_record(leg, resources.launcher)
+        with _copy_live(leg.events, Path(events)):
+            TRAIN[resources.launcher](leg, resources, Path(log_dir), record, parent)
+        # A fresh line: the logger skips a file whose end it has seen already, as a copy of an earlier launcher's has.
+        EventLog(events).tags({"launcher": resources.launcher})
         take_snapshot(leg)
 
 
 @contextlib.contextmanager
-def _alone(leg: Leg, parent: int | None) -> Iterator[None]:
+def _hold_run_folder(leg: Leg, parent: int | None) -> Iterator[None]:
     """Hold the run's folder; UserError where another launcher does.
 
     Snakemake holds its own, so the other one of its launcher has lost its Snakemake, and is given the time to end.
@@ -72,25 +73,32 @@ def _alone(leg: Leg, parent: int | None) -> Iterator[None]:
         yield
 
 
-def _record(leg: Leg, machine: Resources) -> LaunchRecord:
-    """What an earlier launcher left of this very leg, or a new record; what it left of another is ended and dropped."""
+def _claim_record(leg: Leg, launcher: Launcher) -> LaunchRecord:
+    """Write down that this launcher trains the leg; returns the record.
+
+    It is the one that an earlier launcher left of this very leg, or else a new one; what was left of another leg is
+    ended and dropped.
+    """
     identity = leg_identity(leg)
     for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time: of another settings may have left it
         if folder != leg.folder and (other := LaunchRecord.read(folder)):
             END[other.launcher](leg, other)
     left = LaunchRecord.read(leg.folder)
-    if left and (left.launcher != machine.launcher or left.identity != identity):
+    if left and (left.launcher != launcher or left.identity != identity):
         END[left.launcher](leg, left)
     if left and left.identity == identity:
-        return left.changed(leg, launcher=machine.launcher)
-    if leg.folder.exists():
-        log.info("%s: what lay in %s is of other settings or inputs and is dropped", leg, leg.folder)
-        shutil.rmtree(leg.folder)
-    return LaunchRecord(identity, machine.launcher).changed(leg)
+        record = dataclasses.replace(left, launcher=launcher)
+    else:
+        if leg.folder.exists():
+            log.info("%s: what lay in %s is of other settings or inputs and is dropped", leg, leg.folder)
+            shutil.rmtree(leg.folder)
+        record = LaunchRecord(identity, launcher)
+    record.save(leg.folder)
+    return record
 
 
 @contextlib.contextmanager
-def _copied(source: Path, target: Path) -> Iterator[None]:
+def _copy_live(source: Path, target: Path) -> Iterator[None]:
     """While the block runs, what is appended to `source` is appended to `target` as well, which starts empty."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # not emptied: another name of the file may keep it

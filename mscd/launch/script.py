@@ -1,4 +1,4 @@
-"""What every job of a workflow does: load what it needs, and tell of its output and its errors."""
+"""What the scripts of the workflow share: quick imports, the log of what they print, and the events they leave."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mscd.errors import UserError
+from mscd.files.event_log import EventLog
 
 
 @contextlib.contextmanager
 def imports_without_gc() -> Iterator[None]:
     """Import in the block without looking for garbage, nor later among what was loaded: modules live to the end.
 
-    torch makes half a million objects, and Python would look through all of them several times while others load.
+    torch makes half a million objects, and Python would look through all of them several times while others load: of a
+    script's start it takes up to a quarter. Each script says so itself, since nothing but its own imports knows
+    when the last of them is done.
     """
     looked = gc.isenabled()
     gc.disable()
@@ -31,7 +34,7 @@ def imports_without_gc() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def script_log(log: str | os.PathLike) -> Iterator[Callable[[str], None]]:
+def script_log(log: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
     """Send all that the block and its child processes print to the file `log`, and end the process when it fails.
 
     The block gets a function that prints a line on the terminal.
@@ -58,6 +61,27 @@ def script_log(log: str | os.PathLike) -> Iterator[Callable[[str], None]]:
         _end(terminal, f"{type(error).__name__}: {error} (all of it in {log})", 1)
     finally:
         os.close(terminal)
+
+
+def record_events(
+    path: str | os.PathLike[str],
+    *,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    metrics: Iterable[tuple[Mapping[str, float], int]] = (),
+    artifacts: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Leave the events of a job that is done, in the file `path`; metrics: numbers by name, each with their kimg."""
+    events = EventLog(path)
+    events.start()
+    if params is not None:
+        events.params(params)
+    if tags is not None:
+        events.tags(tags)
+    for numbers, kimg in metrics:
+        events.metrics(numbers, kimg)
+    for artifact in artifacts:
+        events.artifact(artifact)
 
 
 def _tell(terminal: int, line: str) -> None:

@@ -1,4 +1,4 @@
-"""What each process of a training job does, and how it tells its launcher of its end."""
+"""What each process of a training job does, and what it reports to its launcher."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from mscd.errors import UserError
 from mscd.launch import slurm_commands
+from mscd.launch.outcome import WorkerResult
 from mscd.launch.resources import Resources
 from mscd.launch.script import imports_without_gc
 from mscd.parallel.stop_request import StopRequest
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from mscd.training.loop import Interrupted
 
 log = logging.getLogger(__name__)
-# Words: how a process ended. LOST is for one that another process of its group left behind.
-FINISHED, STOPPED, FAILED, LOST = "finished", "stopped", "failed", "lost"
 STARTS_WITHOUT_PROGRESS = 3
 RUNS = ("RUNNING", "SIGNALING")
 SECONDS_TO_BE_KILLED = 300  # more than the grace time of a preemption
@@ -36,72 +35,77 @@ LOST_PEER = re.compile(
 )
 
 
-def run_worker(leg: Leg, machine: Resources, launcher: int | None, rendezvous: str | None) -> tuple[str, str]:
-    """Train as one process of a submitit job; returns (how it ended, in a line why).
+def run_worker(leg: Leg, resources: Resources, launcher: int | None, rendezvous: str | None) -> WorkerResult:
+    """Train as one process of a submitit job; returns how it ended.
 
     launcher: process id without which to stop; rendezvous: torch.distributed's address, None for that of a Slurm job.
     Whatever else goes wrong is raised, for submitit to record.
     """
     with StopRequest(launcher) as stop:  # before torch loads: a signal must not meet submitit's own handlers
-        return _run(leg, machine, stop, rendezvous)
+        return _run(leg, resources, stop, rendezvous)
 
 
-def _run(leg: Leg, machine: Resources, stop: StopRequest, rendezvous: str | None) -> tuple[str, str]:
+def _run(leg: Leg, resources: Resources, stop: StopRequest, rendezvous: str | None) -> WorkerResult:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     environment = submitit.JobEnvironment()
     environment.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before a requeue
     if leg.finished.exists():  # requeued in its last moments
-        return FINISHED, ""
+        return WorkerResult("finished")
     if rendezvous is None:
         address = TorchDistributedEnvironment()
         rendezvous = f"tcp://{address.master_addr}:{address.master_port}"
     try:
-        return _train(leg, machine, stop, environment, rendezvous)
+        return _train(leg, resources, stop, environment, rendezvous)
     except Superseded as error:
-        return STOPPED, str(error)
+        return WorkerResult("stopped", str(error))
     except UserError as error:
-        return FAILED, str(error)
+        return WorkerResult("failed", str(error))
     except RuntimeError as error:
         if environment.num_tasks > 1 and LOST_PEER.search(str(error)):
-            return LOST, str(error).splitlines()[0]
+            return WorkerResult("lost", str(error).splitlines()[0])
         raise
 
 
 def _train(
-    leg: Leg, machine: Resources, stop: StopRequest, environment: submitit.JobEnvironment, rendezvous: str
-) -> tuple[str, str]:
+    leg: Leg, resources: Resources, stop: StopRequest, environment: submitit.JobEnvironment, rendezvous: str
+) -> WorkerResult:
     with imports_without_gc():
         import torch
 
         from mscd.parallel.group import process_group
         from mscd.training.loop import Interrupted, train_leg
 
-    torch.set_num_threads(machine.cpus_per_task)
-    rank, size, gpus = environment.global_rank, environment.num_tasks, machine.gpus_per_node > 0
+    torch.set_num_threads(resources.cpus_per_task)
+    rank, size, gpus = environment.global_rank, environment.num_tasks, resources.gpus_per_node > 0
     try:
         with process_group(rank, size, environment.local_rank, rendezvous, gpus) as group:
-            train_leg(leg, group, batch_per_process=machine.batch_per_process or None, stop=stop, facts=_facts())
+            train_leg(
+                leg, group, batch_per_process=resources.batch_per_process or None, stop=stop, facts=_slurm_facts()
+            )
     except Interrupted as error:
-        return _go_on_later(leg, stop, error) if machine.launcher == "slurm" else (STOPPED, str(error))
-    return FINISHED, ""
+        if resources.launcher == "slurm":
+            return requeue_or_wait(leg, stop, error)
+        return WorkerResult("stopped", str(error))
+    return WorkerResult("finished")
 
 
-def _facts() -> dict[str, str]:
+def _slurm_facts() -> dict[str, str]:
     """What Slurm says of the job this process is of; empty elsewhere."""
     names = {"slurm_job_id": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "requeues": "SLURM_RESTART_COUNT"}
     job = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
     return {"requeues": "0", **job} if "slurm_job_id" in job else {}
 
 
-def _go_on_later(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> tuple[str, str]:
+def requeue_or_wait(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> WorkerResult:
     """After a stop: have Slurm run the job again where it said that time is up; else wait for what Slurm has in mind.
 
     SIGTERM alone comes when another process of the job failed, or at preemption: Slurm then ends this one as well.
     """
     if not interrupted.saved and starts_in_place(leg.attempts) >= STARTS_WITHOUT_PROGRESS:
-        return FAILED, (
+        return WorkerResult(
+            "failed",
             f"{STARTS_WITHOUT_PROGRESS} starts in a row left no state, each ended by Slurm too soon: raise runtime in "
-            "the profile"
+            "the profile",
         )
     deadline = time.monotonic() + SECONDS_TO_BE_KILLED
     try:
@@ -115,4 +119,4 @@ def _go_on_later(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> tuple
             time.sleep(2.0)
     except slurm_commands.SlurmAway as error:
         log.warning("the job could not be requeued (%s); its launcher submits another", error)
-    return STOPPED, str(interrupted)
+    return WorkerResult("stopped", str(interrupted))

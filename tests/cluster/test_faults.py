@@ -85,7 +85,7 @@ def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
-    training.machine = dataclasses.replace(training.machine, runtime=1, slurm_setup=f"export PYTHONPATH={tmp_path}")
+    training.resources = dataclasses.replace(training.resources, runtime=1, slurm_setup=f"export PYTHONPATH={tmp_path}")
     training.start()
     wait_for(lambda: training.leg.attempts.exists(), "training to begin")
     training.requeued()
@@ -195,7 +195,7 @@ if os.environ.get("SLURM_PROCID") == "1":
 
 def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines(tmp_path, training):
     (tmp_path / "sitecustomize.py").write_text(RAISE.format(now=str(tmp_path / "now")))
-    training.machine = dataclasses.replace(training.machine, slurm_setup=f"export PYTHONPATH={tmp_path}")
+    training.resources = dataclasses.replace(training.resources, slurm_setup=f"export PYTHONPATH={tmp_path}")
     training.start().wait_until_at(2)
     (tmp_path / "now").touch()
     line = training.fails(60)
@@ -207,13 +207,13 @@ def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines
 
 
 def test_jobs_that_get_nowhere_are_given_up(training):
-    training.machine = dataclasses.replace(training.machine, slurm_setup="exit 3")
+    training.resources = dataclasses.replace(training.resources, slurm_setup="exit 3")
     training.start()
     line = training.fails(90)
     assert "given up after 3 starts without progress" in line and training.log.count("submitted as Slurm job") == 3
 
 
 def test_a_refused_submission_is_told_in_one_line(training):
-    training.machine = dataclasses.replace(training.machine, slurm_partition="nosuch")
+    training.resources = dataclasses.replace(training.resources, slurm_partition="nosuch")
     line = training.start().fails(30)
     assert "sbatch refused the job" in line and "invalid partition" in line and "profile" in line

@@ -37,7 +37,7 @@ class Training:
     """`leg`, its launcher and all that it logged."""
 
     leg: Leg
-    machine: Resources = TWO_NODES
+    resources: Resources = TWO_NODES
     parent: int | None = None
     launcher: subprocess.Popen | None = None
 
@@ -52,12 +52,12 @@ class Training:
     def start(self) -> "Training":
         """A launcher, as a rule of the workflow starts it; its error, if any, is the last line of the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        task = pickle.dumps((self.leg, self.machine, self.parent)).hex()
+        task = pickle.dumps((self.leg, self.resources, self.parent)).hex()
         code = (
             "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.errors import UserError\n"
-            f"leg, machine, parent = pickle.loads(bytes.fromhex('{task}'))\n"
+            f"leg, resources, parent = pickle.loads(bytes.fromhex('{task}'))\n"
             "files = dict(log_dir=leg.run_dir + '/logs', events=leg.run_dir + '/events.jsonl')\n"
-            "try: run_leg(leg, machine, **files, parent=parent)\n"
+            "try: run_leg(leg, resources, **files, parent=parent)\n"
             "except UserError as error: sys.exit(str(error))"
         )
         with open(self.folder / "launcher.log", "a") as log:

@@ -4,8 +4,7 @@ import pytest
 from submitit import LocalJob
 from submitit.core.utils import cloudpickle_dump
 
-from mscd.launch.outcome import root_cause
-from mscd.launch.worker import FAILED, FINISHED, LOST, STOPPED
+from mscd.launch.outcome import WorkerResult, root_cause
 
 TRACE = """Traceback (most recent call last):
   File "train.py", line 5, in step
@@ -44,16 +43,22 @@ def job(tmp_path):
 @pytest.mark.parametrize(
     ("results", "told"),
     [
-        (((FINISHED, ""), (FINISHED, "")), "None"),
-        (((LOST, "closed by peer"), None), "process 1 was killed before it could say why; its last words: last of 1"),
-        (((LOST, "closed by peer"), (FINISHED, "")), "process 0 failed: closed by peer"),
-        ((None, (FAILED, "no such file")), "no such file"),
-        (((LOST, "x"), TRACE), "process 1 failed: torch.AcceleratorError: CUDA error: device-side assert triggered"),
+        ((WorkerResult("finished"), WorkerResult("finished")), "None"),
+        (
+            (WorkerResult("lost", "closed by peer"), None),
+            "process 1 was killed before it could say why; its last words: last of 1",
+        ),
+        ((WorkerResult("lost", "closed by peer"), WorkerResult("finished")), "process 0 failed: closed by peer"),
+        ((None, WorkerResult("failed", "no such file")), "no such file"),
+        (
+            (WorkerResult("lost", "x"), TRACE),
+            "process 1 failed: torch.AcceleratorError: CUDA error: device-side assert triggered",
+        ),
         (
             (MEMORY, None),
             "process 0 failed: torch.OutOfMemoryError: CUDA out of memory.; lower batch_per_process in the profile",
         ),
-        (((STOPPED, "stopped at 5 images"), None), "stopped at 5 images"),
+        ((WorkerResult("stopped", "stopped at 5 images"), None), "stopped at 5 images"),
     ],
 )
 def test_the_first_cause_is_told(job, results, told):
@@ -62,4 +67,4 @@ def test_the_first_cause_is_told(job, results, told):
 
 @pytest.mark.parametrize(("result", "tail"), [(TRACE, TRACE.strip()), (None, "first\nlast of 1")])
 def test_the_last_lines_are_those_of_the_cause(job, result, tail):
-    assert root_cause(job((LOST, "x"), result)).tail == tail
+    assert root_cause(job(WorkerResult("lost", "x"), result)).tail == tail

@@ -9,13 +9,13 @@ from mscd.launch.resources import Resources, resources_of_rule
 SLURM = {"launcher": "slurm", "nodes": 2, "processes": 8, "gpus_per_node": 4, "runtime": 720, "slurm_partition": "gpu"}
 
 
-def test_a_rules_resources_make_a_machine():
+def test_a_rules_resources_are_those_of_the_leg():
     others = {"tmpdir": "/tmp", "disk_mb": 1000, "slurm_account": "", "mem_mb": 64000}
-    machine = resources_of_rule(SLURM | others, 1, "distill")
-    assert machine == Resources(
+    resources = resources_of_rule(SLURM | others, 1, "distill")
+    assert resources == Resources(
         "slurm", nodes=2, processes=8, gpus_per_node=4, runtime=720, mem_mb=64000, slurm_partition="gpu"
     )
-    assert machine.processes_per_node == 4
+    assert resources.processes_per_node == 4
 
 
 def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_each_gets():
@@ -37,7 +37,7 @@ def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_ea
         ({"processes": 0}, "0 processes cannot be spread"),
     ],
 )
-def test_what_makes_no_machine_is_refused_with_the_rule_and_the_way_out(resources, said):
+def test_what_does_not_fit_together_is_refused_with_the_rule_and_the_way_out(resources, said):
     with pytest.raises(UserError, match=f"^distill: {said}"):
         resources_of_rule(resources, 1, "distill")
 

@@ -83,7 +83,7 @@ def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_killed_one_i
 
 def finished_by_a_lost_launcher(leg):
     """As after a launcher's death: its record, and the snapshot that its processes left."""
-    LaunchRecord(leg_identity(leg), "local").changed(leg)
+    LaunchRecord(leg_identity(leg), "local").save(leg.folder)
     train_leg(leg, Group())
 
 

@@ -1,14 +1,17 @@
-"""What a job prints and how it ends."""
+"""What a script of the workflow prints, how it ends, and what it leaves for the run database."""
 
 import subprocess
 import sys
 
 import pytest
 
+from mscd.files.event_log import read_events
+from mscd.launch.script import record_events
+
 
 def run(tmp_path, body):
-    head = "import os, sys\nfrom mscd.errors import UserError\nfrom mscd.launch.script import logged\n"
-    script = f"{head}with logged('logs/job.log') as tell:\n    {body}\n"
+    head = "import os, sys\nfrom mscd.errors import UserError\nfrom mscd.launch.script import script_log\n"
+    script = f"{head}with script_log('logs/job.log') as tell:\n    {body}\n"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     return ran, (tmp_path / "logs/job.log").read_text()
 
@@ -17,10 +20,10 @@ def run(tmp_path, body):
 def test_garbage_is_looked_for_after_loading_as_before(looked):
     code = f"""
 import gc
-from mscd.launch.script import loading
+from mscd.launch.script import imports_without_gc
 gc.enable() if {looked} else gc.disable()
 try:
-    with loading():
+    with imports_without_gc():
         assert not gc.isenabled()
         import mscd.not_there
 except ImportError:
@@ -56,3 +59,23 @@ def test_other_error_is_one_line_on_terminal_and_its_traceback_in_the_log(tmp_pa
 @pytest.mark.parametrize(("body", "status"), [("raise KeyboardInterrupt", 130), ("sys.exit(7)", 7)])
 def test_interruption_and_exit_keep_their_status(tmp_path, body, status):
     assert run(tmp_path, body)[0].returncode == status
+
+
+def test_the_events_of_a_job_begin_with_its_start_and_come_in_one_order(tmp_path):
+    path = tmp_path / "events.jsonl"
+    record_events(
+        path, artifacts=["a.png"], metrics=[({"score": 2}, 5)], tags={"network": "abc"}, params={"nfe": 8, "skipped": 0}
+    )
+    events = [{name: value for name, value in event.items() if name != "time"} for event in read_events(path)]
+    assert events == [
+        {"event": "start", "step": 0},
+        {"event": "params", "params": {"nfe": 8, "skipped": 0}},
+        {"event": "tags", "tags": {"network": "abc"}},
+        {"event": "metrics", "step": 5, "metrics": {"score": 2.0}},
+        {"event": "artifact", "path": "a.png"},
+    ]
+
+
+def test_a_job_that_has_nothing_to_say_leaves_its_start_alone(tmp_path):
+    record_events(tmp_path / "events.jsonl")
+    assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["start"]

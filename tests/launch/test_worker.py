@@ -7,7 +7,7 @@ from training_runs import student_leg
 
 from mscd.launch import slurm_commands, worker
 from mscd.launch.slurm_commands import JobStatus
-from mscd.launch.worker import FAILED, LOST_PEER, STOPPED
+from mscd.launch.worker import LOST_PEER, requeue_or_wait
 from mscd.parallel.stop_request import StopRequest
 from mscd.training.attempts import Attempts
 from mscd.training.loop import Interrupted
@@ -38,28 +38,31 @@ def stopped_by(*signals):
 
 
 def test_at_the_end_of_its_time_a_job_is_queued_again(leg, told):
-    outcome = worker._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
-    assert outcome[0] == STOPPED and told[0] == ["requeue 7"]
+    result = requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    assert result.ending == "stopped" and told[0] == ["requeue 7"]
 
 
 def test_sigterm_alone_waits_for_what_slurm_does(leg, told):
     told[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
-    outcome = worker._go_on_later(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
-    assert outcome[0] == STOPPED and told[0] == ["waited", "waited"]
+    result = requeue_or_wait(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
+    assert result.ending == "stopped" and told[0] == ["waited", "waited"]
 
 
 def test_a_cancelled_job_is_left_at_once(leg, told):
     told[1][:] = ["CANCELLED"]
-    worker._go_on_later(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
+    requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
     assert told[0] == []
 
 
-@pytest.mark.parametrize(("starts", "saved", "ended"), [(2, False, STOPPED), (3, False, FAILED), (3, True, STOPPED)])
-def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, ended):
+@pytest.mark.parametrize(
+    ("starts", "saved", "ending"), [(2, False, "stopped"), (3, False, "failed"), (3, True, "stopped")]
+)
+def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, ending):
     for _ in range(starts):
         Attempts(leg.attempts).begin(100, {})
-    how, said = worker._go_on_later(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
-    assert how == ended and (how == STOPPED or "raise runtime in the profile" in said)
+    result = requeue_or_wait(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
+    assert result.ending == ending
+    assert ("raise runtime in the profile" in result.reason) == (ending == "failed")
 
 
 @pytest.mark.parametrize(

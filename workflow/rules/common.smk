@@ -301,27 +301,27 @@ def all_score_files():
     return score_files() + [path for student in run.students for path in posthoc_score_files(student)]
 
 
-def check_machine(rule_name, settings_of):
-    """Refuse resources of a training rule, as a profile may set them, that make no machine or whose processes cannot
-    share a batch evenly, and say where too few cores change the last digits of what is trained."""
+def check_resources(rule_name, settings_of):
+    """Refuse resources of a training rule, as a profile may set them, that do not fit together or whose processes
+    cannot share a batch evenly, and say where too few cores change the last digits of what is trained."""
     told = {"input": [], "attempt": 1, "threads": 1, "rulename": rule_name, "async_run": workflow.async_run}
-    resources = {  # what a profile gives as text is an expression to Snakemake; memory's may need the input's size
+    values = {  # what a profile gives as text is an expression to Snakemake; memory's may need the input's size
         name: entry.evaluate(None, **told).value
         for name, entry in workflow.get_rule(rule_name).resources.items()
         if name not in ("mem", "disk")
     }
     try:
-        machine = resources_of_rule(resources, int(resources["_cores"]), rule_name)
+        resources = resources_of_rule(values, int(values["_cores"]), rule_name)
         for where, settings in settings_of.items():
             check_share(
-                f"{settings_name()}: {where}", settings.batch_size, machine.processes, machine.batch_per_process
+                f"{settings_name()}: {where}", settings.batch_size, resources.processes, resources.batch_per_process
             )
     except UserError as error:
         stop(error)
-    cores = workflow.resource_settings.cores or machine.cpus_per_task * machine.processes
-    here = max(1, cores // machine.processes)
-    if machine.launcher != "slurm" and workflow.is_main_process and here < machine.cpus_per_task:
+    cores = workflow.resource_settings.cores or resources.cpus_per_task * resources.processes
+    here = max(1, cores // resources.processes)
+    if resources.launcher != "slurm" and workflow.is_main_process and here < resources.cpus_per_task:
         logger.warning(
-            f"{rule_name}: {here} of {machine.cpus_per_task} threads a process on {cores} cores; results differ "
+            f"{rule_name}: {here} of {resources.cpus_per_task} threads a process on {cores} cores; results differ "
             f"in the last digits from those with all (--set-threads {rule_name}=... fixes the number)"
         )

@@ -30,4 +30,4 @@ rule distill:
         "../scripts/train_leg.py"
 
 
-check_machine("distill", {f"students.{name}": student for name, student in run.students.items()})
+check_resources("distill", {f"students.{name}": student for name, student in run.students.items()})

@@ -32,7 +32,7 @@ if run.trained_teacher:
         script:
             "../scripts/train_leg.py"
 
-    check_machine("train_teacher", {"teacher": run.teacher})
+    check_resources("train_teacher", {"teacher": run.teacher})
 
     rule teacher_network:
         input:

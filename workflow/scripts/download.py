@@ -1,8 +1,7 @@
 """Download a file that others published, and check it."""
 
 from mscd.config.loading import load_config
-from mscd.files.event_log import EventLog
-from mscd.launch.script import script_log
+from mscd.launch.script import record_events, script_log
 from mscd.provenance.fetch import fetch
 from mscd.provenance.licenses import license_text
 
@@ -11,6 +10,4 @@ with script_log(snakemake.log.text) as tell:
     terms = license_text(settings.source, settings.license)
     tell(f"downloading {settings.source}; licence: {terms}; progress: {snakemake.log.text}")
     origin = fetch(settings.source, settings.sha256, settings.license)[1]
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params(origin)
+    record_events(snakemake.log.events, params=origin)

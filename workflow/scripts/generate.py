@@ -1,10 +1,9 @@
 """Sample a network for a block of seeds."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
-    from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
     from mscd.sampling.generate import generate
 
@@ -20,6 +19,4 @@ with script_log(snakemake.log.text):
         device=default_device(),
         **how.model_dump(),
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params({"nfe": made["nfe"], "network": made["network"]["digest"]})
+    record_events(snakemake.log.events, params={"nfe": made["nfe"], "network": made["network"]["digest"]})

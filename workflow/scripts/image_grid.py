@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
-    from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
     from mscd.reporting.comparison import compare_images
     from mscd.reporting.scores import read_scores
@@ -21,6 +20,4 @@ with script_log(snakemake.log.text):
         images=snakemake.params.images,
         device=default_device(),
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.artifact(snakemake.output[0])
+    record_events(snakemake.log.events, artifacts=snakemake.output)

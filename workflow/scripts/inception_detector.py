@@ -4,8 +4,7 @@ import shutil
 
 from mscd.config.loading import load_config
 from mscd.files.atomic import atomic_write
-from mscd.files.event_log import EventLog
-from mscd.launch.script import script_log
+from mscd.launch.script import record_events, script_log
 from mscd.provenance.fetch import fetch
 
 with script_log(snakemake.log.text):
@@ -13,6 +12,4 @@ with script_log(snakemake.log.text):
     path, origin = fetch(settings.source, settings.sha256, settings.license)
     with open(path, "rb") as source, atomic_write(snakemake.output[0]) as file:
         shutil.copyfileobj(source, file)
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params(origin)
+    record_events(snakemake.log.events, params=origin)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from mscd.config.loading import load_config
 from mscd.data.packing import pack
-from mscd.files.event_log import EventLog
-from mscd.launch.script import script_log
+from mscd.launch.script import record_events, script_log
 from mscd.provenance.urls import is_address
 
 with script_log(snakemake.log.text):
@@ -17,11 +16,9 @@ with script_log(snakemake.log.text):
 
         source, origin = fetch(settings.source, settings.sha256, settings.license)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
-    # Of a file of the user's own, and no terms told, there is nothing to carry on.
+    # Local data without a stated licence has no origin to record.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None
     Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
-    events = EventLog(snakemake.log.events)
-    events.start()
     del summary["class_counts"]  # of a thousand classes: too long to be a parameter
-    told = summary.pop("origin") or {}
-    events.params({**summary, **told, "skipped": len(summary["skipped"])})
+    origin = summary.pop("origin") or {}
+    record_events(snakemake.log.events, params={**summary, **origin, "skipped": len(summary["skipped"])})

@@ -1,15 +1,11 @@
 """Reconstruct the average of another length of a student's snapshot."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.checkpoints.posthoc_ema import reconstruct_ema
-    from mscd.files.event_log import EventLog
 
 with script_log(snakemake.log.text):
     std, kimg = float(snakemake.wildcards.std), int(snakemake.wildcards.kimg)
     made = reconstruct_ema(list(snakemake.input), snakemake.output[0], std=std, kimg=kimg)
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params({"std": std, "snapshot_kimg": kimg})
-    events.tags({"network": made["digest"]})
+    record_events(snakemake.log.events, params={"std": std, "snapshot_kimg": kimg}, tags={"network": made["digest"]})

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.reference import adopt_reference
-    from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch
 
 with script_log(snakemake.log.text):
@@ -24,6 +23,4 @@ with script_log(snakemake.log.text):
         channels=images["channels"],
         origin=origin,
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params(origin)
+    record_events(snakemake.log.events, params=origin)

@@ -1,11 +1,10 @@
 """Make a published student one of the models that are scored."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
-    from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch
 
 with script_log(snakemake.log.text):
@@ -20,7 +19,4 @@ with script_log(snakemake.log.text):
         segments=settings.segments,
         origin=origin,
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params(origin)
-    events.tags({"network": made["digest"]})
+    record_events(snakemake.log.events, params=origin, tags={"network": made["digest"]})

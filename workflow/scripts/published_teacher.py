@@ -2,13 +2,12 @@
 
 import json
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
     from mscd.files.atomic import atomic_write
-    from mscd.files.event_log import EventLog
     from mscd.provenance.fetch import fetch
 
 with script_log(snakemake.log.text):
@@ -18,7 +17,4 @@ with script_log(snakemake.log.text):
     made = convert(path, snakemake.output.network, model="teacher", origin=origin, expected=config.expected_network())
     with atomic_write(snakemake.output.source) as file:
         file.write((json.dumps({"made_from": str(path), **made}, indent=1) + "\n").encode())
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params(origin)
-    events.tags({"network": made["digest"]})
+    record_events(snakemake.log.events, params=origin, tags={"network": made["digest"]})

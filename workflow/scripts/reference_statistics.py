@@ -1,11 +1,10 @@
 """Mean and covariance of the detector's features over the data set."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.reference import make_reference
-    from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
 
 with script_log(snakemake.log.text):
@@ -16,5 +15,4 @@ with script_log(snakemake.log.text):
         device=default_device(),
         detector_sha256=load_config(snakemake.config).reference.detector_sha256,
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
+    record_events(snakemake.log.events)

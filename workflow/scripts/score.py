@@ -1,11 +1,10 @@
 """Score a sample batch."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
     from mscd.config.loading import load_config
     from mscd.evaluation.score import score
-    from mscd.files.event_log import EventLog
     from mscd.parallel.group import default_device
 
 with script_log(snakemake.log.text):
@@ -18,7 +17,5 @@ with script_log(snakemake.log.text):
         device=default_device(),
         detector_sha256=load_config(snakemake.config).reference.detector_sha256,
     )
-    events = EventLog(snakemake.log.events)
-    events.start()
-    events.params({name: result[name] for name in ("metric", "nfe", "images", "network_digest", "reference_digest")})
-    events.metrics({"score": result["value"]}, result["snapshot_kimg"])
+    shown = {name: result[name] for name in ("metric", "nfe", "images", "network_digest", "reference_digest")}
+    record_events(snakemake.log.events, params=shown, metrics=[({"score": result["value"]}, result["snapshot_kimg"])])

@@ -1,18 +1,17 @@
 """Draw the score of one student against its training, and tell it to the run database as a curve."""
 
-from mscd.launch.script import imports_without_gc, script_log
+from mscd.launch.script import imports_without_gc, record_events, script_log
 
 with imports_without_gc():
-    from mscd.files.event_log import EventLog
     from mscd.reporting.curves import score_vs_kimg
     from mscd.reporting.scores import emas, read_scores, score_curve
 
 with script_log(snakemake.log.text):
     scores, student = read_scores(snakemake.input.scores), snakemake.wildcards.student
     score_vs_kimg(scores, snakemake.output[0], student)
-    events = EventLog(snakemake.log.events)
-    events.start()
-    for ema in emas(scores, student):
-        for kimg, score in score_curve(scores, student, ema):
-            events.metrics({f"score/{ema}": score}, kimg)
-    events.artifact(snakemake.output[0])
+    curves = [
+        ({f"score/{ema}": score}, kimg)
+        for ema in emas(scores, student)
+        for kimg, score in score_curve(scores, student, ema)
+    ]
+    record_events(snakemake.log.events, metrics=curves, artifacts=snakemake.output)
