@@ -10,7 +10,7 @@ from mscd.config.base import digest
 from mscd.config.docs import docs
 from mscd.config.loading import check_source, load_config
 from mscd.config.run import Config
-from mscd.config.training import LegRange
+from mscd.config.training import LegRange, check_share
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
@@ -390,3 +390,15 @@ PUBLISHED_RUN = {
     "snapshot_kimg": 1000,
     "seed": 1_959_836_853,
 }
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "piece", "fits"),
+    [(64, 1, 0, True), (64, 4, 0, True), (64, 3, 0, False), (64, 2, 16, True), (64, 2, 24, False), (64, 2, 64, False)],
+)
+def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
+    if fits:
+        check_share("x", batch, processes, piece)
+    else:
+        with pytest.raises(UserError, match=f"x.batch_size: {processes} processes.* cannot share {batch} images"):
+            check_share("x", batch, processes, piece)

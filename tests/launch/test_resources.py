@@ -2,7 +2,6 @@
 
 import pytest
 
-from mscd.config.training import check_share
 from mscd.errors import UserError
 from mscd.launch.resources import Resources, resources_of_rule
 
@@ -40,15 +39,3 @@ def test_threads_are_shared_by_the_processes_unless_the_profile_says_how_many_ea
 def test_what_does_not_fit_together_is_refused_with_the_rule_and_the_way_out(resources, said):
     with pytest.raises(UserError, match=f"^distill: {said}"):
         resources_of_rule(resources, 1, "distill")
-
-
-@pytest.mark.parametrize(
-    ("batch", "processes", "piece", "fits"),
-    [(64, 1, 0, True), (64, 4, 0, True), (64, 3, 0, False), (64, 2, 16, True), (64, 2, 24, False), (64, 2, 64, False)],
-)
-def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
-    if fits:
-        check_share("x", batch, processes, piece)
-    else:
-        with pytest.raises(UserError, match=f"x.batch_size: {processes} processes.* cannot share {batch} images"):
-            check_share("x", batch, processes, piece)

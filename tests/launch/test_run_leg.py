@@ -3,16 +3,15 @@
 import contextlib
 import dataclasses
 import logging
-import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
-from training_runs import STUDENT, launch_leg, snapshot, student_leg, train
+from training_runs import STUDENT, launch_leg, snapshot, student_leg
 
-from mscd.checkpoints import tensor_file
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.files.folder_lock import FolderLock
@@ -23,21 +22,14 @@ from mscd.parallel.group import Group
 from mscd.training.loop import train_leg
 
 
-def test_the_lead_process_log_is_shown_and_the_snapshot_written(base, tmp_path, capfd):  # noqa: F811
-    launch_leg(student_leg(base, tmp_path, 0, 1), 1, tmp_path / "logs")
-    assert "s4 1 kimg  loss" in capfd.readouterr().err and (tmp_path / "1/ema.safetensors").exists()
-
-
-def test_a_users_mistake_is_told_in_one_line_with_where_the_logs_are(base, tmp_path):  # noqa: F811
+def test_a_users_mistake_is_told_in_one_line_with_where_the_logs_are(base, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"no tensors")
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), teacher=str(tmp_path / "torn.safetensors"))
     with pytest.raises(UserError, match=r"^s4, leg to 1 kimg: .*torn.safetensors: not a .* \(logs: .*/logs/001\)$"):
         launch_leg(leg, 1, tmp_path / "logs")
-    with pytest.raises(UserError, match="/logs/002"):
-        launch_leg(leg, 1, tmp_path / "logs")
 
 
-def test_a_missing_file_is_told_before_anything_starts(base, tmp_path):  # noqa: F811
+def test_a_missing_file_is_told_before_anything_starts(base, tmp_path):
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), teacher=str(tmp_path / "none.safetensors"))
     with pytest.raises(UserError, match="none.safetensors: no such file"):
         launch_leg(leg, 1, tmp_path / "logs")
@@ -55,7 +47,7 @@ def kill_when_training(leg, rank):
                     process.kill()
 
 
-def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):  # noqa: F811
+def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):
     leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
 
     threading.Thread(target=kill_when_training, args=[leg, "0"]).start()
@@ -63,16 +55,32 @@ def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):  # noqa: F811
         launch_leg(leg, 1, tmp_path / "logs")
 
 
-def test_training_in_this_process_gives_the_snapshot_of_one_process_elsewhere(base, tmp_path):  # noqa: F811
-    files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
-    run_leg(student_leg(base, tmp_path / "inline", 0, 1), Resources("inline"), **files)
-    launch_leg(student_leg(base, tmp_path / "local", 0, 1), 1, tmp_path / "logs")
-    assert snapshot(tmp_path / "inline", 1) == snapshot(tmp_path / "local", 1)
-    events = [event["event"] for event in read_events(tmp_path / "events.jsonl")]
+def run_inline(leg):
+    """Train the leg in this process, as a launcher does; the types of its events, in order."""
+    events = Path(leg.run_dir) / "e.jsonl"
+    run_leg(leg, Resources("inline"), log_dir=Path(leg.run_dir) / "logs", events=events)
+    return [event["event"] for event in read_events(events)]
+
+
+@pytest.fixture(scope="module")
+def inline(base, tmp_path_factory):
+    """The snapshot of a leg to 1 kimg that was trained in this process, and its events."""
+    folder = tmp_path_factory.mktemp("inline")
+    events = run_inline(student_leg(base, folder, 0, 1))
+    return snapshot(folder, 1), events
+
+
+def test_a_process_elsewhere_gives_the_snapshot_of_training_in_this_one_and_its_log_is_shown(
+    base, inline, tmp_path, capfd
+):
+    launch_leg(student_leg(base, tmp_path, 0, 1), 1, tmp_path / "logs")
+    assert "s4 1 kimg  loss" in capfd.readouterr().err
+    expected, events = inline
+    assert snapshot(tmp_path, 1) == expected
     assert events[:3] == ["start", "params", "tags"] and events.count("metrics") == 1
 
 
-def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_killed_one_is_the_cause(base, tmp_path):  # noqa: F811
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_killed_one_is_the_cause(base, tmp_path):
     leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
     threading.Thread(target=kill_when_training, args=[leg, "1"]).start()
     began = time.monotonic()
@@ -87,7 +95,7 @@ def finished_by_a_lost_launcher(leg):
     train_leg(leg, Group())
 
 
-def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(base, tmp_path):  # noqa: F811
+def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(base, tmp_path):
     leg = student_leg(base, tmp_path / "run", 0, 1)
     finished_by_a_lost_launcher(leg)
     left = leg.events.read_bytes()
@@ -97,24 +105,23 @@ def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(
     assert (tmp_path / "run/e.jsonl").read_bytes() != left  # or else it would not be read as this launcher's
 
 
-def test_what_a_lost_launcher_left_of_other_settings_is_dropped(base, tmp_path, caplog):  # noqa: F811
+def test_what_a_lost_launcher_left_of_other_settings_is_dropped(base, inline, tmp_path, caplog):
     leg = student_leg(base, tmp_path / "run", 0, 1)
     finished_by_a_lost_launcher(dataclasses.replace(leg, settings=STUDENT.model_copy(update={"learning_rate": 0.1})))
     with caplog.at_level(logging.INFO):
-        launch_leg(leg, 1, tmp_path / "logs")
-    launch_leg(student_leg(base, tmp_path / "other", 0, 1), 1, tmp_path / "logs")
+        run_inline(leg)
     assert "is of other settings or inputs and is dropped" in caplog.text
-    assert snapshot(tmp_path / "run", 1) == snapshot(tmp_path / "other", 1)
+    assert snapshot(tmp_path / "run", 1) == inline[0]
 
 
-def test_a_forced_repetition_trains_again(base, tmp_path):  # noqa: F811
-    leg = student_leg(base, tmp_path / "run", 0, 1)
-    for _ in range(2):
-        launch_leg(leg, 1, tmp_path / "logs")
-    assert sorted(os.listdir(tmp_path / "logs")) == ["001", "002"]
+def test_a_forced_repetition_trains_again(base, tmp_path):
+    leg = student_leg(base, tmp_path, 0, 1)
+    run_inline(leg)
+    (tmp_path / "1/ema.safetensors").unlink()
+    assert run_inline(leg).count("metrics") == 1 and (tmp_path / "1/ema.safetensors").exists()
 
 
-def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tmp_path):  # noqa: F811
+def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
@@ -123,7 +130,7 @@ def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tm
     assert not (tmp_path / "logs").exists() and not (tmp_path / "run/lock").exists()
 
 
-def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_path):  # noqa: F811
+def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_path):
     leg = student_leg(base, tmp_path / "run", 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
     files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
     parent = subprocess.Popen(["sleep", "600"])
@@ -139,24 +146,8 @@ def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_pa
         run_leg(leg, Resources(), **files, parent=parent.pid)
 
 
-def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):  # noqa: F811
+def test_a_second_launcher_in_a_folder_is_refused(base, tmp_path):
     leg = student_leg(base, tmp_path / "run", 0, 1)
     with FolderLock(tmp_path / "run/lock", "training"), pytest.raises(UserError, match="training in .*/run is held by"):
         launch_leg(leg, 1, tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
-
-
-def test_a_change_of_the_training_code_between_two_legs_is_told(base, tmp_path, caplog):  # noqa: F811
-    train(student_leg(base, tmp_path, 0, 1))
-    path = tmp_path / "1/state.safetensors"
-    tensors, metadata = tensor_file.load_tensors(path)
-    del metadata["digest"]
-    metadata["code"]["digest"] = "0" * 64
-    tensor_file.save_tensors(path, tensors, metadata)
-    train(student_leg(base, tmp_path, 1, 2))
-    assert "the training code changed from" in caplog.text and "at 1000 images" in caplog.text
-    tags = [e["tags"] for e in read_events(tmp_path / "e.jsonl") if e["event"] == "tags"]
-    assert tags[-1]["code_changed"].endswith("at 1000 images")
-    caplog.clear()
-    train(student_leg(base, tmp_path, 2, 3))
-    assert "code changed" not in caplog.text

@@ -285,3 +285,19 @@ def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), data=str(tmp_path / "big.zip"))
     with pytest.raises(UserError, match="don't fit the teacher"):
         train(leg)
+
+
+def test_a_change_of_the_training_code_between_two_legs_is_told(base, tmp_path, caplog):
+    train(student_leg(base, tmp_path, 0, 1))
+    path = tmp_path / "1/state.safetensors"
+    tensors, metadata = tensor_file.load_tensors(path)
+    del metadata["digest"]
+    metadata["code"]["digest"] = "0" * 64
+    tensor_file.save_tensors(path, tensors, metadata)
+    train(student_leg(base, tmp_path, 1, 2))
+    assert "the training code changed from" in caplog.text and "at 1000 images" in caplog.text
+    tags = [e["tags"] for e in read_events(tmp_path / "e.jsonl") if e["event"] == "tags"]
+    assert tags[-1]["code_changed"].endswith("at 1000 images")
+    caplog.clear()
+    train(student_leg(base, tmp_path, 2, 3))
+    assert "code changed" not in caplog.text
