@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mscd.cli.options import Command, Count, Number, Seeds, existing, new
+from mscd.diffusion.solvers import SOLVERS, Solver
 
 
 @click.command(
@@ -31,9 +32,7 @@ from mscd.cli.options import Command, Count, Number, Seeds, existing, new
 )
 @click.argument("network", type=existing(dir_okay=False))
 @click.option("--seeds", type=Seeds(), default="0-63", help="Seeds, one an image; the image depends on nothing else.")
-@click.option(
-    "--sampler", type=click.Choice(["euler", "heun"]), help="Solver.  [default: heun; a student's own, euler]"
-)
+@click.option("--sampler", type=click.Choice(SOLVERS), help="Solver.  [default: heun; a student's own, euler]")
 @click.option(
     "--steps",
     type=Count(1),
@@ -68,7 +67,7 @@ from mscd.cli.options import Command, Count, Number, Seeds, existing, new
 def generate(
     network: Path,
     seeds: range,
-    sampler: str | None,
+    sampler: Solver | None,
     steps: int | None,
     label: int | None,
     S_churn: float,

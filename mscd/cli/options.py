@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from mscd.provenance.licenses import Origin
 
 SHA256 = re.compile("[0-9a-fA-F]{64}")
 # Help as wide as terminals mostly are, with defaults.
@@ -95,7 +98,7 @@ def new(*, file_okay: bool = True, dir_okay: bool = True) -> click.Path[Path]:
     return click.Path(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
 
 
-def obtain(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, dict[str, str | None]]:
+def obtain(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, Origin]:
     """Fetch a source that is an address into downloads/; returns its local path, and its origin for metadata.
 
     Raises UserError where nothing is there, and for another file than that of the sha256.

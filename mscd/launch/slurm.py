@@ -195,7 +195,7 @@ def _watch(leg: Leg, resources: Resources, job_id: str, parent: int | None) -> s
 
     Raises SnakemakeGone when the process `parent` is gone.
     """
-    told: tuple[str, str, str] | None = None
+    shown: tuple[str, str, str] | None = None
     restarts, seen = 0, 0
     while True:
         status = retry_until_slurm_answers(slurm_commands.status, job_id, parent=parent)
@@ -207,8 +207,8 @@ def _watch(leg: Leg, resources: Resources, job_id: str, parent: int | None) -> s
         if status.restarts > restarts:
             restarts = status.restarts
             log.info("%s: Slurm job %s was requeued (%d times so far)", leg, job_id, restarts)
-        if (now := (status.state, status.reason, status.nodes)) != told:  # the expected start changes all the time
-            told = now
+        if (now := (status.state, status.reason, status.nodes)) != shown:  # the expected start changes all the time
+            shown = now
             log.info("%s: Slurm job %s is %s", leg, job_id, _in_words(status))
         size = leg.events.stat().st_size if leg.events.exists() else 0
         if size != seen and (progress := _progress(leg)):
