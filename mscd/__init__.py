@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from mscd.networks import EDMPrecond
     from mscd.planning.plan import plan
     from mscd.reporting.export import export_student
-    from mscd.sampling.generate import generate, sample
+    from mscd.sampling.generate import generate
+    from mscd.sampling.sample import sample
 
 __version__ = "0.1.0"
 __all__ = [
@@ -72,7 +73,7 @@ _HOME = {
     "pack": "mscd.data.packing",
     "plan": "mscd.planning.plan",
     "reconstruct_ema": "mscd.checkpoints.posthoc_ema",
-    "sample": "mscd.sampling.generate",
+    "sample": "mscd.sampling.sample",
     "score": "mscd.evaluation.score",
 }
 

@@ -60,7 +60,7 @@ def generate(
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
     net, metadata = load_network(network, device)
-    about = {"student": None, **metadata}
+    about: dict[str, Any] = {"student": None, **metadata}
     choose_matrix_format(net.precision)
     churn: Churn | None = None
     if S_churn > 0:
