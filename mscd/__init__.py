@@ -4,6 +4,7 @@
 
     student = "results/digits/students/s8/50/ema.safetensors"
     net, metadata = mscd.load_network(student)
+    images, classes = mscd.sample(net, range(16), mscd.Sampling("euler", steps=8))
     mscd.generate(student, "samples.npz", seeds=range(1797))
     mscd.score("samples.npz", "results/digits/reference/classifier.npz",
                "results/digits/reference/classifier.safetensors", "score.json")
@@ -12,7 +13,7 @@ What is here:
 
     load_network, EDMPrecond            networks: read from files of mscd and from published pickles, never executed
     pack, ImageDataset                  images: packed from folders, zips and archives, read in batches
-    generate, sample                    images made by a network, each a function of its seed
+    generate, sample, Sampling          images made by a network, each a function of its seed
     score                               how far samples are from the data
     convert, reconstruct_ema            published checkpoints as files of mscd; EMA lengths chosen after training
     export_student                      a student for use elsewhere
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from mscd.planning.plan import plan
     from mscd.reporting.export import export_student
     from mscd.sampling.generate import generate
-    from mscd.sampling.sample import sample
+    from mscd.sampling.sample import Sampling, sample
 
 __version__ = "0.1.0"
 __all__ = [
     "EDMPrecond",
     "ImageDataset",
+    "Sampling",
     "UserError",
     "convert",
     "export_student",
@@ -64,6 +66,7 @@ __all__ = [
 _HOME = {
     "EDMPrecond": "mscd.networks",
     "ImageDataset": "mscd.data.dataset",
+    "Sampling": "mscd.sampling.sample",
     "UserError": "mscd.errors",
     "convert": "mscd.checkpoints.convert",
     "export_student": "mscd.reporting.export",
