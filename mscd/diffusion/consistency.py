@@ -2,7 +2,7 @@
 
 Heek et al. 2024 (arXiv:2403.06807) in the coordinates of EDM (Karras et al. 2022, arXiv:2206.00364). Sigma arithmetic
 and the target path are float64, networks see float32; shapes are fixed and nothing waits for the device, so kinds of
-edges are told apart by `torch.where`.
+edges are distinguished by `torch.where`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from mscd.parallel.prefetch import send_to
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTable:
-    """Everything a training step has to know of each teacher edge; tensors [T], or [N] for drawn rows.
+    """Everything a training step needs of each teacher edge; tensors [T], or [N] for drawn rows.
 
     sigma_t: upper noise level; sigma_s: lower one (0 at the terminal edge, never below the segment's boundary);
     sigma_boundary: lower end of the student segment; segment: its number (int64); is_terminal: the edge sigma_min -> 0;
@@ -119,7 +119,7 @@ def edge_weights(
 def segment_bounds(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """First and last edge of each segment, int64 [S, 2] (inclusive).
 
-    Segment j owns the edges whose upper sigma lies in (student_{j+1}, student_j]. A segment without one (possible
+    Segment j owns the edges whose upper sigma is in (student_{j+1}, student_j]. A segment without one (possible
     only for T < S) is given the edge whose upper sigma is nearest to its lower end.
     """
     upper = teacher[:-1]

@@ -64,7 +64,7 @@ def posthoc_misfit(
     out_nimg: Sequence[float],
     out_std: Sequence[float],
 ) -> Floats:
-    """How far the profiles that `coefficients` [in, out] make lie from the wanted ones, float64 [out].
+    """Distance of the profiles that `coefficients` [in, out] make from the wanted ones, float64 [out].
 
     The L2 norm of the difference over that of the wanted profile: 0 is exact, 1 as bad as nothing at all.
     """
@@ -79,7 +79,7 @@ def reach(in_nimg: Sequence[float], in_std: Sequence[float], out_nimg: float, st
     """(Coefficients [in], misfit) of the average `std` at `out_nimg` images, as `posthoc_coefficients` has them.
 
     Raises UserError where it is out of reach of what is stored: a misfit above 0.5, one stored average alone for
-    another one, averages too alike to be told apart.
+    another one, averages too alike to be distinguished.
     """
     have = f"of std {', '.join(f'{stored:g}' for stored in sorted(set(in_std)))},"
     if len(in_std) == 1 and in_std[0] != std:

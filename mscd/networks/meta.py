@@ -1,4 +1,4 @@
-"""Networks without memory, for what can be told from their shapes alone."""
+"""Networks without memory, for what follows from their shapes alone."""
 
 from __future__ import annotations
 

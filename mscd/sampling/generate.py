@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
+from mscd.checkpoints.metadata import NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import Grid
 from mscd.diffusion.solvers import SOLVERS, Solver, nfe
@@ -49,27 +50,26 @@ def generate(
     classes: one for all images or one per seed, in place of those that the seeds draw; latents and churn stay the same.
 
     The image of a seed does not depend on the other seeds. On a CPU it does not depend on batch_size and the processes
-    of `group` either, which share the seeds: whole pieces of them are always sampled, whatever is asked for. On a GPU,
+    of `group` either, which share the seeds: whole pieces are sampled, whichever seeds of them are kept. On a GPU,
     batch_size images are sampled at a time; another batch_size rounds differently (and so does another number of
     threads on a CPU, if it is no power of two).
 
-    Writing, and copying from a GPU, go on while the next piece is sampled. device: the group's by default. Progress
-    goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network, for an
-    unreadable network and for a file that could not be written.
+    Files are written, and a GPU's images copied, while the next piece is sampled. device: the group's by default.
+    Progress goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network,
+    for an unreadable network and for a file that could not be written.
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
     net, metadata = load_network(network, device)
-    about: dict[str, Any] = {"student": None, **metadata}
+    about: NetworkMetadata = {**metadata, "student": metadata.get("student")}  # a file may leave it out
     choose_matrix_format(net.precision)
     churn: Churn | None = None
     if S_churn > 0:
         churn = {"S_churn": S_churn, "S_min": S_min, "S_max": S_max, "S_noise": S_noise}
     sampler, steps = _sampler_and_steps(network, about, sampler, steps)
     _check_settings(network, about["student"], seeds, sampler, steps, churn)
-    student = about["student"] or {}
-    grid = cast(Grid, {name: student[name] for name in ("sigma_min", "sigma_max", "rho") if name in student})
-    sampling = Sampling(sampler, steps, churn, grid, _class_of_seed(network, net.label_dim, seeds, classes))
+    class_of_seed = _class_of_seed(network, net.label_dim, seeds, classes)
+    sampling = Sampling(sampler, steps, churn, _grid_of(about["student"]), class_of_seed)
     provenance = _provenance(about, sampling, seeds, classes, device)
     pieces = pieces_for(net, seeds, batch_size, device)
     batches = group.in_turns(_sample_pieces(net, pieces[group.rank :: group.size], seeds, sampling), len(pieces))
@@ -83,7 +83,7 @@ def generate(
 
 
 def _provenance(
-    about: Mapping[str, Any],
+    about: NetworkMetadata,
     sampling: Sampling,
     seeds: range,
     classes: int | Sequence[int] | None,
@@ -113,7 +113,7 @@ def _json_number(value: float) -> float | None:
 
 
 def _sampler_and_steps(
-    path: str | os.PathLike[str], about: Mapping[str, Any], sampler: Solver | None, steps: int | None
+    path: str | os.PathLike[str], about: NetworkMetadata, sampler: Solver | None, steps: int | None
 ) -> tuple[Solver, int]:
     """Sampler and steps, those not asked for filled in."""
     if about["student"]:
@@ -131,7 +131,7 @@ def _sampler_and_steps(
 
 def _check_settings(
     path: str | os.PathLike[str],
-    student: Mapping[str, Any] | None,
+    student: StudentFacts | None,
     seeds: range,
     sampler: Solver,
     steps: int,
@@ -151,6 +151,13 @@ def _check_settings(
             f"{path}: a student of {student['segments']} segments is sampled with exactly {student['segments']} "
             f"euler steps (asked for {sampler}, {steps})"
         )
+
+
+def _grid_of(student: StudentFacts | None) -> Grid:
+    """The grid that a student was trained on; a teacher's is the usual one."""
+    if student is None:
+        return {}
+    return {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
 
 
 def _class_of_seed(
@@ -185,7 +192,7 @@ def _channels_last(images: torch.Tensor, classes: torch.Tensor | None) -> tuple[
 
 
 def _with_progress(batches: Iterator[Batch], progress: tqdm[NoReturn]) -> Iterator[Batch]:
-    """The batches, counted by the bar once they are done with."""
+    """The batches; the bar counts each once it is consumed."""
     for images, classes in batches:
         yield images, classes
         progress.update(len(images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
 
 def labelled_grid(
     rows: Sequence[tuple[str, str | Path | Images]],
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     columns: int = 16,
     scale: int | None = None,

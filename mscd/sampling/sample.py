@@ -15,7 +15,7 @@ from mscd.diffusion.solvers import Solver
 from mscd.networks import EDMPrecond
 from mscd.sampling.seeds import SeededDraws
 
-HEUN_STEPS = 18  # of a teacher, if nothing else is asked for
+HEUN_STEPS = 18  # of a teacher, by default
 CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
 
 
@@ -51,8 +51,8 @@ def split_seeds(seeds: range, size: int) -> list[range]:
 def pieces_for(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device) -> list[range]:
     """Seeds that go through the network together so that an image depends on its seed alone.
 
-    A CPU's kernels round by how many images they are given and where one stands among them. So there a piece is always
-    as large and begins at a multiple of its size, and goes beyond `seeds` at their ends.
+    A CPU's kernels round differently by the number of images and the position of an image among them. So there all
+    pieces have one size and begin at its multiples: the first and the last may reach beyond `seeds`.
     """
     if device.type != "cpu":
         return split_seeds(seeds, batch_size)

@@ -15,6 +15,7 @@ from typing import IO, Any, NotRequired, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from mscd.checkpoints.metadata import NetworkMetadata
 from mscd.errors import UserError
 from mscd.files.atomic import NPZ_FAULTS, atomic_write
 
@@ -30,7 +31,7 @@ class SampleProvenance(TypedDict):
     """
 
     format: str
-    network: Mapping[str, Any]
+    network: NetworkMetadata
     sampler: str
     steps: int
     nfe: int
@@ -88,8 +89,8 @@ def _check_images(path: str | os.PathLike[str], shape: tuple[int, ...], dtype: n
 def joint_provenance(paths: Sequence[str | os.PathLike[str]]) -> SampleProvenance:
     """Provenance of the images that the sample files, at least one, hold together, in the order of their seeds.
 
-    Raises UserError naming the files unless each goes on where the one before ends, made in the same way (network,
-    sampler, steps, churn, device, software); and as `read_samples` does.
+    Raises UserError naming the files unless each continues where the previous one ends, made in the same way
+    (network, sampler, steps, churn, device, software); and as `read_samples` does.
     """
     whole = _read_provenance(paths[0])
     for before, path in itertools.pairwise(paths):
@@ -164,7 +165,7 @@ def _open_images(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def _read_header(path: str | os.PathLike[str], file: IO[bytes]) -> tuple[int, ...]:
-    """[N, H, W, C] of a stream of images, which goes on with their bytes."""
+    """[N, H, W, C] of a stream of images, whose bytes come next."""
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("its array is of another version")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
@@ -185,7 +186,7 @@ def _read_provenance(path: str | os.PathLike[str]) -> SampleProvenance:
 
 @contextlib.contextmanager
 def _open_arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, Images]]:
-    """The arrays of a sample file, read when asked for; what is wrong with it is a UserError that names it."""
+    """The arrays of a sample file, each read on access; what is wrong with it is a UserError that names it."""
     with _name_faults(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         yield arrays
 
