@@ -54,9 +54,9 @@ def generate(
     batch_size images are sampled at a time; another batch_size rounds differently (and so does another number of
     threads on a CPU, if it is no power of two).
 
-    Files are written, and a GPU's images copied, while the next piece is sampled. device: the group's by default. Progress
-    goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network, for an
-    unreadable network and for a file that could not be written.
+    Files are written, and a GPU's images copied, while the next piece is sampled. device: the group's by default.
+    Progress goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network,
+    for an unreadable network and for a file that could not be written.
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
