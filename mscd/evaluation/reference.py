@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypedDict, TypeGuard
+from typing import IO, TypedDict, TypeGuard
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statis
 from mscd.evaluation.inception import check_sha256
 from mscd.files.atomic import NPZ_FAULTS, atomic_write
 from mscd.parallel.group import SINGLE_PROCESS, Group
-
-if TYPE_CHECKING:
-    from mscd.checkpoints.metadata import Origin
+from mscd.provenance.licenses import Origin
 
 
 class ReferenceProvenance(TypedDict, total=False):

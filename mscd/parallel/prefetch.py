@@ -7,12 +7,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 T = TypeVar("T")
-Tensors = tuple[torch.Tensor | None, ...]
+Tensors = TypeVar("Tensors", bound=tuple[torch.Tensor | None, ...])
 
 
 class _Instead(enum.Enum):
@@ -109,7 +109,9 @@ def on_host(batches: Iterable[Tensors]) -> Iterator[Tensors]:
     """
     landing = None
     for tensors in batches:
-        copies = tuple(tensor if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors)
+        copies = cast(
+            Tensors, tuple(None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors)
+        )
         copied = [_record_event(tensor.device) for tensor in tensors if tensor is not None and tensor.is_cuda]
         if landing is not None:
             yield _wait_for(*landing)

@@ -66,7 +66,7 @@ def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> i
 
 
 def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
-    """What lies on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
+    """What is on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
     weights = TensorLayout(net.state_dict())
     teacher = config.trained_teacher
     last = teacher.legs()[-1] if teacher else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,9 @@ from mscd.sampling.image_grid import labelled_grid
 
 def compare_images(
     scores: pd.DataFrame,
-    folder: str | os.PathLike[str],
+    folder: str | Path,
     samplers: list[SamplerSettings],
-    path: str | os.PathLike[str],
+    path: str | Path,
     images: int,
     device: str | torch.device = "cpu",
 ) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
+from mscd.checkpoints.metadata import NETWORK_FORMAT, is_network, read_metadata
 from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
@@ -22,7 +22,9 @@ STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 
 
-def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | os.PathLike | None = None) -> Path:
+def export(
+    network: str | os.PathLike[str], dest: str | os.PathLike[str], *, table: str | os.PathLike[str] | None = None
+) -> Path:
     """Write the folder `dest` for a student's network file; returns its path.
 
     model.safetensors (the file as it is), config.json, README.md (model card, with the rows of `table`, a
@@ -30,11 +32,12 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
     folder that holds anything else.
     """
-    if not read_metadata(network).get("student"):  # before all of the file is read
+    metadata = read_metadata(network)
+    if not is_network(metadata) or not (student := metadata.get("student")):
         raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
-    net, metadata = load_network(network)
-    grid = dict(metadata["student"])
-    sigmas = sampling_sigmas(net, grid.pop("segments"), **grid).tolist()
+    net, _ = load_network(network)
+    grid = {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
+    sigmas: list[float] = sampling_sigmas(net, student["segments"], **grid).tolist()
     scores = None if table is None else scores_of_network(table, metadata)
     config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
@@ -42,7 +45,7 @@ def export(network: str | os.PathLike, dest: str | os.PathLike, *, table: str | 
     with open(network, "rb") as original, atomic_write(dest / "model.safetensors") as copy:
         shutil.copyfileobj(original, copy)
     _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
-    _write(dest / "README.md", model_card(metadata, sigmas, scores).encode())
+    _write(dest / "README.md", model_card(metadata, student, sigmas, scores).encode())
     _write(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
     for name in _CARRIED:
         _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())

@@ -33,7 +33,7 @@ from mscd.data.dataset import ImageDataset
 from mscd.data.images import is_image
 from mscd.data.zip_format import read_directory
 from mscd.errors import UserError
-from mscd.evaluation.classifier import CLASSIFIER_FORMAT
+from mscd.evaluation.classifier import is_classifier
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.networks.meta import meta_network, parameter_count
@@ -136,14 +136,15 @@ def _safetensors(path: Path) -> Facts:
         return {"kind": "network", **_network_facts(metadata)}
     if is_state(metadata):
         return {"kind": "training state", **_state_facts(metadata, sizes)}
-    if metadata.get("format") == CLASSIFIER_FORMAT:
-        kept = {name: metadata[name] for name in ("classifier", "made_from", "digest")}
-        return {"kind": "classifier", "parameters": sum(sizes.values()), **kept}
+    if is_classifier(metadata):
+        about = {"classifier": metadata["classifier"], "made_from": metadata["made_from"], "digest": metadata["digest"]}
+        return {"kind": "classifier", "parameters": sum(sizes.values()), **about}
     return {"kind": "file of another version of mscd", **metadata}
 
 
 def _network_facts(metadata: NetworkFileMetadata) -> Facts:
-    about = {name: metadata[name] for name in NETWORK_FACTS if name in metadata}
+    stated: Mapping[str, object] = metadata
+    about = {name: stated[name] for name in NETWORK_FACTS if name in stated}
     return {**_architecture(metadata["network"]), **about}
 
 

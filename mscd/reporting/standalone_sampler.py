@@ -40,7 +40,7 @@ def main(seeds: str, picture: str) -> None:
 
     columns = math.ceil(math.sqrt(len(pixels)))
     padded = torch.cat([pixels, pixels.new_zeros(-len(pixels) % columns, *pixels.shape[1:])])
-    grid = torch.cat([torch.cat(list(row), dim=1) for row in padded.split(columns)])
+    grid = torch.cat([torch.cat(list(row), dim=1) for row in torch.split(padded, columns)])
     header = f"{'P5' if net.img_channels == 1 else 'P6'} {grid.shape[1]} {grid.shape[0]} 255\n"
     Path(picture).write_bytes(header.encode() + bytes(grid.flatten().tolist()))
 

@@ -181,7 +181,6 @@ def _sample_pieces(net: EDMPrecond, pieces: Sequence[range], seeds: range, sampl
     """Of each piece, images [n, H, W, C] and classes [n] of those of its seeds that are among `seeds`."""
     samples = (_channels_last(*sample(net, piece, sampling)) for piece in pieces)
     for piece, (images, classes) in zip(pieces, on_host(samples), strict=True):
-        assert images is not None
         wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
         yield images[wanted].numpy(), None if classes is None else classes[wanted].tolist()
 
