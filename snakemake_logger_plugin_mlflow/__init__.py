@@ -4,9 +4,9 @@ One parent run per workflow, one nested run per job. The Snakemake process only 
 (`.snakemake/mlflow/<time>-<id>.jsonl`); a process of its own, the sender, writes to MLflow.
 What MLflow missed is filled in by `python -m snakemake_logger_plugin_mlflow replay`.
 
-In the Snakemake process: handler -> recorder -> snakemake_run, journal, events. In the sender: sender -> session ->
-store, events, digests, journal; MLflow is imported by the last two rooms of this line only. The package imports
-nothing of mscd. Snakemake looks here for the two classes below.
+The Snakemake process runs handler, recorder and snakemake_run; the sender runs sender, session, store and digests;
+journal, events and messages serve both. Only the sender imports MLflow, only the Snakemake process imports Snakemake,
+and nothing here imports mscd. Snakemake looks in this module for the two classes below.
 """
 
 from snakemake_logger_plugin_mlflow.handler import LogHandler, LogHandlerSettings

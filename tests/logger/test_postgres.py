@@ -136,6 +136,7 @@ def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
     check_job_that_outlives_snakemake(flow)
 
 
+@pytest.mark.slow
 def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, new_flow):
     flows = {}
     for times in (1, 2):
