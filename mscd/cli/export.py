@@ -33,6 +33,6 @@ def export(network: Path, folder: Path, table: Path | None) -> None:
     NETWORK is a student's .safetensors. The folder gets its weights, its settings, a model card (README.md) with
     licence and scores, and a program that samples it.
     """
-    from mscd.reporting.export import export
+    from mscd.reporting.export import export_student
 
-    click.echo(f"{export(network, folder, table=table)}: see README.md there", err=True)
+    click.echo(f"{export_student(network, folder, table=table)}: see README.md there", err=True)

@@ -22,7 +22,7 @@ STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 
 
-def export(
+def export_student(
     network: str | os.PathLike[str], dest: str | os.PathLike[str], *, table: str | os.PathLike[str] | None = None
 ) -> Path:
     """Write the folder `dest` for a student's network file; returns its path.

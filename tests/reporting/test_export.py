@@ -24,7 +24,7 @@ from mscd.diffusion.sigmas import student_sigmas
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import CC_BY_NC_SA
-from mscd.reporting.export import export
+from mscd.reporting.export import export_student
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
@@ -55,7 +55,7 @@ def network(tmp_path):
 
 def exported_card(path, tmp_path, **options):
     """(YAML header, text) of the model card."""
-    text = (export(path, tmp_path / "export", **options) / "README.md").read_text()
+    text = (export_student(path, tmp_path / "export", **options) / "README.md").read_text()
     _, header, body = re.split("^---$\n", text, maxsplit=2, flags=re.MULTILINE)
     return yaml.safe_load(header), body
 
@@ -109,7 +109,7 @@ def sampled_elsewhere(folder, seeds, picture):
 @pytest.mark.parametrize("kind", [GREY, COLOUR], ids=["grey with classes", "colour without"])
 def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safetensors_alone(tmp_path, kind):
     student_file(tmp_path / "ema.safetensors", kind)
-    folder = export(tmp_path / "ema.safetensors", tmp_path / "elsewhere" / "export")
+    folder = export_student(tmp_path / "ema.safetensors", tmp_path / "elsewhere" / "export")
     picture = sampled_elsewhere(folder, "5-11", tmp_path / "images.ppm")
     generate(tmp_path / "ema.safetensors", tmp_path / "samples.npz", seeds=range(5, 12), sampler="euler", steps=3)
     images = read_samples(tmp_path / "samples.npz")[0]
@@ -120,13 +120,13 @@ def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safete
 
 
 def test_the_network_file_is_exported_as_it_is(network, tmp_path):
-    folder = export(network, tmp_path / "export")
+    folder = export_student(network, tmp_path / "export")
     assert (folder / "model.safetensors").read_bytes() == network.read_bytes()
     assert load_network(folder / "model.safetensors").network.init_kwargs["label_dim"] == 10
 
 
 def test_the_carried_files_are_those_of_the_package(network, tmp_path):
-    folder, package = export(network, tmp_path / "export"), Path(mscd.__file__).parent
+    folder, package = export_student(network, tmp_path / "export"), Path(mscd.__file__).parent
     carried = sorted(path.relative_to(folder).as_posix() for path in folder.glob("mscd/**/*.py"))
     assert "mscd/networks/precond.py" in carried
     assert {f"mscd/networks/{path.name}" for path in (package / "networks").glob("*.py")} < set(carried)
@@ -145,7 +145,7 @@ def test_the_example_in_the_docs_is_the_exported_one_and_short():
 
 
 def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
-    config = json.loads((export(network, tmp_path / "export") / "config.json").read_text())
+    config = json.loads((export_student(network, tmp_path / "export") / "config.json").read_text())
     metadata = read_metadata(network)
     assert EDMPrecond(**config["network"]).init_kwargs == metadata["network"]
     assert (config["student"], config["label_dim"], config["digest"]) == (STUDENT, 10, metadata["digest"])
@@ -162,7 +162,7 @@ def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
 
 def test_the_noise_levels_stay_within_the_networks_range(tmp_path):
     student_file(tmp_path / "ema.safetensors", {**GREY, "sigma_min": 0.5, "sigma_max": 10.0})
-    config = json.loads((export(tmp_path / "ema.safetensors", tmp_path / "export") / "config.json").read_text())
+    config = json.loads((export_student(tmp_path / "ema.safetensors", tmp_path / "export") / "config.json").read_text())
     assert config["sigmas"][0] == pytest.approx(10) and config["sigmas"][-2] == pytest.approx(0.5)
 
 
@@ -256,7 +256,7 @@ def test_without_a_table_the_card_has_no_scores(network, tmp_path):
 def test_a_table_without_this_network_is_refused(network, tmp_path):
     table = table_of(tmp_path / "fid_table.csv", "5" * 64)
     with pytest.raises(UserError, match="has no score of this network"):
-        export(network, tmp_path / "export", table=table)
+        export_student(network, tmp_path / "export", table=table)
     assert not (tmp_path / "export").exists()
 
 
@@ -266,14 +266,14 @@ def test_what_is_no_table_is_refused_in_one_line(network, tmp_path, content):
     if content is not None:
         table.write_bytes(content)
     with pytest.raises(UserError, match="not a score table of mscd") as caught:
-        export(network, tmp_path / "export", table=table)
+        export_student(network, tmp_path / "export", table=table)
     assert "\n" not in str(caught.value)
 
 
 def test_a_teacher_is_not_exported(tmp_path):
     student_file(tmp_path / "teacher.safetensors", model="teacher", student=None)
     with pytest.raises(UserError, match="teacher.safetensors: not a student"):
-        export(tmp_path / "teacher.safetensors", tmp_path / "export")
+        export_student(tmp_path / "teacher.safetensors", tmp_path / "export")
 
 
 def test_a_damaged_network_is_not_exported(network, tmp_path):
@@ -281,15 +281,15 @@ def test_a_damaged_network_is_not_exported(network, tmp_path):
     content[-5] ^= 1
     network.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
-        export(network, tmp_path / "export")
+        export_student(network, tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
 def test_a_second_export_replaces_the_first(network, tmp_path):
-    first = export(network, tmp_path / "export")
+    first = export_student(network, tmp_path / "export")
     before = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
     (first / "README.md").write_text("of an earlier score table")
-    export(network, tmp_path / "export")
+    export_student(network, tmp_path / "export")
     assert before == {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
 
 
@@ -298,5 +298,5 @@ def test_a_folder_of_something_else_is_left_alone(network, tmp_path):
     folder.mkdir()
     (folder / "README.md").write_text("mine")
     with pytest.raises(UserError, match="holds something else than an export"):
-        export(network, folder)
+        export_student(network, folder)
     assert [path.name for path in folder.iterdir()] == ["README.md"]

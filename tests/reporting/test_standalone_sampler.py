@@ -12,7 +12,7 @@ from PIL import Image
 from mscd.checkpoints.network_file import save_network
 from mscd.networks import EDMPrecond
 from mscd.reporting import standalone_sampler
-from mscd.reporting.export import export
+from mscd.reporting.export import export_student
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
@@ -31,7 +31,7 @@ def student(tmp_path_factory):
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
         parameter.data = 3 * torch.randn(parameter.shape, generator=generator) / fan_in**0.5
     save_network(folder / "ema.safetensors", net, {"model": "s2", "snapshot_kimg": 1, "ema": "ema", "student": STUDENT})
-    return folder / "ema.safetensors", export(folder / "ema.safetensors", folder / "export")
+    return folder / "ema.safetensors", export_student(folder / "ema.safetensors", folder / "export")
 
 
 @pytest.mark.parametrize("seeds", [range(5, 6), range(5, 7), range(60, 70), range(PIECE, PIECE + 9)])
