@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -20,7 +20,7 @@ from mscd.evaluation.reference import Reference, check_reference, check_shape, l
 from mscd.files.atomic import atomic_write
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.software import software_versions
-from mscd.sampling.sample_file import count_images, joint_provenance, read_batches
+from mscd.sampling.sample_file import SampleProvenance, count_images, joint_provenance, read_batches
 
 # What the provenance of samples must say of their network, and of how they were made.
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema", "digest"), ("sampler", "steps", "nfe", "churn", "seeds")
@@ -111,9 +111,7 @@ def _features(
     return group.in_turns(detector.features(checked()), count)
 
 
-def _record(
-    value: float, images: int, provenance: Mapping[str, Any], detector: Detector, reference: Reference
-) -> Score:
+def _record(value: float, images: int, provenance: SampleProvenance, detector: Detector, reference: Reference) -> Score:
     """The score of so many images of that provenance."""
     network = provenance["network"]
     record: Score = {
@@ -138,10 +136,10 @@ def _record(
     return record
 
 
-def _check_provenance(path: str | os.PathLike[str], provenance: Mapping[str, Any]) -> None:
+def _check_provenance(path: str | os.PathLike[str], provenance: Mapping[str, object]) -> None:
     """Raise UserError unless the samples say all that a score says of them."""
     stated = provenance.get("network")
-    network: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
+    network = stated if isinstance(stated, dict) else {}
     missing = [name for name in OF_SAMPLES if name not in provenance]
     missing += [f"network {name}" for name in OF_NETWORK if name not in network]
     if missing:
