@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 
 from mscd.cli.options import Command, Count, Digest, Size, new, obtain
-
-TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
+from mscd.data.transforms import TRANSFORMS
 
 
 @click.command(

@@ -15,7 +15,7 @@ PATTERNS = {
 }
 
 
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
+def explain_errors(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for a pydantic error: the first problem (unknown keys before all else), and how many more there are."""
     problems = error.errors(include_url=False, include_context=True)
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mscd.config.error_text import describe
+from mscd.config.error_text import explain_errors
 from mscd.config.run import Config
 from mscd.errors import UserError
 from mscd.provenance.urls import is_address, local_path
@@ -26,7 +26,7 @@ def load_config(source: str | Path | Mapping[str, Any], *, name: str = "config")
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{name}: {describe(error, Config)}") from None
+        raise UserError(f"{name}: {explain_errors(error, Config)}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,7 +17,6 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would 
 _PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 _PACKED_HEAD, _PACKED_TAIL = 48, 8 + len(_PNG_END)  # bytes before and after the rows of a PNG of one block
 _LARGEST_BLOCK = 65535  # of a stored zlib stream
-TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")
 
 
 def is_image(name: str) -> bool:

@@ -17,9 +17,10 @@ from typing import IO, TYPE_CHECKING, NoReturn, TypedDict
 import numpy as np
 
 from mscd.data.archives import DamagedFile
-from mscd.data.images import TRANSFORMS, encode_png, transformed
+from mscd.data.images import encode_png, transformed
 from mscd.data.labels import image_name
 from mscd.data.sources import Source, open_source
+from mscd.data.transforms import TRANSFORMS
 from mscd.data.zip_format import StoredZip
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write, sha256_of
@@ -59,7 +60,7 @@ def pack(
 ) -> DataSummary:
     """Write the EDM zip `dest` from what sources.open_source reads, whole or not at all.
 
-    resolution: width, or (width, height) as center-crop-wide takes it; transform: one of images.TRANSFORMS, None only
+    resolution: width, or (width, height) as center-crop-wide takes it; transform: one of TRANSFORMS, None only
     resizes. max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels:
     how many the data set must have. workers: threads; the bytes written do not depend on it. A source that is an EDM
     zip already, which nothing would change, is checked and copied as it is.

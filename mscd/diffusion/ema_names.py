@@ -10,7 +10,7 @@ import re
 EMA = "ema"
 PHEMA, POSTHOC = "phema-", "posthoc-"  # a relative standard deviation follows
 STD_PATTERN = r"\d\.\d{3}"
-NAME_PATTERN = f"{EMA}|{PHEMA}{STD_PATTERN}|{POSTHOC}{STD_PATTERN}"
+EMA_PATTERN = f"{EMA}|{PHEMA}{STD_PATTERN}|{POSTHOC}{STD_PATTERN}"
 
 
 def phema_name(std: float) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLASSIFIER_FORMAT = "mscd-classifier-1"
 FEATURES = 64
-BATCH = 500  # images handed to a network at a time when nothing is trained
+EVALUATED_AT_ONCE = 500  # images handed to a network at a time when nothing is trained
 
 
 class ClassifierShape(TypedDict):
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
         if label_dim < 2:
             raise UserError("a classifier needs labels of at least two classes: put each class in a folder of its own")
         self.resolution, self.channels, self.label_dim = resolution, channels, label_dim
-        self.dim, self.batch_size = FEATURES, BATCH
+        self.dim, self.batch_size = FEATURES, EVALUATED_AT_ONCE
         halvings = int(math.log2(resolution)) - 2
         layers = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
         for number in range(halvings):
@@ -178,7 +178,7 @@ def shift_images(images: torch.Tensor, reach: int, generator: torch.Generator) -
 def measure_accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
     """Share of the images of `indices` whose class the classifier finds."""
     right = 0
-    for images, labels in batches(dataset, torch.split(indices, BATCH)):
+    for images, labels in batches(dataset, torch.split(indices, EVALUATED_AT_ONCE)):
         right += (classifier(to_unit_range(images)).argmax(1) == labels.argmax(1)).sum().item()
     return right / len(indices)
 

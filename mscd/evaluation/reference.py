@@ -16,7 +16,7 @@ import torch
 
 from mscd.data.dataset import ImageDataset
 from mscd.errors import UserError
-from mscd.evaluation.classifier import BATCH
+from mscd.evaluation.classifier import EVALUATED_AT_ONCE
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statistics
 from mscd.evaluation.inception import check_sha256
@@ -49,7 +49,7 @@ class Reference:
 
 
 def dataset_statistics(
-    dataset: ImageDataset, detector: Detector, *, batch_size: int = BATCH, group: Group = SINGLE_PROCESS
+    dataset: ImageDataset, detector: Detector, *, batch_size: int = EVALUATED_AT_ONCE, group: Group = SINGLE_PROCESS
 ) -> FeatureStatistics:
     """Statistics of the detector's features over all images of the data set, in their order.
 

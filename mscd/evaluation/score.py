@@ -24,7 +24,7 @@ from mscd.sampling.sample_file import SampleProvenance, count_images, joint_prov
 
 # What the provenance of samples must say of their network, and of how they were made.
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema", "digest"), ("sampler", "steps", "nfe", "churn", "seeds")
-BATCH = 500  # images handed to the detector at a time
+READ_AT_ONCE = 500  # images handed to the detector at a time
 
 
 class Score(TypedDict):
@@ -100,8 +100,8 @@ def _features(
     group: Group,
 ) -> Iterator[torch.Tensor]:
     """Features of all images, batch by batch in their order, on the lead."""
-    count = math.ceil(count_images(parts) / BATCH)
-    mine = itertools.islice(read_batches(parts, BATCH), group.rank, None, group.size)
+    count = math.ceil(count_images(parts) / READ_AT_ONCE)
+    mine = itertools.islice(read_batches(parts, READ_AT_ONCE), group.rank, None, group.size)
 
     def checked() -> Iterator[torch.Tensor]:
         for images in mine:

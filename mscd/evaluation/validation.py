@@ -19,7 +19,7 @@ from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
 from mscd.sampling.sample import HEUN_STEPS, Sampling, sample, split_seeds
 
-BATCH = 256
+SAMPLED_AT_ONCE = 256
 
 
 class Validation:
@@ -52,7 +52,7 @@ class Validation:
             sampling = Sampling("euler", self.settings.segments)
         else:
             sampling = Sampling("heun", HEUN_STEPS)
-        for seeds in split_seeds(self.group.rows(self.settings.validate_images), BATCH):
+        for seeds in split_seeds(self.group.rows(self.settings.validate_images), SAMPLED_AT_ONCE):
             images, _ = sample(net, seeds, sampling)
             yield images
 

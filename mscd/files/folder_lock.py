@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mscd.errors import UserError
 from mscd.files.atomic import writing
 
-POLL_SECONDS = 0.1  # between two tries of who waits for a lock
+SECONDS_BETWEEN_TRIES = 0.1  # between two tries of who waits for a lock
 log = logging.getLogger(__name__)
 
 
@@ -159,7 +159,7 @@ def wait_for_lock(path: str | os.PathLike[str], what: str, seconds: float) -> It
                 if not said:
                     log.info("%s", error)
                 said = True
-            time.sleep(POLL_SECONDS)
+            time.sleep(SECONDS_BETWEEN_TRIES)
         yield
 
 

@@ -25,7 +25,7 @@ from mscd.parallel.stop_request import StopRequest, has_exited
 from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.2
+SECONDS_BETWEEN_LOOKS = 0.2
 # submitit's local executor wants a limit; legs are bounded by their kimg.
 TIMEOUT_MINUTES = 60 * 24 * 30
 # How long processes may outlive one of them that died: they end with it, but where NCCL leaves them waiting.
@@ -111,7 +111,7 @@ def _wait(job: submitit.Job[WorkerResult], controller: psutil.Process, relay: _S
             most, all_there = running, time.monotonic()
         elif time.monotonic() > all_there + SECONDS_TO_FOLLOW:
             _kill_processes(controller)
-        time.sleep(POLL_SECONDS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     _copy_new_output(job.paths.stderr, shown)
 
 

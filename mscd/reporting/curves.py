@@ -20,7 +20,7 @@ from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
 from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
-from mscd.reporting.scores import curve, decimals_for, emas, is_posthoc
+from mscd.reporting.scores import curve, decimals_for, emas, has_posthoc_average
 
 Colour = str | np.ndarray
 # Okabe and Ito's palette: distinct with any common colour blindness. Black and grey are the teacher's.
@@ -68,7 +68,7 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
         looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))
         for ema, (colour, marker) in zip(emas(scores, student), looks, strict=False):
             _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
-        for _, best in table[(table["model"] == student) & is_posthoc(table)].iterrows():
+        for _, best in table[(table["model"] == student) & has_posthoc_average(table)].iterrows():
             rows = mine[mine["network_digest"] == best["network"]]
             _draw_curve(axes, rows, "snapshot_kimg", f"best post hoc: {best['ema']}", color=next(looks)[0], **BEST)
         for row, line in _teacher_lines(table, nfe):
@@ -94,7 +94,7 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
     to maximum over the seed blocks), one curve per snapshot that has some made after training. Those kept in
     training are framed, the best of all has a star. Raises UserError where none were made after training."""
     mine = _student_scores(scores, student)
-    kimgs = sorted(mine.loc[is_posthoc(mine), "snapshot_kimg"].unique())
+    kimgs = sorted(mine.loc[has_posthoc_average(mine), "snapshot_kimg"].unique())
     if not kimgs:
         raise UserError(f"no scores of averages of student {student} made after training (posthoc-...): score some")
     percent = mine["ema"].map(std_of).astype(float) * 100
@@ -105,7 +105,7 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
         for kimg, colour, marker, label in _snapshot_looks(kimgs):
             rows = mine[mine["snapshot_kimg"] == kimg]
             _draw_curve(axes, rows, "percent", label, color=colour, marker=marker)
-        frames = curve(mine[~is_posthoc(mine)], ["snapshot_kimg", "percent"])["mean"]
+        frames = curve(mine[~has_posthoc_average(mine)], ["snapshot_kimg", "percent"])["mean"]
         if len(frames):
             x = frames.index.get_level_values("percent")
             axes.plot(x, frames, "s", markersize=11, fillstyle="none", color=INK, label="kept in training")

@@ -13,10 +13,10 @@ from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
+from mscd.provenance.code_version import PACKAGE
 from mscd.reporting.model_card import model_card
 from mscd.reporting.score_table import scores_of_network
 
-PACKAGE = Path(__file__).parents[1]
 STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 # What a network is made of: imports nothing but torch and the standard library.
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]

@@ -16,7 +16,7 @@ import pandas as pd
 from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.errors import UserError
 from mscd.files.markdown import markdown_table
-from mscd.reporting.scores import ROW, decimals_for, is_posthoc, seed_ranges
+from mscd.reporting.scores import ROW, decimals_for, has_posthoc_average, seed_ranges
 
 if TYPE_CHECKING:
     from mscd.checkpoints.metadata import NetworkMetadata
@@ -39,7 +39,7 @@ def fid_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     groups = scores.groupby(ROW, sort=False, dropna=False)["value"]
     table = groups.agg(["min", "mean", "std"]).reset_index().rename(columns=RENAMED)[COLUMNS]
-    posthoc = table[is_posthoc(table)]
+    posthoc = table[has_posthoc_average(table)]
     best = pd.Index(posthoc.groupby("model", sort=False)["mean"].idxmin())
     return table.drop(posthoc.index.difference(best)).reset_index(drop=True)
 
@@ -187,10 +187,10 @@ def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
 
 def _posthoc_sentences(table: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
     """One sentence per post-hoc average of the table that was chosen from several, with their number."""
-    tried = scores[is_posthoc(scores)].groupby("model")["network_digest"].nunique()
+    tried = scores[has_posthoc_average(scores)].groupby("model")["network_digest"].nunique()
     return [
         f"- {row['model']}: {row['ema']} at {row['snapshot_kimg']} kimg is the best of {tried[row['model']]} "
         "averages made after training that were scored"
-        for _, row in table[is_posthoc(table)].iterrows()
+        for _, row in table[has_posthoc_average(table)].iterrows()
         if tried[row["model"]] > 1
     ]

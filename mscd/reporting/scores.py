@@ -136,7 +136,7 @@ def seed_ranges(blocks: Iterable[tuple[int, int]]) -> str:
     return "seeds " + ", ".join(f"{first}-{last}" for first, last in blocks)
 
 
-def is_posthoc(rows: pd.DataFrame) -> pd.Series[bool]:
+def has_posthoc_average(rows: pd.DataFrame) -> pd.Series[bool]:
     """Which rows of a table or of scores are of averages made after training, `posthoc-0.075`."""
     return rows["ema"].str.startswith(POSTHOC)
 
@@ -146,7 +146,7 @@ def emas(scores: pd.DataFrame, student: str) -> list[str]:
 
     Those made afterwards are compared by their length, not along the training.
     """
-    return sorted(scores.loc[(scores["model"] == student) & ~is_posthoc(scores), "ema"].unique())
+    return sorted(scores.loc[(scores["model"] == student) & ~has_posthoc_average(scores), "ema"].unique())
 
 
 def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int, float]]:

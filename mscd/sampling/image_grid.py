@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from mscd.errors import UserError
-from mscd.sampling.sample_file import read_samples
+from mscd.sampling.sample_file import Images, read_samples
 
-Images = npt.NDArray[np.uint8]
 INK = "#222222"
 TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
 

@@ -1,16 +1,19 @@
 """Settings: what is refused, in which words; what a run's identity holds; that their documentation is current."""
 
 import copy
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mscd.config.base import digest
+from mscd.config.data import DataSettings
 from mscd.config.docs import docs
 from mscd.config.loading import check_source, load_config
 from mscd.config.run import Config
 from mscd.config.training import LegRange, check_share
+from mscd.data.transforms import TRANSFORMS
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
@@ -402,3 +405,8 @@ def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
     else:
         with pytest.raises(UserError, match=f"x.batch_size: {processes} processes.* cannot share {batch} images"):
             check_share("x", batch, processes, piece)
+
+
+def test_images_may_be_cropped_in_every_way_that_packing_knows():
+    (choices, _) = typing.get_args(DataSettings.model_fields["transform"].annotation)
+    assert typing.get_args(choices) == TRANSFORMS

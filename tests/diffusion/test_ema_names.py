@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from mscd.diffusion.ema_names import EMA, NAME_PATTERN, is_phema, is_posthoc, phema_name, posthoc_name, std_of
+from mscd.diffusion.ema_names import EMA, EMA_PATTERN, is_phema, is_posthoc, phema_name, posthoc_name, std_of
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_names_of_averages_are_read_back():
         (True, False),
         (False, True),
     ]
-    assert all(re.fullmatch(NAME_PATTERN, name) for name in (EMA, kept, made))
+    assert all(re.fullmatch(EMA_PATTERN, name) for name in (EMA, kept, made))

@@ -7,7 +7,7 @@ import pytest
 
 from mscd.errors import UserError
 from mscd.reporting import score_table
-from mscd.reporting.scores import is_posthoc, read_scores
+from mscd.reporting.scores import has_posthoc_average, read_scores
 
 
 def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run):
@@ -90,14 +90,14 @@ def test_headline_compares_each_student_with_the_teacher(run):
 def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
     scores = read_scores(posthoc)
     table = score_table.fid_table(scores)
-    made = table[is_posthoc(table)]
+    made = table[has_posthoc_average(table)]
     assert list(zip(made["model"], made["snapshot_kimg"], made["ema"], made["mean"], strict=True)) == [
         ("s8", 100, "posthoc-0.075", 8.0),
         ("s16", 100, "posthoc-0.200", 31.0),
     ]
     assert list(table.index) == list(range(len(table))) and len(table) == 2 + 8 + 2
     assert score_table.headline(table)["best/s8"] == 8.0 and score_table.headline(table)["best/s16"] == 8.0
-    assert is_posthoc(scores).sum() == 3 * 7
+    assert has_posthoc_average(scores).sum() == 3 * 7
 
 
 def test_markdown_says_from_how_many_a_posthoc_average_was_chosen(posthoc, tmp_path):

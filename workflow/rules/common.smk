@@ -12,7 +12,7 @@ from mscd.config.base import digest
 from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.run_paths import TEACHER
 from mscd.config.training import check_share
-from mscd.diffusion import ema_names
+pass
 from mscd.diffusion.solvers import SOLVERS
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
@@ -115,7 +115,7 @@ wildcard_constraints:
     published=any_of(run.published_students),
     kimg=r"\d+",
     model=rf"{TEACHER}|(?:{any_of([*run.students, *run.published_students])})-\d+",
-    ema=ema_names.NAME_PATTERN,
+    ema=ema_names.EMA_PATTERN,
     std=ema_names.STD_PATTERN,
     sampler=rf"(?:{any_of(SOLVERS)})-\d+(?:-churn[\d.e+-]+)?",
     downloaded=any_of(downloads),
