@@ -12,7 +12,7 @@ from mscd.config.base import digest
 from mscd.config.loading import check_source, load_config, read_yaml
 from mscd.config.run_paths import TEACHER
 from mscd.config.training import check_share
-pass
+from mscd.diffusion import ema_names
 from mscd.diffusion.solvers import SOLVERS
 from mscd.errors import UserError
 from mscd.files.folder_lock import FolderLock
