@@ -1,7 +1,7 @@
 """The script that an exported student has: the images of `mscd generate`, and what it takes."""
 
 import math
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -34,33 +34,48 @@ def student(tmp_path_factory):
     return folder / "ema.safetensors", export_student(folder / "ema.safetensors", folder / "export")
 
 
+@pytest.fixture(scope="module")
+def generated(student, tmp_path_factory):
+    """The images that mscd makes of seeds 5 to 72, by seed."""
+    path = tmp_path_factory.mktemp("generated") / "images.npz"
+    seeds = range(5, PIECE + 9)
+    generate(student[0], path, seeds=seeds, device="cpu")
+    return dict(zip(seeds, read_samples(path)[0], strict=True))
+
+
 @pytest.mark.parametrize("seeds", [range(5, 6), range(5, 7), range(60, 70), range(PIECE, PIECE + 9)])
-def test_pixels_are_those_of_mscd_generate_whatever_the_seeds(student, seeds, tmp_path, monkeypatch):
-    network, folder = student
+def test_pixels_are_those_of_mscd_generate_whatever_the_seeds(student, generated, seeds, tmp_path, monkeypatch):
+    _, folder = student
     monkeypatch.setattr(standalone_sampler, "__file__", str(folder / "sample.py"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     asked = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
     standalone_sampler.main(asked, str(tmp_path / "images.ppm"))
-    generate(network, tmp_path / "images.npz", seeds=seeds, device="cpu")
-    images, columns = read_samples(tmp_path / "images.npz")[0], math.ceil(math.sqrt(len(seeds)))
+    images, columns = [generated[seed] for seed in seeds], math.ceil(math.sqrt(len(seeds)))
     picture = np.asarray(Image.open(tmp_path / "images.ppm"))
     tiles = [picture[y : y + 16, x : x + 16] for y in range(0, len(picture), 16) for x in range(0, columns * 16, 16)]
     assert np.array_equal(tiles[: len(seeds)], images)
 
 
-def run(folder, *arguments):
-    command = [sys.executable, str(folder / "sample.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+@pytest.fixture
+def refusal(student, monkeypatch):
+    """What the script says and ends with when it is run with some arguments."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        monkeypatch.chdir(student[1])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("sample.py", run_name="__main__")
+        return ended.value.code
+
+    return run
 
 
 @pytest.mark.parametrize("arguments", [[], ["0-3"], ["0-3", "a.ppm", "more"], ["3-", "a.ppm"], ["x", "a.ppm"]])
-def test_arguments_that_are_none_are_answered_with_the_usage(student, arguments):
-    ended = run(student[1], *arguments)
-    assert ended.returncode == 1 and ended.stderr.strip() == standalone_sampler.__doc__.strip()
+def test_arguments_that_are_none_are_answered_with_the_usage(student, refusal, arguments):
+    assert refusal(*arguments) == standalone_sampler.__doc__
     assert not list(student[1].glob("*.ppm"))
 
 
-def test_another_kind_of_picture_is_refused_in_one_line(student):
-    ended = run(student[1], "0-3", "images.png")
-    assert ended.returncode == 1 and ended.stderr == "images.png: a picture's name ends in .ppm or .pgm here\n"
+def test_another_kind_of_picture_is_refused_in_one_line(student, refusal):
+    assert refusal("0-3", "images.png") == "images.png: a picture's name ends in .ppm or .pgm here"
     assert not (student[1] / "images.png").exists()
