@@ -182,7 +182,6 @@ def test_server_that_goes_down_during_the_run_is_told_once_and_filled_by_replay(
     assert proxy.uri in line
 
 
-@pytest.mark.slow
 def test_server_that_never_was_there_leaves_the_workflow_alone(tmp_path):
     flow = Flow(tmp_path / "flow", f"http://me:secret@127.0.0.1:{free_port()}")
     flow.write(ONE)
