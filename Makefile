@@ -1,12 +1,13 @@
-# make demo: from a fresh clone to a scored few-step student.   make test: the tests.   make lint: formatting, rules, types, layers.
-# make test-cluster: the tests on a real Slurm, which it starts on this machine (as root on Debian).
+# make demo: from a fresh clone to a scored few-step student.   make lint: formatting, rules, layers, types.
+# make test: the tests.   make test-slow: those that take over ten seconds each.   make test-cluster: those on a real
+# Slurm, which it starts on this machine (as root on Debian).
 # make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-unit test-workflow test-cluster demo bench lint style types
+.PHONY: venv test test-unit test-workflow test-slow test-cluster demo bench lint style types
 
 venv: $(INSTALLED)
 
@@ -17,13 +18,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+# As many processes as there are cores; a file's tests stay together, as they share what they make.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: test-unit test-workflow
 
 test-unit: venv
-	$(BIN)/python -m pytest tests --ignore tests/workflow --ignore tests/logger
+	$(PYTEST) tests --ignore tests/workflow --ignore tests/logger
 
 test-workflow: venv
-	$(BIN)/python -m pytest tests/workflow tests/logger
+	$(PYTEST) tests/workflow tests/logger
+
+test-slow: venv
+	$(PYTEST) -m "slow and not cluster"
 
 test-cluster: venv
 	$(BIN)/python -m pytest -m cluster tests/cluster

@@ -1,11 +1,15 @@
 """What every test can count on, and what is made once per test run."""
 
+import os
 import signal
 
 import pytest
+from shared import make_once
 
 # A shell's background jobs ignore Ctrl-C and hand that on; what tests interrupt has to hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests, and the processes they start, run beside each other: threads of each would only wait for those of the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -17,16 +21,25 @@ def base(tmp_path_factory):
     from mscd.data.packing import pack
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("base")
-    pack("digits", folder / "train.zip", max_images=150)
-    train(teacher_leg(folder, folder / "teacher", 0, 3))
-    return folder
+
+    def make(folder):
+        pack("digits", folder / "train.zip", max_images=150)
+        train(teacher_leg(folder, folder / "teacher", 0, 3))
+
+    return make_once(tmp_path_factory, "base", make)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(base):
-    """The last snapshot (training_runs.snapshot) of a student of `base`, trained in one leg in base/undisturbed."""
-    from training_runs import snapshot, student_leg, train
+def undisturbed_run(base, tmp_path_factory):
+    """The folder of a student's run in one leg to 3 kimg, of the teacher in `base`."""
+    from training_runs import student_leg, train
 
-    train(student_leg(base, base / "undisturbed", 0, 3))
-    return snapshot(base / "undisturbed")
+    return make_once(tmp_path_factory, "undisturbed", lambda folder: train(student_leg(base, folder, 0, 3)))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_run):
+    """The last snapshot of `undisturbed_run` (training_runs.snapshot)."""
+    from training_runs import snapshot
+
+    return snapshot(undisturbed_run)

@@ -303,6 +303,7 @@ def test_published_statistics_are_taken_over_with_their_origin(here, folder):
     assert facts["resolution"] == 8 and facts["origin"]["source"] == "published.npz"
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_images_of_one(here, folder):
     network, seeds = folder / "student.safetensors", ["--seeds", "250-261"]  # of two pieces, one a process
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -22,6 +22,7 @@ def weights_equal(a, b):
     return all(torch.equal(a.state_dict()[name], b.state_dict()[name]) for name in a.state_dict())
 
 
+@pytest.mark.slow
 def test_default_settings_reach_97_percent_on_digits_held_out(digits):
     classifier, accuracy = train_classifier(digits, ClassifierSettings())
     assert accuracy >= 0.97

@@ -58,6 +58,7 @@ def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_
     assert (tmp_path / "a/2/ema.safetensors").read_bytes() == (tmp_path / "b/2/ema.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):
     train(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1))
     launch_leg(scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), 2, tmp_path)

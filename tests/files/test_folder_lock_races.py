@@ -195,6 +195,7 @@ def of_the_dead(tmp_path_factory):
     releases=st.lists(st.booleans(), min_size=3, max_size=3),
     moves=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), max_size=20),
 )
+@pytest.mark.slow
 def test_in_no_order_of_their_steps_do_two_get_the_lock(tmp_path, of_the_dead, monkeypatch, stale, releases, moves):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     folder = tmp_path / "contest"

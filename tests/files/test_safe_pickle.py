@@ -231,6 +231,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_small_files_that_say_to_be_large_get_no_memory(tmp_path):
     expected = told_large(tmp_path) | {name: reason for name, (_, reason) in bombs().items()}
     for name, (content, _) in bombs().items():

@@ -35,6 +35,7 @@ def evaluated(net, given, seed, gradient):
         return net(*given)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_blocks_share_a_mask_in_both_passes_and_are_the_same_but_for_rounding():
     torch.manual_seed(0)

@@ -113,12 +113,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_files_of_one(made):
     one, two = (files_of(folder) for folder in made)
     assert one.keys() == two.keys() and len(one) == 6 + 2 + (len(SEEDS) + 2) + 4
     assert [name for name in one if one[name] != two[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", NETWORKS)
 def test_seeds_give_the_same_images_for_any_batch_size_and_number_of_processes(made, precision):
     images = [read_samples(folder / f"{precision}-{size}.npz")[0] for folder in made for size in BATCH_SIZES]

@@ -18,6 +18,8 @@ from mscd.data import packing
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import process_group
 
+pytestmark = pytest.mark.slow  # three processes load PyTorch
+
 # 3 MB of gradients: more than the first bucket, of 1 MB, holds.
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1)
 SETTINGS = TeacherSettings(

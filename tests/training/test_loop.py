@@ -73,7 +73,8 @@ def wait_for(condition, seconds=60):
 LONG = {"duration_kimg": 6, "snapshot_kimg": 6}
 
 
-@pytest.mark.parametrize("processes", [1, 3])  # a sum of two gradients would be the same in any order
+# Three, as a sum of two gradients would be the same in any order.
+@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbed_one(base, tmp_path, processes):
     settings = STUDENT.model_copy(update={**LONG, "batch_size": 102})
     launch_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), processes, tmp_path / "a")
@@ -115,17 +116,23 @@ def test_training_stops_when_its_launcher_is_gone(base, tmp_path):
     assert list((tmp_path / "rolling").glob("state-*.safetensors"))
 
 
-def rolling_states(base, run_dir):
-    """A run cut in its last third: states at 1 and 2 kimg lie in rolling/."""
-    train(student_leg(base, run_dir, 0, 3))
-    states = {}
-    for kimg in (1, 2):
-        path = run_dir / f"rolling/state-{kimg * 1000:012d}.safetensors"
-        train(student_leg(base, run_dir / f"to{kimg}", 0, kimg))
-        shutil.copy(run_dir / f"to{kimg}/{kimg}/state.safetensors", path)
-        states[kimg] = path
-    shutil.rmtree(run_dir / "3")
-    return states
+@pytest.fixture(scope="module")
+def two_legs(base, tmp_path_factory):
+    """The folder of a student's run of two legs, with the states at 1 and 2 kimg."""
+    folder = tmp_path_factory.mktemp("legs")
+    for kimg in (0, 1):
+        train(student_leg(base, folder, kimg, kimg + 1))
+    return folder
+
+
+@pytest.fixture
+def states(two_legs, tmp_path):
+    """The rolling states, by kimg, of a run in tmp_path that was cut in its last third."""
+    (tmp_path / "rolling").mkdir()
+    files = {kimg: tmp_path / f"rolling/state-{kimg * 1000:012d}.safetensors" for kimg in (1, 2)}
+    for kimg, path in files.items():
+        shutil.copy(two_legs / f"{kimg}/state.safetensors", path)
+    return files
 
 
 def truncate(path):
@@ -139,8 +146,7 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-def test_a_damaged_state_is_named_and_the_one_before_it_used(base, undisturbed, tmp_path, caplog, damage):
-    states = rolling_states(base, tmp_path)
+def test_a_damaged_state_is_named_and_the_one_before_it_used(base, undisturbed, states, tmp_path, caplog, damage):
     damage(states[2])
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -158,8 +164,7 @@ def test_a_damaged_snapshot_is_refused_by_name(base, tmp_path, damage):
         network_file.load_network(path)
 
 
-def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, undisturbed, tmp_path, caplog):
-    states = rolling_states(base, tmp_path)
+def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, undisturbed, states, tmp_path, caplog):
     other = STUDENT.model_copy(update={"learning_rate": 2e-3})
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -169,14 +174,14 @@ def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, tmp_path):
+def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, undisturbed_run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
         pytest.skip("this machine allows no mount")
     try:
         settings = STUDENT.model_copy(update=LONG)
-        size = (base / "undisturbed/3/state.safetensors").stat().st_size if (base / "undisturbed").exists() else 400_000
+        size = (undisturbed_run / "3/state.safetensors").stat().st_size
         (disk / "ballast").write_bytes(b"x" * max(0, 4 * 2**20 - int(2.5 * size)))
         with pytest.raises(UserError, match="could not be written.*free some space"):
             train(student_leg(base, disk / "run", 0, 6, settings))
@@ -202,6 +207,7 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_stat
     assert not list((tmp_path / "rolling").glob("*"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
     settings = STUDENT.model_copy(update={"dropout": 0.0})  # dropout alone depends on how the batch is cut
     launch_leg(student_leg(base, tmp_path / "two", 0, 1, settings), 2, tmp_path / "logs")
@@ -254,8 +260,8 @@ def test_the_two_student_passes_share_one_dropout_mask():
     assert not torch.equal(masks[2], first)
 
 
-def test_ticks_record_what_is_to_be_watched(base, undisturbed):
-    events = list(read_events(base / "undisturbed/e.jsonl"))
+def test_ticks_record_what_is_to_be_watched(undisturbed_run):
+    events = list(read_events(undisturbed_run / "e.jsonl"))
     metrics = [e for e in events if e["event"] == "metrics"]
     assert [e["step"] for e in metrics] == [1, 2, 3]
     names = metrics[-1]["metrics"]

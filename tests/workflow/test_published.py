@@ -20,6 +20,7 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.data.dataset import ImageDataset
 from mscd.networks import EDMPrecond
 
+pytestmark = pytest.mark.slow  # they share one run of the whole workflow
 IMAGES = 300
 LICENSE = "CC BY-NC-SA 4.0 (non-commercial)"
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import pytest
 from project import user_lines, wait_for
 
 
@@ -37,6 +38,7 @@ def test_report_holds_table_and_pictures(project):
         assert name in report
 
 
+@pytest.mark.slow
 def test_keep_going_finishes_the_other_student(project):
     def change(settings):
         settings["students"]["a"].update(duration_kimg=3)
@@ -87,6 +89,7 @@ def goes_on(project):
     assert "going on from results/tiny/students/a/rolling/state-" in log
 
 
+@pytest.mark.slow
 def test_interrupted_call_goes_on_from_its_state(project):
     process = cut_in_a_leg(project, signal.SIGINT)
     _, err = process.communicate(timeout=120)
@@ -95,6 +98,7 @@ def test_interrupted_call_goes_on_from_its_state(project):
     goes_on(project)
 
 
+@pytest.mark.slow
 def test_killed_call_goes_on_from_its_state(project):
     cut_in_a_leg(project, signal.SIGKILL).wait()
     goes_on(project)
@@ -104,7 +108,9 @@ def test_second_call_on_one_folder_is_refused(project):
     long_leg(project)
     process = project.start("results/tiny/students/a/4/ema.safetensors")
     wait_for((project.folder / ".snakemake/workflow.lock").exists)
+    os.killpg(process.pid, signal.SIGSTOP)  # however slow the second call is, the first has not ended
     second = project.snakemake("all")
+    os.killpg(process.pid, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=120)
     assert second.returncode == 1

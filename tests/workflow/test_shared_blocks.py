@@ -1,10 +1,12 @@
 """Several jobs that share the generation of a seed block leave the score of one."""
 
 import numpy as np
+import pytest
 
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
+pytestmark = pytest.mark.slow  # each makes samples and scores in jobs of their own
 SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
 
 

@@ -115,6 +115,7 @@ def test_deleted_samples_and_rotated_states_trigger_nothing(project):
     assert project.planned() == set()
 
 
+@pytest.mark.slow
 def test_scores_are_renewed_after_a_call_that_only_retrained(project):
     project.configure(lambda settings: settings["students"]["b"].update(seed=8))
     ran = project.snakemake("results/tiny/students/b/1/ema.safetensors")
