@@ -1,6 +1,6 @@
 # make demo: from a fresh clone to a scored few-step student.   make lint: formatting, rules, layers, types.
-# make test: the tests.   make test-slow: those that take over ten seconds each.   make test-cluster: those on a real
-# Slurm, which it starts on this machine (as root on Debian).
+# make test: the tests.   make test-slow: those that take over ten seconds each, and those that need a PostgreSQL or a
+# browser.   make test-cluster: those on a real Slurm, which it starts on this machine (as root on Debian).
 # make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
 VENV := .venv
@@ -21,8 +21,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 # As many processes as there are cores; a file's tests stay together, as they share what they make.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-test: test-unit test-workflow
+test: venv
+	$(PYTEST)
 
+# The two halves of `make test`.
 test-unit: venv
 	$(PYTEST) tests --ignore tests/workflow --ignore tests/logger
 
@@ -30,7 +32,7 @@ test-workflow: venv
 	$(PYTEST) tests/workflow tests/logger
 
 test-slow: venv
-	$(PYTEST) -m "slow and not cluster"
+	$(PYTEST) -m "(slow or browser or postgres) and not cluster"
 
 test-cluster: venv
 	$(BIN)/python -m pytest -m cluster tests/cluster

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 from mlflow.tracking import MlflowClient
-from mlflow_snakemake import SnakemakeProcess
+from snakemake_process import SnakemakeProcess
 
 from snakemake_logger_plugin_mlflow.sender import replay
 

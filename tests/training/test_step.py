@@ -149,8 +149,8 @@ def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(base,
     made, original = [], objectives.edge_table
     monkeypatch.setattr(objectives, "edge_table", lambda **how: (made.append(how["steps"]), original(**how))[1])
     objectives._cached_table.cache_clear()
-    run, asked = begun(base, tmp_path, "student", batch_per_process=16), []
-    for _ in range(150):
+    run, asked = begun(base, tmp_path, "student", batch_per_process=16, anneal_kimg=0.8), []
+    for _ in range(60):
         asked.append(objectives.teacher_steps(run.settings, run.state.nimg))
         run.step()
     assert asked[0] == 8 and asked[-1] == 32

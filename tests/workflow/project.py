@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import yaml
+from snakemake_process import SnakemakeProcess
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = {("fid_table", ""), ("score_vs_nfe", ""), ("image_grid", "")} | {
@@ -51,21 +51,13 @@ class Project:
         change(settings)
         self.config_file.write_text(yaml.safe_dump(settings))
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str) -> SnakemakeProcess:
         """Snakemake in a process group of its own, as from a terminal."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *arguments],
-            cwd=self.folder,
-            env={**os.environ, "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        return SnakemakeProcess(list(arguments), self.folder, {**os.environ, "COLUMNS": "200"})
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate()
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def planned(self, *arguments: str) -> set[tuple[str, str]]:
