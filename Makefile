@@ -1,13 +1,13 @@
 # make demo: from a fresh clone to a scored few-step student.   make lint: formatting, rules, layers, types.
-# make test: the tests.   make test-slow: those that take over ten seconds each, and those that need a PostgreSQL or a
-# browser.   make test-cluster: those on a real Slurm, which it starts on this machine (as root on Debian).
+# make test: the tests.   make test-unit test-workflow: those that take over ten seconds, or need a PostgreSQL or a
+# browser, too.   make test-cluster: those on a real Slurm, which it starts on this machine (as root on Debian).
 # make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-unit test-workflow test-slow test-cluster demo bench lint style types
+.PHONY: venv test test-unit test-workflow test-cluster demo bench lint style types
 
 venv: $(INSTALLED)
 
@@ -24,15 +24,11 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 test: venv
 	$(PYTEST)
 
-# The two halves of `make test`.
 test-unit: venv
-	$(PYTEST) tests --ignore tests/workflow --ignore tests/logger
+	$(PYTEST) -m "not cluster" tests --ignore tests/workflow --ignore tests/logger
 
 test-workflow: venv
-	$(PYTEST) tests/workflow tests/logger
-
-test-slow: venv
-	$(PYTEST) -m "(slow or browser or postgres) and not cluster"
+	$(PYTEST) -m "not cluster" tests/workflow tests/logger
 
 test-cluster: venv
 	$(BIN)/python -m pytest -m cluster tests/cluster
