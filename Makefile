@@ -30,8 +30,9 @@ test-unit: venv
 test-workflow: venv
 	$(PYTEST) -m "not cluster" tests/workflow tests/logger
 
+# Two processes, as this Slurm has two sites of two nodes.
 test-cluster: venv
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster tests/cluster
 
 demo: venv
 	$(BIN)/snakemake all

@@ -1,5 +1,8 @@
 """Few-step image generators from diffusion models, by multistep consistency distillation.
 
+Training is the workflow's: `snakemake all` (README), settings in config/. What it made is used from here, as after
+`make demo`:
+
     import mscd
 
     student = "results/digits/students/s8/50/ema.safetensors"
@@ -20,8 +23,8 @@ What is here:
     load_config, plan                   the settings of a run, and what it will cost
     UserError                           what every mistake of a user raises: one line, what and where and what to do
 
-The packages, from the bottom up, are files, parallel, diffusion and provenance, networks and config, checkpoints and
-data, sampling, evaluation, training and reporting, launch and planning, cli; each says in its docstring what is in it.
+Inside, from the bottom up: files, parallel; diffusion (losses, samplers), provenance; networks, config; checkpoints,
+data; sampling; evaluation; training, reporting; launch, planning; cli. Each package's docstring says what is in it.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ from snakemake_logger_plugin_mlflow.journal import (
     this_process,
 )
 from snakemake_logger_plugin_mlflow.snakemake_run import (
-    Job,
     JobError,
     JobFinished,
     JobInfo,
     RunInfo,
+    SnakemakeJob,
     WorkflowStarted,
     error_text,
     failed_jobs,
@@ -59,7 +59,7 @@ class Recorder:
         self.experiment_name = experiment_name
         self.quiet = quiet
         self.started = False
-        self.jobs: dict[int, Job] = {}  # job id: the Snakemake job of its running attempt
+        self.jobs: dict[int, SnakemakeJob] = {}  # job id: the Snakemake job of its running attempt
         self.journaled: dict[int, JobRecord] = {}  # and its journal record
         self.attempts: dict[int, int] = {}
         self.interrupted = self.error_seen = False

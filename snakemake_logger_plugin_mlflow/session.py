@@ -40,7 +40,7 @@ LARGEST_OUTPUT, LARGEST_LOG = 2**20, 10 * 2**20  # bytes
 
 
 @dataclass
-class Job:
+class SentJob:
     """A job of the journal and what MLflow has of it."""
 
     entry: JobRecord
@@ -72,7 +72,7 @@ class Session:
         self.store = Store(self.workflow["uri"], self.workflow["experiment"], self.workflow["user"])
         self._reader, self._digests = JournalReader(path), Digests()
         self._existing = runs_by_key(self._search_runs())
-        self._open: dict[str, Job] = {}
+        self._open: dict[str, SentJob] = {}
         self._ends: Counter[str] = Counter()  # jobs by state
         self._end: EndRecord | None = None
         self.parent_id = self._find_or_create_parent()
@@ -117,12 +117,12 @@ class Session:
         for entry in entries:
             key = entry["key"]
             if self._is_complete(key):
-                job = Job(entry, self._existing[key].info.run_id)
+                job = SentJob(entry, self._existing[key].info.run_id)
             elif run := self._existing.get(key):
                 params, tags, sent = dict(run.data.params), dict(run.data.tags), self.store.steps_sent(run)
-                job = Job(entry, run.info.run_id, events_files(entry), params=params, tags=tags, sent=sent)
+                job = SentJob(entry, run.info.run_id, events_files(entry), params=params, tags=tags, sent=sent)
             else:
-                job = Job(entry, made[key], events_files(entry), params=new[key].params, tags=new[key].tags)
+                job = SentJob(entry, made[key], events_files(entry), params=new[key].params, tags=new[key].tags)
             self._open[key] = job
             self._in_use.add(job.run_id)
         self.counts["runs"] += len(new)
@@ -157,7 +157,7 @@ class Session:
             "mlflow.source.type": "LOCAL",
         }
 
-    def _send_events(self, job: Job) -> None:
+    def _send_events(self, job: SentJob) -> None:
         for events in job.events:
             until, name = None, str(events.path)
             if job.end is not None:
@@ -170,7 +170,7 @@ class Session:
             for what in events.left_out:
                 self.report(f"{name}: {what}; left out")
 
-    def _send_content(self, job: Job, events: EventsFile) -> None:
+    def _send_content(self, job: SentJob, events: EventsFile) -> None:
         content = events.content
         points = [Point(valid_key(name), step, *rest) for (name, step), rest in content.points.items()]
         points = [point for point in points if (point.name, point.step) not in job.sent]
@@ -209,7 +209,7 @@ class Session:
         run = self._existing.get(key)
         return run is not None and run.info.status != "RUNNING" and CLOSED_BY not in run.data.tags
 
-    def _complete(self, job: Job, end: JobEndRecord) -> None:
+    def _complete(self, job: SentJob, end: JobEndRecord) -> None:
         """Adds what comes with the end of a job: logs, outputs, error."""
         entry = job.entry
         missing = {name: value for name, value in job_params(entry).items() if valid_key(name) not in job.params}

@@ -66,7 +66,7 @@ class SchedulerJob(Protocol):
     def is_group(self) -> bool: ...
 
 
-class Job(SchedulerJob, Protocol):
+class SnakemakeJob(SchedulerJob, Protocol):
     """A single job."""
 
     jobid: int
@@ -88,9 +88,9 @@ class Scheduler(Protocol):
 class DAG(Protocol):
     """The graph of all jobs."""
 
-    def finished(self, job: Job) -> bool: ...
+    def finished(self, job: SnakemakeJob) -> bool: ...
 
-    def needrun_jobs(self) -> Iterable[Job]: ...
+    def needrun_jobs(self) -> Iterable[SnakemakeJob]: ...
 
 
 class Workflow(Protocol):
@@ -109,7 +109,7 @@ def running_workflow() -> Workflow:
     return workflow
 
 
-def find_job(jobid: int) -> Job:
+def find_job(jobid: int) -> SnakemakeJob:
     """The running Snakemake job of this id. Raises LookupError if there is none."""
     for job in single_jobs(list(running_workflow().scheduler.running)):
         if job.jobid == jobid:
@@ -117,18 +117,18 @@ def find_job(jobid: int) -> Job:
     raise LookupError(f"job {jobid} is not among the running ones")
 
 
-def failed_jobs() -> set[Job]:
+def failed_jobs() -> set[SnakemakeJob]:
     """The jobs that failed for good."""
     return set(single_jobs(running_workflow().scheduler.failed))
 
 
-def single_jobs(jobs: Iterable[SchedulerJob]) -> Iterator[Job]:
+def single_jobs(jobs: Iterable[SchedulerJob]) -> Iterator[SnakemakeJob]:
     """Jobs, those of groups one by one."""
     for job in jobs:
         if job.is_group():
-            yield from cast(Iterable[Job], job)
+            yield from cast(Iterable[SnakemakeJob], job)
         else:
-            yield cast(Job, job)
+            yield cast(SnakemakeJob, job)
 
 
 def params_by_name(values: NamedValues) -> dict[str, object]:

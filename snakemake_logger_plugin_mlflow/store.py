@@ -192,8 +192,8 @@ class Store:
                 tags=labels if i == 0 else [],
             )
 
-    def attach(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Copies a file to a run's artifacts, over one of the same name."""
+    def attach(self, run_id: str, path: Path, folder: str) -> None:
+        """Copies a file to `folder` of a run's artifacts, over one of the same name."""
         self._repository(run_id).log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
 
     def attach_text(self, run_id: str, text: str, path: str) -> None:

@@ -123,15 +123,19 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
 
     Raises UserError naming the file when it is missing, not such a file, or cut short.
     """
-    with open_safetensors(path, framework="np") as (_, metadata):
-        return metadata
+    with open_safetensors(path, framework="np") as (_, header):
+        return parse_metadata(header, path)
 
 
 @contextlib.contextmanager
 def open_safetensors(
     path: str | os.PathLike[str], *, framework: Literal["np", "pt"], backend: Literal["mmap", "pread"] = "mmap"
-) -> Iterator[tuple[safetensors.safe_open, dict[str, object]]]:
-    """A file by `tensor_file.save_tensors`, open for reading, and its metadata; raises as `read_metadata` does."""
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An open safetensors file, mscd's or not, and the text entries of its header.
+
+    The file is a safetensors.safe_open, whose own stubs name no types. Raises UserError naming the file when it is
+    missing, not such a file, or cut short.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path, or make it first")
     with contextlib.ExitStack() as stack:
@@ -142,7 +146,7 @@ def open_safetensors(
             raise UserError(
                 f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
             ) from error
-        yield file, parse_metadata(header, path)
+        yield file, header
 
 
 def parse_metadata(header: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, object]:

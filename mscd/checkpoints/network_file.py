@@ -25,18 +25,9 @@ class LoadedNetwork(NamedTuple):
     metadata: NetworkMetadata
 
 
-def save_network(
-    path: str | os.PathLike[str],
-    net: EDMPrecond,
-    metadata: Mapping[str, object],
-    state: Mapping[str, torch.Tensor] | None = None,
-) -> str:
-    """Write a network with its constructor arguments and `metadata` (metadata.NetworkFacts); returns the digest.
-
-    state: weights to store in place of net's own (an average of them), by the same names.
-    """
-    tensors = {**net.state_dict(), **(state or {})}
-    return save_tensors(path, tensors, {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
+def save_network(path: str | os.PathLike[str], net: EDMPrecond, metadata: Mapping[str, object]) -> str:
+    """Write a network with its constructor arguments and `metadata` (metadata.NetworkFacts); returns the digest."""
+    return save_tensors(path, net.state_dict(), {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
 
 
 def origin_of(metadata: NetworkMetadata) -> dict[str, Origin]:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, NetworkFacts, NetworkMetadata, StoredAverageFacts, is_network
 from mscd.checkpoints.tensor_file import TensorFile, TensorLayout, open_tensors, stream_tensors
-from mscd.diffusion.ema import LARGEST_STD, reach
-from mscd.diffusion.ema_names import is_phema, posthoc_name, std_of
+from mscd.diffusion.ema import reach
+from mscd.diffusion.ema_names import LARGEST_STD, is_phema, posthoc_name, std_of
 from mscd.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import safetensors
 import torch
 
-from mscd.checkpoints.metadata import METADATA_KEY, open_safetensors
+from mscd.checkpoints.metadata import METADATA_KEY, open_safetensors, parse_metadata
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 
@@ -85,9 +85,7 @@ def load_tensors(
     Raises UserError naming the file when it is missing, not such a file, cut short or damaged.
     """
     with open_tensors(path) as file:
-        tensors = {name: file.read(name) for name in file.names}
-        file.check_digest()
-        return {name: tensor.to(device) for name, tensor in tensors.items()}, file.metadata
+        return {name: tensor.to(device) for name, tensor in file.read_all().items()}, file.metadata
 
 
 def content_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> str:
@@ -185,6 +183,12 @@ class TensorFile:
         self._digest.add(name, tensor)
         return tensor
 
+    def read_all(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, on the CPU, their digest checked."""
+        tensors = {name: self.read(name) for name in self.names}
+        self.check_digest()
+        return tensors
+
     def check_digest(self) -> None:
         """Raise UserError if what was read does not have the file's digest."""
         if self._digest.hexdigest() != self.metadata.get("digest"):
@@ -199,8 +203,8 @@ def open_tensors(path: str | os.PathLike[str], backend: Literal["mmap", "pread"]
 
     backend: "mmap" for tensors that are views of the file's pages, "pread" for such as have memory of their own.
     """
-    with open_safetensors(path, framework="pt", backend=backend) as (file, metadata):
-        yield TensorFile(path, file, metadata)
+    with open_safetensors(path, framework="pt", backend=backend) as (file, header):
+        yield TensorFile(path, file, parse_metadata(header, path))
 
 
 def _compact_json(value: Mapping[str, object]) -> bytes:

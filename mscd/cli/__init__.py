@@ -1,5 +1,9 @@
 """The command line, `mscd`: one module per command, which declares its options, help and examples, and calls one
-function of the library; `main` gathers them and `options` holds what they share.
+function of the library.
 
-May import every package but launch. A command imports what it runs inside its function, so that help is there at once.
+Networks: `convert`, `ema`, `generate`, `export`. Images and what they are compared by: `pack`, `reference`, `score`.
+Settings and files: `plan`, `info`. `main` gathers the commands, `options` holds what they share.
+
+May import every package but launch, which is the workflow's. A command imports what it runs inside its function, so
+that help is there at once.
 """

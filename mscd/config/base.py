@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from mscd.diffusion.ema_names import LARGEST_STD
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -25,8 +27,7 @@ def _check_three_decimals(std: float) -> float:
     return std
 
 
-# t**gamma needs gamma > 0, that is a std below sqrt(1/12).
-PhemaStd = Annotated[float, Field(gt=0, le=0.28), AfterValidator(_check_three_decimals)]
+PhemaStd = Annotated[float, Field(gt=0, le=LARGEST_STD), AfterValidator(_check_three_decimals)]
 Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 

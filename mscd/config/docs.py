@@ -15,6 +15,7 @@ from mscd.config.reference import ClassifierSettings, InceptionSettings, Referen
 from mscd.config.run import Config
 from mscd.config.scoring import PosthocSettings, SamplerSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
+from mscd.files.markdown import markdown_table
 
 DOCS_HEADER = """\
 # Settings
@@ -49,16 +50,16 @@ def docs() -> str:
     """The settings as a Markdown page: one table a section."""
     pages = [DOCS_HEADER]
     for title, model in SECTIONS.items():
-        rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
-        rows += [_docs_row(key, field) for key, field in model.model_fields.items()]
-        pages.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(rows) + "\n")
+        rows = [_docs_row(key, field) for key, field in model.model_fields.items()]
+        table = markdown_table(["key", "type", "default", "meaning"], rows, padded=False)
+        pages.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(table) + "\n")
     return "\n".join(pages)
 
 
-def _docs_row(key: str, field: FieldInfo) -> str:
+def _docs_row(key: str, field: FieldInfo) -> list[str]:
     default = "required" if field.default is PydanticUndefined else f"`{_yaml_value(field.default)}`"
     meaning = f"{field.description}{' *operational*' if is_operational(field) else ''}"
-    return f"| `{key}` | {_type_name(field)} | {default} | {meaning} |"
+    return [f"`{key}`", _type_name(field), default, meaning]
 
 
 def _yaml_value(value: Any) -> str:

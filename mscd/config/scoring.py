@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
 from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import posthoc_name
-from mscd.diffusion.solvers import Solver, nfe
+from mscd.diffusion.solvers import CHURNED, Solver, nfe
 
 
 class SamplerSettings(Settings):
@@ -23,8 +23,8 @@ class SamplerSettings(Settings):
 
     @model_validator(mode="after")
     def _check_churn(self) -> "SamplerSettings":
-        if self.sampler == "euler" and self.S_churn:
-            raise ValueError("S_churn is an option of the heun sampler")
+        if self.sampler != CHURNED and self.S_churn:
+            raise ValueError(f"S_churn is an option of the {CHURNED} sampler")
         if self.S_min > self.S_max:
             raise ValueError(f"S_min {self.S_min} exceeds S_max {self.S_max}")
         return self

@@ -15,7 +15,6 @@ from mscd.errors import UserError
 
 Floats = npt.NDArray[np.floating]
 
-LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
 LARGEST_MISFIT = 0.5
 LARGEST_GAIN = 1e4  # float32 weights have 24 bits: their rounding would grow to almost 1e-3 of them
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 EMA = "ema"
+LARGEST_STD = 0.28  # a profile that begins at 0 needs an exponent above 0, that is a std below sqrt(1/12)
 PHEMA, POSTHOC = "phema-", "posthoc-"  # a relative standard deviation follows
 STD_PATTERN = r"\d\.\d{3}"
 EMA_PATTERN = f"{EMA}|{PHEMA}{STD_PATTERN}|{POSTHOC}{STD_PATTERN}"

@@ -1,7 +1,9 @@
 """What images are compared by, and how far apart they are: detectors, reference statistics, Fréchet distances, scores.
 
-A detector (classifier.py, inception.py; detector.py loads either) turns images into features, feature_statistics.py
-sums these up, frechet.py compares two such sums, reference.py keeps those of real images in files, score.py scores
-files of samples and validation.py a network while it trains. May import sampling, checkpoints, data, config and what is
-below them; never training or reporting.
+A detector turns images into features: `inception`, or the small `classifier`; `detector` loads either.
+`feature_statistics` sums features up, `frechet` compares two such sums, `reference` keeps those of real images in
+files. `score` scores files of samples, `validation` a network while it trains.
+
+May import sampling, checkpoints, data, networks, config and what is below them, as `make lint` checks; never training
+or reporting.
 """

@@ -190,8 +190,8 @@ def save_classifier(path: str | os.PathLike[str], classifier: Classifier, made_f
     return save_tensors(path, classifier.state_dict(), metadata)
 
 
-def load_classifier(path: str | os.PathLike[str], sha256: str | None = None) -> tuple[Classifier, str]:
-    """(classifier, digest) of a `save_classifier` file. sha256: what the file must have.
+def load_classifier(path: str | os.PathLike[str], sha256: str | None) -> tuple[Classifier, str]:
+    """(classifier, digest) of a `save_classifier` file. sha256: what the file must have, None for any.
 
     UserError naming the file when it is missing, damaged or another kind.
     """

@@ -78,7 +78,7 @@ def check_sha256(
 
 
 def load_torchscript(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", sha256: str | None = None
+    path: str | os.PathLike[str], device: str | torch.device, sha256: str | None
 ) -> tuple[Inception, str]:
     """(network, sha256 of its file) of a TorchScript file, which must be INCEPTION_SHA256's or else that of `sha256`.
 

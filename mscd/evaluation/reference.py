@@ -19,7 +19,6 @@ from mscd.errors import UserError
 from mscd.evaluation.classifier import EVALUATED_AT_ONCE
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statistics
-from mscd.evaluation.inception import check_sha256
 from mscd.files.atomic import NPZ_FAULTS, atomic_write
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.licenses import Origin
@@ -95,7 +94,6 @@ def adopt_reference(
     detector: str | os.PathLike[str],
     dest: str | os.PathLike[str],
     *,
-    sha256: str | None = None,
     detector_sha256: str | None = None,
     resolution: int,
     channels: int,
@@ -104,12 +102,11 @@ def adopt_reference(
     """Write a reference file of mscd's from a published `.npz` of mu and sigma.
 
     Such a file does not say which detector, or which images of which size, it was made with; that it was this detector
-    and images of this resolution and channel count is taken at the caller's word. sha256: what the published file must
-    have; detector_sha256: as `load_detector` takes it; origin: where the file came from, for the provenance.
-    UserError naming the file when it is another, says of itself how it was made, or has another number of features.
+    and images of this resolution and channel count is taken at the caller's word. detector_sha256: as
+    `load_detector` takes it; origin: where the file came from, for the provenance. UserError naming the file when it
+    says of itself how it was made, or has another number of features.
     """
     target, network = load_reference(published), load_detector(detector, sha256=detector_sha256)
-    check_sha256(published, target.digest, sha256 or target.digest)
     if target.provenance:
         raise UserError(f"{published}: a reference file of mscd already; score against it as it is")
     if len(target.mu) != network.dim:

@@ -57,6 +57,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedRandom]:
             temporary.unlink()
 
 
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file of this content, complete or not at all; errors as those of `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 class _RawFile(io.FileIO):
     """The unbuffered part of a file that is to become `path`."""
 

@@ -1,4 +1,4 @@
-"""Markdown tables."""
+"""Markdown tables. Those of tabulate, which pandas uses too, are padded by two more, and never without need."""
 
 from __future__ import annotations
 

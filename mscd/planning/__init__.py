@@ -1,6 +1,7 @@
 """What a run will cost, from its settings alone: behind `mscd plan`.
 
-cost.py counts the FLOPs of one evaluation, plan.py the work, disk.py the bytes, and tables.py writes it down. May
-import training, evaluation, sampling, checkpoints, data, config and what is below them; nothing imports it but the
-command line.
+`plan` counts the work, with `cost` for the FLOPs of one evaluation and `disk` for the bytes; `tables` writes it down.
+
+May import training, evaluation, sampling, checkpoints, data, config and what is below them, as `make lint` checks. In
+mscd nothing imports it but the command line, and mscd/__init__ when `mscd.plan` is asked for.
 """

@@ -21,8 +21,8 @@ from mscd.diffusion.ema_names import EMA, POSTHOC
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import code_identity
-from mscd.training.leg import KEPT_HANDED, STATE_NAME
-from mscd.training.state import KEPT_ROLLING
+from mscd.training.leg import KEPT_HANDED, ROLLING, STATE_NAME
+from mscd.training.state import KEPT_ROLLING, MAIN
 
 ZIP_NAME = "00000/img00000000.png"
 ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header, and of its entry in the list at the zip's end
@@ -50,7 +50,7 @@ def network_metadata(
 
 def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
     """Length of a training state without a score: the network, its averages and Adam's two moments of each weight."""
-    tensors = {f"{prefix}.{name}": value for prefix in ("net", *emas) for name, value in net.state_dict().items()}
+    tensors = {f"{prefix}.{name}": value for prefix in (MAIN, *emas) for name, value in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         tensors |= {f"adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
     code = dataclasses.asdict(code_identity())
@@ -59,7 +59,7 @@ def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
 
 
 def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> int:
-    """Length, but for digits of class numbers, of the zip that `data.pack` would write of so many images."""
+    """Length, but for digits of class numbers, of the zip that `data.packing.pack` would write of so many images."""
     shape = (resolution, resolution, channels) if channels > 1 else (resolution, resolution)
     label = len(json.dumps([ZIP_NAME, max(classes - 1, 0)])) + len(", ") if classes else 0
     return images * (len(encode_png(np.zeros(shape, np.uint8))) + ZIP_ENTRY + label)
@@ -128,7 +128,7 @@ def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
             # The newest ones, the best scored one, and one that is being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
             files.append(
-                Files(str(paths.training(model) / "rolling/*.safetensors"), count, count * _state(settings, net))
+                Files(str(paths.training(model) / ROLLING / "*.safetensors"), count, count * _state(settings, net))
             )
     if not config.scoring.keep_samples:
         files.append(Files("samples, for each job that generates at once", 1, _block_bytes(config, net)))

@@ -19,6 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from mscd.config.run_paths import TEACHER
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
+from mscd.files.atomic import atomic_write
 from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
 from mscd.reporting.scores import curve, decimals_for, emas, has_posthoc_average
 
@@ -208,4 +209,5 @@ def _score_label(scores: pd.DataFrame) -> str:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})

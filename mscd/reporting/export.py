@@ -8,11 +8,11 @@ import os
 import shutil
 from pathlib import Path
 
-from mscd.checkpoints.metadata import NETWORK_FORMAT, is_network, read_metadata
+from mscd.checkpoints.metadata import NETWORK_FORMAT, is_network
 from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.errors import UserError
-from mscd.files.atomic import atomic_write
+from mscd.files.atomic import atomic_write, write_whole
 from mscd.provenance.code_version import PACKAGE
 from mscd.reporting.model_card import model_card
 from mscd.reporting.score_table import scores_of_network
@@ -32,10 +32,9 @@ def export_student(
     earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
     folder that holds anything else.
     """
-    metadata = read_metadata(network)
+    net, metadata = load_network(network)
     if not is_network(metadata) or not (student := metadata.get("student")):
         raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
-    net, _ = load_network(network)
     grid = {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
     sigmas: list[float] = sampling_sigmas(net, student["segments"], **grid).tolist()
     scores = None if table is None else scores_of_network(table, metadata)
@@ -44,12 +43,12 @@ def export_student(
     _check_dest(dest)
     with open(network, "rb") as original, atomic_write(dest / "model.safetensors") as copy:
         shutil.copyfileobj(original, copy)
-    _write(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
-    _write(dest / "README.md", model_card(metadata, student, sigmas, scores).encode())
-    _write(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
+    write_whole(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
+    write_whole(dest / "README.md", model_card(metadata, student, sigmas, scores).encode())
+    write_whole(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
     for name in _CARRIED:
-        _write(dest / "mscd" / name, (PACKAGE / name).read_bytes())
-    _write(dest / "mscd" / "LICENSE", _license().encode())
+        write_whole(dest / "mscd" / name, (PACKAGE / name).read_bytes())
+    write_whole(dest / "mscd" / "LICENSE", _license().encode())
     return dest
 
 
@@ -63,11 +62,6 @@ def _check_dest(dest: Path) -> None:
         earlier = False
     if not earlier:
         raise UserError(f"{dest}: holds something else than an export of mscd; name a new folder")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
 
 
 def _license() -> str:

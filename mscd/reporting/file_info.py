@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import safetensors
 
 from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import (
@@ -25,6 +24,7 @@ from mscd.checkpoints.metadata import (
     StateMetadata,
     is_network,
     is_state,
+    open_safetensors,
     parse_metadata,
 )
 from mscd.checkpoints.tensor_file import load_tensors
@@ -62,7 +62,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
             start = file.read(FEW_BYTES)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its name") from error
-    for begins, facts in KINDS:
+    for begins, facts in READERS:
         if begins(start):
             return facts(path)
     return {"kind": "nothing that mscd knows"}
@@ -122,12 +122,8 @@ def _words(value: object) -> str:
 
 
 def _safetensors(path: Path) -> Facts:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: a safetensors file that is damaged or cut short ({error}); make it again") from error
+    with open_safetensors(path, framework="pt") as (file, header):
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     if METADATA_KEY not in header:
         return {"kind": "safetensors file, not of mscd", "tensors": len(sizes), "numbers": sum(sizes.values())}
@@ -161,8 +157,8 @@ def _architecture(options: Mapping[str, Any]) -> Facts:
 
 
 def _state_facts(metadata: StateMetadata, sizes: Mapping[str, int]) -> Facts:
-    moments = [size for name, size in sizes.items() if name.startswith("adam.exp_avg.")]
-    networks = dict.fromkeys(name.partition(".model.")[0] for name in sizes if not name.startswith("adam."))
+    moments = [size for name, size in sizes.items() if "adam.exp_avg." in name]
+    networks = dict.fromkeys(name.partition(".model.")[0] for name in sizes if "adam." not in name)
     kept = {name: metadata.get(name) for name in ("nimg", "steps", "score", "fingerprint", "code", "digest")}
     return {"networks": list(networks), "parameters": sum(moments), **kept}
 
@@ -275,7 +271,7 @@ def _is_safetensors(start: bytes) -> bool:
 
 
 # How a file of each kind begins, and the function that reads it.
-KINDS: list[tuple[Callable[[bytes], bool], Callable[[Path], Facts]]] = [
+READERS: list[tuple[Callable[[bytes], bool], Callable[[Path], Facts]]] = [
     (_is_safetensors, _safetensors),
     (lambda start: start.startswith(b"\x80"), _pickle),
     (lambda start: start.startswith(b"PK\3\4"), _zip),

@@ -15,6 +15,7 @@ import pandas as pd
 
 from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.errors import UserError
+from mscd.files.atomic import write_whole
 from mscd.files.markdown import markdown_table
 from mscd.reporting.scores import ROW, decimals_for, has_posthoc_average, seed_ranges
 
@@ -115,8 +116,8 @@ def write_table(scores: pd.DataFrame, csv: str | Path, md: str | Path) -> pd.Dat
     Where the table is long the Markdown shows the best and last snapshots only, and says so.
     """
     table = fid_table(scores)
-    table.to_csv(csv, index=False, lineterminator="\n")
-    Path(md).write_text(_markdown(table, scores, Path(csv).name))
+    write_whole(csv, table.to_csv(index=False, lineterminator="\n").encode())
+    write_whole(md, _markdown(table, scores, Path(csv).name).encode())
     return table
 
 

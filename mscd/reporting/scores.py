@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mscd.config.run_paths import TEACHER
-from mscd.diffusion.ema_names import POSTHOC
+from mscd.diffusion.ema_names import is_posthoc
+from mscd.diffusion.solvers import CHURN_SETTINGS
 from mscd.errors import UserError
 
 if TYPE_CHECKING:
     from mscd.evaluation.score import Score
 
-CHURN = ["S_churn", "S_min", "S_max", "S_noise"]
 # Columns in which the scores of one row of the table agree: they differ in their seed blocks alone.
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network_digest"]
 ROW += ["reference_digest"]
@@ -102,7 +102,7 @@ def sampler_name(sampler: str, churn: Mapping[str, float | None] | None) -> str:
     """The sampler as a table names it: `euler`, `heun`, or with its churn, `heun S_churn=40 S_min=0.05 ...`."""
     if churn is None:
         return sampler
-    values = {name: churn[name] for name in CHURN}
+    values = {name: churn[name] for name in CHURN_SETTINGS}
     finite = {name: math.inf if value is None else value for name, value in values.items()}  # JSON has no infinity
     return " ".join([sampler, *(f"{name}={value:g}" for name, value in finite.items())])
 
@@ -138,7 +138,7 @@ def seed_ranges(blocks: Iterable[tuple[int, int]]) -> str:
 
 def has_posthoc_average(rows: pd.DataFrame) -> pd.Series[bool]:
     """Which rows of a table or of scores are of averages made after training, `posthoc-0.075`."""
-    return rows["ema"].str.startswith(POSTHOC)
+    return rows["ema"].map(is_posthoc).astype(bool)
 
 
 def emas(scores: pd.DataFrame, student: str) -> list[str]:

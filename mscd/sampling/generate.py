@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mscd.checkpoints.metadata import NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network
 from mscd.diffusion.sigmas import Grid
-from mscd.diffusion.solvers import SOLVERS, Solver, nfe
+from mscd.diffusion.solvers import CHURN_SETTINGS, CHURNED, SOLVERS, Solver, nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
@@ -23,7 +23,7 @@ from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.parallel.prefetch import on_host
 from mscd.provenance.software import software_versions
 from mscd.sampling.image_writers import Batch, check_dest, write_images
-from mscd.sampling.sample import CHURN, HEUN_STEPS, Churn, Sampling, pieces_for, sample
+from mscd.sampling.sample import HEUN_STEPS, Churn, Sampling, pieces_for, sample
 from mscd.sampling.sample_file import SampleProvenance
 
 
@@ -97,7 +97,7 @@ def _provenance(
         "sampler": sampling.sampler,
         "steps": sampling.steps,
         "nfe": nfe(sampling.sampler, sampling.steps),
-        "churn": None if churn is None else {name: _json_number(churn[name]) for name in CHURN},
+        "churn": None if churn is None else {name: _json_number(churn[name]) for name in CHURN_SETTINGS},
         "seeds": [seeds[0], seeds[-1]],
         "device": device.type,
         "made_by": software_versions(),
@@ -139,13 +139,15 @@ def _check_settings(
 ) -> None:
     """Raise UserError for settings that make no sample of this network."""
     if sampler not in SOLVERS:
-        raise UserError(f"unknown sampler {sampler!r}: choose euler or heun")
+        raise UserError(f"unknown sampler {sampler!r}: choose {' or '.join(SOLVERS)}")
     if steps < 1:
         raise UserError(f"a sampler takes at least 1 step (asked for {steps})")
     if not seeds or seeds.step != 1 or seeds[0] < 0:
         raise UserError(f"seeds must be consecutive, at least one and from 0 on (asked for {seeds})")
-    if churn and sampler != "heun":
-        raise UserError(f"churn belongs to the heun sampler (asked for {sampler} with S_churn={churn['S_churn']:g})")
+    if churn and sampler != CHURNED:
+        raise UserError(
+            f"churn belongs to the {CHURNED} sampler (asked for {sampler} with S_churn={churn['S_churn']:g})"
+        )
     if student and (sampler, steps) != ("euler", student["segments"]):
         raise UserError(
             f"{path}: a student of {student['segments']} segments is sampled with exactly {student['segments']} "

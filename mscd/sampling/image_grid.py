@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mscd.errors import UserError
+from mscd.files.atomic import atomic_write
 from mscd.sampling.sample_file import Images, read_samples
 
-INK = "#222222"
+GRID_INK = "#222222"  # that of the curves, whose module loads matplotlib
 TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
 
 
@@ -46,11 +47,12 @@ def labelled_grid(
     draw = ImageDraw.Draw(picture)
     for i, ((label, _), row) in enumerate(zip(rows, images, strict=True)):
         top = margin + i * (tile + gap)
-        draw.multiline_text((indent - font.size, top + tile / 2), label, INK, font, anchor="rm", align="right")
+        draw.multiline_text((indent - font.size, top + tile / 2), label, GRID_INK, font, anchor="rm", align="right")
         for j, image in enumerate(row):
             pixels = image.repeat(scale, axis=0).repeat(scale, axis=1)
             picture.paste(Image.fromarray(pixels), (indent + j * (tile + gap), top))
-    picture.save(path, format="PNG", optimize=True)
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG", optimize=True)
 
 
 def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:

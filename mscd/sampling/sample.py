@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import TypedDict, assert_never
 
 import torch
 
@@ -26,9 +26,6 @@ class Churn(TypedDict):
     S_min: float
     S_max: float
     S_noise: float
-
-
-CHURN: tuple[Literal["S_churn", "S_min", "S_max", "S_noise"], ...] = ("S_churn", "S_min", "S_max", "S_noise")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ def pieces_for(net: EDMPrecond, seeds: range, batch_size: int, device: torch.dev
 
 def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Images of the seeds, uint8 [N, C, H, W], and their classes, int64 [N] (None if it knows none), on the network's
-    device. A GPU is not waited for.
+    device. A GPU is not waited for. Samples as it is asked to: that a student is sampled with one euler step per
+    segment, on its own grid, is what mscd.sampling.generate sees to.
 
     A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
     """
@@ -75,10 +73,13 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
         classes = torch.where(asked < 0, classes, asked)
         labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
     sigmas = sampling_sigmas(net, sampling.steps, **sampling.grid)
-    if sampling.sampler == "euler":
-        images = samplers.euler(net, noise, labels, sigmas)
-    elif sampling.churn is None:
-        images = samplers.heun(net, noise, labels, sigmas)
-    else:
-        images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **sampling.churn)
+    match sampling.sampler:
+        case "euler":
+            images = samplers.euler(net, noise, labels, sigmas)
+        case "heun" if sampling.churn is None:
+            images = samplers.heun(net, noise, labels, sigmas)
+        case "heun":
+            images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **sampling.churn)
+        case _:
+            assert_never(sampling.sampler)
     return to_uint8(images), classes

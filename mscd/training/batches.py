@@ -81,9 +81,9 @@ def micro_batch_rows(batch_size: int, group: Group, batch_per_process: int | Non
     return [slice(k, k + piece) for k in range(first, first + share, piece)]
 
 
-def index_stream(seed: int, nimg: int, batch_size: int, slices: list[slice], size: int) -> Iterator[torch.Tensor]:
+def index_stream(seed: int, nimg: int, batch_size: int, rows: list[slice], size: int) -> Iterator[torch.Tensor]:
     """Indices into the data set, of `size` images, of every micro-batch from image nimg on, without end."""
     while True:
         indices = image_indices(seed, nimg, batch_size, size)
-        yield from (indices[rows] for rows in slices)
+        yield from (indices[piece] for piece in rows)
         nimg += batch_size

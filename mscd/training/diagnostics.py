@@ -14,7 +14,7 @@ import torch
 from mscd.parallel.group import Group
 from mscd.training.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
 
-KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
+EDGE_KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
 SIGMA_EDGES = (0.01, 0.1, 1.0, 10.0)
 SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sigma>10")
 
@@ -41,7 +41,7 @@ class TickDiagnostics:
     def reset(self) -> None:
         """Begin a new tick."""
         device = self.group.device
-        self.by_kind = torch.zeros(2, len(KINDS), dtype=torch.float64, device=device)
+        self.by_kind = torch.zeros(2, len(EDGE_KINDS), dtype=torch.float64, device=device)
         self.by_band = torch.zeros(2, len(SIGMA_BANDS), dtype=torch.float64, device=device)
         self.gradient = torch.zeros(2, dtype=torch.float64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
@@ -76,7 +76,7 @@ class TickDiagnostics:
         if steps:
             metrics["gradient_norm"] = norms / steps
         if sum(images[1:]):  # a teacher has one kind only
-            for name, kind in KINDS.items():
+            for name, kind in EDGE_KINDS.items():
                 metrics[f"share/{name}"] = images[kind] / total
                 if images[kind]:
                     metrics[f"loss/{name}"] = losses[kind] / images[kind]

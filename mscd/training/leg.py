@@ -1,9 +1,17 @@
 """One leg of a run: what it is, and where its files are.
 
-A run's folder, `run_dir`, holds <kimg>/ for each snapshot (network files, and the state handed to the next leg),
-rolling/ with the states that a leg dumps while it trains, and in_flight/<kimg>/ for all else about a leg that has not
-been handed over: its events, its attempts, the job that trains it, and the finished snapshot until it is taken.
-Snakemake knows of the network files alone; it deletes those, and no others, before it starts a leg again.
+In the run's folder, `run_dir`, a leg that is over leaves
+
+    <kimg>/ema.safetensors, phema-*.safetensors    the snapshot's networks: all that Snakemake knows of, and deletes
+                                                   before it starts the leg again
+    <kimg>/state.safetensors                       what the next leg begins with; the last KEPT_HANDED of a run stay
+
+and while it trains there are
+
+    rolling/state-<images>.safetensors             states to go on from (mscd.training.state says which are kept)
+    in_flight/<kimg>/                              events, attempts, the job that trains it (mscd.launch.record), and
+                                                   in finished/ the snapshot, until take_snapshot puts it in its place
+    lock                                           of the launcher (mscd.launch.run_leg), whose logs are in logs/
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ from mscd.files.atomic import writing
 
 KEPT_HANDED = 2
 STATE_NAME = "state.safetensors"
+ROLLING = "rolling"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +138,7 @@ def take_snapshot(leg: Leg) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(leg.finished.iterdir()):
         _put(file, target / file.name)
-    for state in (run_dir / "rolling").glob("*"):
+    for state in (run_dir / ROLLING).glob("*"):
         state.unlink()
     for kimg in [k for k in handed_kimgs(run_dir) if k <= leg.end_kimg][:-KEPT_HANDED]:
         (run_dir / str(kimg) / STATE_NAME).unlink()

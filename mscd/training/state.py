@@ -21,7 +21,7 @@ from mscd.checkpoints.metadata import STATE_FORMAT, is_state, read_metadata
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
-from mscd.training.leg import STATE_NAME, handed_kimgs
+from mscd.training.leg import ROLLING, STATE_NAME, handed_kimgs
 from mscd.training.optimizer import AdamWithAverages
 
 KEPT_ROLLING = 2
@@ -85,7 +85,7 @@ class TrainingState:
     def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
         """Take the step whose gradients the networks have, of batch_size images; returns the norm of MAIN's gradient.
 
-        betas: the decay of each average in this step.
+        Every network takes it, at the same rate. betas: the decay of each average in this step.
         """
         norms = {
             name: part.optimizer.step(learning_rate, {ema: betas[ema] for ema in part.averages}, self.steps)
@@ -128,7 +128,7 @@ class StateFolder:
     @property
     def rolling(self) -> Path:
         """Where a leg's own states lie; Snakemake knows nothing of it."""
-        return self.run_dir / "rolling"
+        return self.run_dir / ROLLING
 
     def rolling_state(self, nimg: int) -> Path:
         """The rolling state at image `nimg`."""
@@ -179,18 +179,18 @@ class StateFolder:
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:
-                metadata = read_metadata(path)
-                if metadata.get("fingerprint") != self.fingerprint:
-                    log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
-                    continue
-                if not is_state(metadata):
-                    log.warning("%s was written by another version of mscd: not resumed", path)
-                    continue
-                tensors, _ = tensor_file.load_tensors(path)
+                with tensor_file.open_tensors(path) as file:
+                    metadata = file.metadata
+                    if metadata.get("fingerprint") != self.fingerprint:
+                        log.warning("%s belongs to another configuration, data set or teacher: not resumed", path)
+                        continue
+                    if not is_state(metadata):
+                        log.warning("%s was written by another version of mscd: not resumed", path)
+                        continue
+                    state.load(file.read_all(), metadata["nimg"], metadata["steps"])
             except UserError as error:
                 log.warning("%s; falling back to the state before it", error)
                 continue
-            state.load(tensors, metadata["nimg"], metadata["steps"])
             return Resumed(path, CodeIdentity(**metadata["code"]))
         return None
 

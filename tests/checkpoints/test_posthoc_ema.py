@@ -12,7 +12,7 @@ from golden_data import load
 
 from mscd.checkpoints import posthoc_ema
 from mscd.checkpoints.metadata import NETWORK_FORMAT, read_metadata
-from mscd.checkpoints.network_file import load_network, save_network
+from mscd.checkpoints.network_file import load_network
 from mscd.checkpoints.tensor_file import load_tensors, save_tensors
 from mscd.diffusion import ema
 from mscd.errors import UserError
@@ -69,7 +69,9 @@ def run(tmp_path_factory):
             kimg = nimg // 1000
             files[std, kimg] = folder / f"{kimg}-{std}.safetensors"
             metadata = {**FACTS, "snapshot_kimg": kimg, "nimg": nimg, "ema": f"phema-{std:.3f}"}
-            save_network(files[std, kimg], net, metadata, dict(zip(names, averages[std], strict=True)))
+            network = {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata}
+            average = dict(zip(names, averages[std], strict=True))
+            save_tensors(files[std, kimg], {**net.state_dict(), **average}, network)
     return files, dict(zip(names, averages[0.07], strict=True))
 
 

@@ -1,11 +1,12 @@
 #!/bin/bash
 # Bring up a real Slurm on this one Debian 12 machine, as root, without systemd:
-#   munged, mariadbd and slurmdbd (for sacct), slurmctld, and one slurmd per node (n1 n2, or $SLURM_NODES).
+#   munged, mariadbd and slurmdbd (for sacct), slurmctld, and one slurmd per node. Nodes n1 and n2 are a site of their
+#   own, with partitions main, low and high; n3 and n4 are another, with main2, low2 and high2.
 # Idempotent. All state lives under $D; every process it starts has a pid file in $D/run for slurm-down.sh.
 # `slurm-up.sh --check` starts nothing and succeeds if it runs.
 set -euo pipefail
 D=${SLURM_TEST_DIR:-${TMPDIR:-/tmp}/mscd-slurm}
-read -ra NODES <<<"${SLURM_NODES:-n1 n2}"
+NODES=(n1 n2 n3 n4)
 DBPORT=13306
 T0=$EPOCHREALTIME
 say() { awk -v a="$T0" -v b="$EPOCHREALTIME" -v m="$*" 'BEGIN{printf "[%6.2fs] %s\n", b-a, m}'; }
@@ -49,7 +50,7 @@ for n in "${NODES[@]}"; do
   # submitit takes MASTER_ADDR from the node list, so node names must resolve
   grep -qE "[[:space:]]$n([[:space:]]|\$)" /etc/hosts || echo "127.0.0.1 $n # slurm-up" >>/etc/hosts
 done
-CPUS=$(nproc); MEM=$(awk -v k=${#NODES[@]} '/MemTotal/{print int($2/1024*0.9/k)}' /proc/meminfo)
+CPUS=$(nproc); MEM=$(awk '/MemTotal/{print int($2/1024*0.9/2)}' /proc/meminfo)  # both sites may claim all of it
 H=$(hostname -s)
 # job ids must not start at 1 again after a wipe: submitit reads <folder>/<jobid>_0_result.pkl and would return an old run's result
 [ -s $D/firstjobid ] || echo $(( ($(date +%s) / 10) % 60000000 )) >$D/firstjobid
@@ -110,9 +111,14 @@ for n in "${NODES[@]}"; do
   echo "NodeName=$n NodeHostname=$H NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS RealMemory=$MEM Gres=gpu:4 State=UNKNOWN"
   port=$((port+1))
 done
-echo "PartitionName=main Nodes=$(IFS=,; echo "${NODES[*]}") Default=YES MaxTime=INFINITE DefaultTime=10 PriorityTier=5 PreemptMode=OFF State=UP"
-echo "PartitionName=low Nodes=$(IFS=,; echo "${NODES[*]}") MaxTime=INFINITE DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=15 State=UP"
-echo "PartitionName=high Nodes=$(IFS=,; echo "${NODES[*]}") MaxTime=INFINITE DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP"
+default=YES
+for site in :n1,n2 2:n3,n4; do
+  nodes="Nodes=${site#*:} MaxTime=INFINITE DefaultTime=10 State=UP"
+  echo "PartitionName=main${site%:*} $nodes Default=$default PriorityTier=5 PreemptMode=OFF"
+  echo "PartitionName=low${site%:*} $nodes PriorityTier=1 PreemptMode=REQUEUE GraceTime=15"
+  echo "PartitionName=high${site%:*} $nodes PriorityTier=10 PreemptMode=OFF"
+  default=NO
+done
 } >$D/slurm.conf
 # each GPU must be a device of its own: any four will do
 printf 'Name=gpu File=/dev/%s\n' null zero full random >$D/gres.conf
@@ -181,7 +187,7 @@ for n in "${NODES[@]}"; do
 done
 
 # 6. wait until every node is usable
-ready() { [ "$(sinfo -h -N -p main -o '%t' | grep -cxE 'idle|mix|alloc')" = ${#NODES[@]} ]; }
+ready() { [ "$(sinfo -h -N -p main,main2 -o '%t' | grep -cxE 'idle|mix|alloc')" = ${#NODES[@]} ]; }
 waitfor 60 ready || { sinfo -N -l || true; die "nodes not ready"; }
 say "nodes ready"
-sinfo -N -p main -o '%N %t %c %m'
+sinfo -N -p main,main2 -o '%N %t %c %m'

@@ -10,6 +10,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from project import clone, profile_settings
 
+from cluster.site import partition
 from cluster.test_workflow import slurm_profile
 from cluster.training import (
     kill_rank,
@@ -37,10 +38,10 @@ def whole(tmp_path):
 
     def settings(config):
         config["students"] = {"a": config["students"]["a"] | {"duration_kimg": LEGS * KIMG, "snapshot_kimg": KIMG}}
-        config["students"]["a"] |= {"tick_kimg": 1, "state_kimg": 1}
+        config["students"]["a"] |= {"tick_kimg": 1, "state_kimg": 1, "batch_size": 200}
 
     silent = {name: value for name, value in PROFILE.items() if name != "logger"}
-    project = clone(tmp_path / "whole", default=silent, slurm=slurm_profile("low"))
+    project = clone(tmp_path / "whole", default=silent, slurm=slurm_profile(partition("low")))
     project.configure(settings)
     sharing = ("--set-resources", "distill:processes=2", "--set-threads", "distill=2")
     ran = project.snakemake(f"{LAST}/ema.safetensors", *sharing)

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.site import NODES, partition
 from mscd.launch import slurm_commands
 from mscd.launch.record import LaunchRecord
 from mscd.launch.resources import Resources
@@ -20,7 +20,7 @@ from mscd.training.leg import Leg
 
 # In `low` so that a job of `high` preempts it; one process on each of two nodes.
 TWO_NODES = Resources(
-    "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition="low"
+    "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition=partition("low")
 )
 
 
@@ -28,7 +28,7 @@ def wait_for(condition, what: str, seconds: float = 120):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return value
 
 
@@ -132,7 +132,7 @@ def tell_slurm(*command: str) -> str:
 
 def preempt(job_id: str) -> None:
     """A job of higher rank takes both nodes for a moment."""
-    tell_slurm("sbatch", "-p", "high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    tell_slurm("sbatch", "-p", partition("high"), "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
 
 
 def requeue(job_id: str) -> None:
@@ -140,14 +140,16 @@ def requeue(job_id: str) -> None:
 
 
 def lose_node(job_id: str) -> None:
-    """n2 is set down, and comes back when the job has been taken from it."""
-    tell_slurm("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+    """A node is set down, and comes back when the job has been taken from it."""
+    node = NODES[1]
+    tell_slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     wait_for(
         lambda: slurm_commands.status(job_id).restarts or slurm_commands.status(job_id).is_over, "the loss of the node"
     )
     kill_all(job_id)  # what ran on a dead node is dead
-    if tell_slurm("sinfo", "--noheader", "--nodes=n2", "--partition=main", "--format=%t").startswith("down"):
-        tell_slurm("scontrol", "update", "nodename=n2", "state=resume")
+    state = tell_slurm("sinfo", "--noheader", f"--nodes={node}", f"--partition={partition('main')}", "--format=%t")
+    if state.startswith("down"):
+        tell_slurm("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def kill_rank(job_id: str, number: int = 1) -> None:
@@ -161,4 +163,5 @@ def kill_all(job_id: str) -> None:
 
 
 def no_job_left() -> bool:
-    return not re.findall(r"mscd-", tell_slurm("squeue", "--noheader", "--format=%j"))
+    jobs = tell_slurm("squeue", "--noheader", "--format=%j", f"--partition={partition('low')}")
+    return "mscd-" not in jobs

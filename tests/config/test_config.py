@@ -1,59 +1,22 @@
 """Settings: what is refused, in which words; what a run's identity holds; that their documentation is current."""
 
-import copy
 import typing
 from pathlib import Path
 
 import pytest
-import yaml
+from run_settings import SETTINGS, STUDENT, changed
 
 from mscd.config.base import digest
 from mscd.config.data import DataSettings
 from mscd.config.docs import docs
-from mscd.config.loading import check_source, load_config
-from mscd.config.run import Config
+from mscd.config.loading import load_config
 from mscd.config.training import LegRange, check_share
 from mscd.data.transforms import TRANSFORMS
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-STUDENT = {
-    "duration_kimg": 4,
-    "snapshot_kimg": 2,
-    "batch_size": 64,
-    "learning_rate": 1e-4,
-    "ema_halflife_kimg": 1,
-    "anneal_kimg": 2,
-}
-SETTINGS = {
-    "name": "run",
-    "data": {"source": "digits"},
-    "teacher": {
-        "duration_kimg": 2,
-        "snapshot_kimg": 2,
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-        "ema_halflife_kimg": 1,
-        "network": {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1},
-    },
-    "students": {"s8": STUDENT, "s4": {**STUDENT, "segments": 4}},
-    "scoring": {"images": 100, "teacher_samplers": [{"sampler": "euler", "steps": 8}]},
-}
-
-
 PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["teacher"]["network"]}
-
-
-def changed(where: str, value, settings=SETTINGS) -> dict:
-    """The settings with the key at the dotted path `where` set."""
-    settings = copy.deepcopy(settings)
-    *path, key = where.split(".")
-    inner = settings
-    for part in path:
-        inner = inner[int(part) if part.isdigit() else part]
-    inner[key] = value
-    return settings
 
 
 @pytest.mark.parametrize(
@@ -210,64 +173,11 @@ def test_digits_may_be_enlarged():
     assert load_config(changed("data.resolution", 16)).data.known_resolution == 16
 
 
-def test_samplers_with_and_without_churn_have_names_of_their_own():
-    heun = {"sampler": "heun", "steps": 256}
-    churned = {**heun, "S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
-    samplers = load_config(changed("scoring.teacher_samplers", [heun, churned])).scoring.teacher_samplers
-    assert [sampler.label for sampler in samplers] == ["heun-256", "heun-256-churn40"]
-    assert [sampler.nfe for sampler in samplers] == [511, 511]
-
-
-def test_a_samplers_label_stands_for_its_settings_and_for_no_churn_where_none_is_listed():
-    listed = {"sampler": "heun", "steps": 8, "S_churn": 2.5}
-    scoring = load_config(changed("scoring.teacher_samplers", [listed])).scoring
-    assert scoring.sampling("teacher", "heun-8-churn2.5").S_churn == 2.5
-    assert scoring.sampling("teacher", "euler-8") == scoring.sampling("s8-2", "euler-8")
-    assert scoring.sampling("s8-2", "euler-8").S_churn == 0 and scoring.sampling("s8-2", "euler-8").nfe == 8
-
-
 def test_song_options_are_refused_for_dhariwal():
     settings = changed("teacher.network.encoder_type", "residual")
     settings["teacher"]["network"]["model_type"] = "DhariwalUNet"
     with pytest.raises(UserError, match="encoder_type is an option of SongUNet"):
         load_config(settings)
-
-
-def test_error_names_the_file_and_counts_further_problems(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**changed("students.s8.segments", 0), "name": 3}))
-    with pytest.raises(UserError, match=rf"^{path}: name: must be a valid string \(got 3\) \(and 1 more\)$"):
-        load_config(path)
-
-
-@pytest.mark.parametrize("text", ["name: a\nname: b", "students:\n  s8: {}\n  s8: {}"])
-def test_a_key_that_stands_twice_is_refused(tmp_path, text):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="mine.yaml: not YAML: (name|s8) stands twice"):
-        load_config(path)
-
-
-@pytest.mark.parametrize("text", ["a: [", "- 1", "\tx: 1", ""])
-def test_file_without_settings_is_refused(tmp_path, text):
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="mine.yaml: (not YAML|holds no settings)"):
-        load_config(path)
-
-
-def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="none.yaml: No such file"):
-        load_config(tmp_path / "none.yaml")
-
-
-def test_missing_data_is_refused(tmp_path):
-    with pytest.raises(UserError, match="mine: data.source: there is no"):
-        check_source(str(tmp_path / "none"), "data.source", name="mine")
-    (tmp_path / "my data").mkdir()
-    spelt = f"file://{tmp_path}/my%20data"
-    for source in ("digits", str(tmp_path), f"file://{tmp_path}", spelt, "HTTPS://example.org/none.zip"):
-        check_source(source, "data.source", name="mine")
 
 
 OPERATIONAL = (
@@ -316,38 +226,11 @@ def test_legs_go_from_snapshot_to_snapshot():
     assert student.legs() == [LegRange(0, 2, 2016), LegRange(2, 4, 4032)]  # 2,000 and 4,000 images in whole steps
 
 
-def test_seed_blocks_follow_each_other():
-    scoring = load_config(SETTINGS).scoring
-    assert [scoring.seeds(block) for block in (0, 2)] == [range(0, 100), range(200, 300)]
-
-
-@pytest.mark.parametrize(
-    ("evaluations_per_job", "parts"),
-    [
-        (None, [range(200, 300)]),
-        (329, [range(200, 240), range(240, 280), range(280, 300)]),
-        (400, [range(200, 250), range(250, 300)]),
-        (800, [range(200, 300)]),
-        (960, [range(200, 300)]),
-        (1, [range(first, first + 10) for first in range(200, 300, 10)]),
-    ],
-)
-def test_jobs_share_a_seed_block_in_whole_batches(evaluations_per_job, parts):
-    settings = {**SETTINGS["scoring"], "batch_size": 10, "evaluations_per_job": evaluations_per_job}
-    scoring = load_config(changed("scoring", settings)).scoring
-    assert scoring.parts(scoring.seeds(2), nfe=8) == parts
-
-
 def test_unet_options_are_those_of_the_model_type():
     network = load_config(SETTINGS).teacher.network
     assert "encoder_type" in network.unet_options()
     dhariwal = load_config(changed("teacher.network.model_type", "DhariwalUNet")).teacher.network
     assert "encoder_type" not in dhariwal.unet_options() and dhariwal.unet_options()["num_blocks"] == 1
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_configuration_is_valid(path):
-    assert isinstance(load_config(path), Config)
 
 
 def test_documentation_is_current():

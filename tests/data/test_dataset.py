@@ -19,8 +19,8 @@ from mscd.data.packing import pack
 from mscd.errors import UserError
 
 
-def test_folder_reads_as_the_zip_it_was_unpacked_from(digits, tmp_path):
-    path, _ = digits
+def test_folder_reads_as_the_zip_it_was_unpacked_from(packed_digits, tmp_path):
+    path, _ = packed_digits
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "folder")
     from_zip, from_folder = ImageDataset(path), ImageDataset(tmp_path / "folder")
@@ -35,8 +35,8 @@ def test_folder_reads_as_the_zip_it_was_unpacked_from(digits, tmp_path):
     assert ImageDataset(tmp_path / "folder").digest != before
 
 
-def test_item_is_pixels_and_class(digits):
-    dataset = ImageDataset(digits[0])
+def test_item_is_pixels_and_class(packed_digits):
+    dataset = ImageDataset(packed_digits[0])
     pixels, label = dataset[5]
     assert pixels.dtype == np.uint8 and pixels.shape == (1, 8, 8) and (label, type(label)) == (5, int)
     assert np.array_equal(pixels, dataset.images_in_memory()[5])
@@ -53,21 +53,21 @@ def test_images_without_labels_have_class_minus_one_and_empty_one_hot_rows(tmp_p
     assert labels.shape == (2, 0) and labels.dtype == torch.float32
 
 
-def test_xflip_appends_mirrored_copies_with_their_classes(digits):
-    plain, flipped = ImageDataset(digits[0]), ImageDataset(digits[0], xflip=True)
+def test_xflip_appends_mirrored_copies_with_their_classes(packed_digits):
+    plain, flipped = ImageDataset(packed_digits[0]), ImageDataset(packed_digits[0], xflip=True)
     images = plain.images_in_memory()
     assert torch.equal(flipped.images_in_memory(), torch.cat([images, images.flip(3)]))
     assert flipped.labels.tolist() == plain.labels.tolist() * 2
 
 
-def test_images_over_the_limit_stay_on_disk(digits):
-    dataset = ImageDataset(digits[0])
+def test_images_over_the_limit_stay_on_disk(packed_digits):
+    dataset = ImageDataset(packed_digits[0])
     assert dataset.images_in_memory(limit_bytes=1797 * 64 - 1) is None
     assert dataset.images_in_memory(limit_bytes=1797 * 64) is not None
 
 
-def test_images_read_now_are_those_in_memory(digits):
-    dataset = ImageDataset(digits[0], xflip=True)
+def test_images_read_now_are_those_in_memory(packed_digits):
+    dataset = ImageDataset(packed_digits[0], xflip=True)
     numbers = [1796, 0, 2000, 0]
     assert torch.equal(dataset.images(numbers), dataset.images_in_memory()[numbers])
     assert dataset.images([]).shape == (0, 1, 8, 8)
@@ -81,8 +81,8 @@ def endless(count, size, seed=0):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 2 workers on a machine of 1 core
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(digits, workers, monkeypatch):
-    in_memory, on_disk = ImageDataset(digits[0]), ImageDataset(digits[0])
+def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(packed_digits, workers, monkeypatch):
+    in_memory, on_disk = ImageDataset(packed_digits[0]), ImageDataset(packed_digits[0])
     monkeypatch.setattr(on_disk, "images_in_memory", lambda: None)
     before = torch.get_rng_state()
     streams = (batches(in_memory, endless(1797, 7)), batches(on_disk, endless(1797, 7), workers=workers))
@@ -94,8 +94,8 @@ def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(dig
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(digits, monkeypatch):
-    dataset, drawn = ImageDataset(digits[0]), []
+def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(packed_digits, monkeypatch):
+    dataset, drawn = ImageDataset(packed_digits[0]), []
     monkeypatch.setattr(dataset, "images_in_memory", lambda: None)
 
     def indices():
@@ -111,8 +111,8 @@ def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(d
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU pins memory")
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_pinned_batches_are_the_same(on_disk, digits, monkeypatch):
-    dataset = ImageDataset(digits[0])
+def test_pinned_batches_are_the_same(on_disk, packed_digits, monkeypatch):
+    dataset = ImageDataset(packed_digits[0])
     want = list(batches(dataset, torch.arange(20).split(8)))
     if on_disk:
         monkeypatch.setattr(dataset, "images_in_memory", lambda: None)
@@ -149,8 +149,8 @@ def test_data_set_that_is_missing_empty_or_not_square_is_named(tmp_path):
         ImageDataset(write_images(tmp_path / "wide", {"a.png": np.zeros((8, 16), np.uint8)}))
 
 
-def test_threads_read_what_one_reads(digits):
-    dataset = ImageDataset(digits[0])
+def test_threads_read_what_one_reads(packed_digits):
+    dataset = ImageDataset(packed_digits[0])
     want = dataset.images_in_memory().numpy()
     start = threading.Barrier(8)
 
@@ -162,9 +162,9 @@ def test_threads_read_what_one_reads(digits):
         assert all(np.array_equal(got, want[::9]) for got in pool.map(read, range(8)))
 
 
-def test_forked_processes_read_what_their_parent_reads(digits):
+def test_forked_processes_read_what_their_parent_reads(packed_digits):
     global forked
-    forked = ImageDataset(digits[0])
+    forked = ImageDataset(packed_digits[0])
     want = forked.images_in_memory().numpy()
     with multiprocessing.get_context("fork").Pool(3) as pool:
         got = pool.map(_read_forked, range(0, 1797, 9))
@@ -175,15 +175,15 @@ def _read_forked(index):
     return forked[index][0]
 
 
-def test_pickled_data_set_opens_its_file_anew(digits):
-    dataset = ImageDataset(digits[0])
+def test_pickled_data_set_opens_its_file_anew(packed_digits):
+    dataset = ImageDataset(packed_digits[0])
     copy = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(copy[1796][0], dataset[1796][0])
 
 
-def test_closed_data_sets_leave_no_open_file(digits, tmp_path):
+def test_closed_data_sets_leave_no_open_file(packed_digits, tmp_path):
     path = tmp_path.resolve() / "opened by nobody else.zip"
-    shutil.copyfile(digits[0], path)
+    shutil.copyfile(packed_digits[0], path)
 
     def descriptors():
         links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))

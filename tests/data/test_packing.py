@@ -280,10 +280,10 @@ def test_progress_is_shown_on_stderr(tmp_path, capfd):
 # --- what is packed ---
 
 
-def test_digits_are_scikit_learns_spread_over_eight_bits(digits):
+def test_digits_are_scikit_learns_spread_over_eight_bits(packed_digits):
     from sklearn.datasets import load_digits
 
-    path, summary = digits
+    path, summary = packed_digits
     want = load_digits()
     dataset = ImageDataset(path)
     assert np.array_equal(dataset.images_in_memory()[:, 0], np.round(want.images * 255 / 16).astype(np.uint8))
@@ -300,9 +300,9 @@ def test_digits_are_scikit_learns_spread_over_eight_bits(digits):
     }
 
 
-def test_digits_have_always_had_these_bytes(digits):
+def test_digits_have_always_had_these_bytes(packed_digits):
     # Depends on the pixels and on our own PNG and zip writing: a change makes everything downstream run again.
-    assert digits[1]["digest"] == "5667279d4a7c72efcdd2ab58c0e7b0482be2592032f0332c89e9c659e7703235"
+    assert packed_digits[1]["digest"] == "5667279d4a7c72efcdd2ab58c0e7b0482be2592032f0332c89e9c659e7703235"
 
 
 def test_order_is_kept_beyond_one_round_of_the_workers(tmp_path):

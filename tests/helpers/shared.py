@@ -1,13 +1,19 @@
-"""What a test run makes once, however many processes run its tests."""
+"""What a test run makes or starts once, however many processes run its tests."""
+
+import contextlib
 
 from filelock import FileLock
 
 
+def run_root(tmp_path_factory):
+    """The folder of the test run; each process of pytest-xdist has one of its own below it."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if base.name.startswith("popen-") else base
+
+
 def make_once(tmp_path_factory, name, make):
     """The folder `name`, filled by `make(folder)` in the first process that asks for it."""
-    base = tmp_path_factory.getbasetemp()
-    # Each process of pytest-xdist has a folder of its own below that of the run.
-    root = base.parent if base.name.startswith("popen-") else base
+    root = run_root(tmp_path_factory)
     folder, done = root / name, root / f"{name}.done"
     with FileLock(root / f"{name}.lock"):
         if not done.exists():
@@ -15,3 +21,23 @@ def make_once(tmp_path_factory, name, make):
             make(folder)
             done.touch()
     return folder
+
+
+@contextlib.contextmanager
+def started_once(tmp_path_factory, name, start, stop):
+    """In the block, what `start` starts is there: the first process in calls it, and the last one out calls `stop`."""
+    root = run_root(tmp_path_factory)
+    users, lock = root / f"{name}.users", FileLock(root / f"{name}.lock")
+    with lock:
+        inside = int(users.read_text()) if users.exists() else 0
+        if inside == 0:
+            start()
+        users.write_text(str(inside + 1))
+    try:
+        yield
+    finally:
+        with lock:
+            inside = int(users.read_text()) - 1
+            users.write_text(str(inside))
+            if inside == 0:
+                stop()

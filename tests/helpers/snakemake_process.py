@@ -6,6 +6,7 @@ As a script it is that one: it answers requests, a line of JSON each, on its std
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,15 +34,16 @@ class SnakemakeProcess:
     def kill(self) -> None:
         os.kill(self.pid, 9)
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 500) -> int:
         end = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
                 raise subprocess.TimeoutExpired("snakemake", timeout)
             time.sleep(0.02)
         return self.returncode
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 500) -> tuple[str, str]:
         """Waits for the end; what was printed to stdout and stderr."""
         self.wait(timeout)
         return tuple(Path(self._output.name, name).read_text() for name in ("stdout", "stderr"))

@@ -10,13 +10,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import Stepping, student_leg, teacher_leg, train
 
+from mscd.checkpoints import tensor_file
 from mscd.config.network import NetworkSettings
 from mscd.config.training import StudentSettings, TeacherSettings
 from mscd.data import packing
+from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
+from mscd.reporting.file_info import describe
 from mscd.training import objectives
 from mscd.training.diagnostics import TickDiagnostics
+from mscd.training.state import MAIN, TrainedNetwork
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {
@@ -36,7 +40,7 @@ WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "mas
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def short_teacher(tmp_path_factory):
     """A folder with packed digits and a teacher of one short leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("step")
@@ -46,12 +50,12 @@ def base(tmp_path_factory):
     return folder
 
 
-def begun(base, run_dir, kind, device="cpu", batch_per_process=8, **changes):
+def begun(short_teacher, run_dir, kind, device="cpu", batch_per_process=8, **changes):
     """A run of `kind` whose micro-batches are drawn already, so that what is seen is the step's own."""
     settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
-    leg = {"teacher": teacher_leg, "student": student_leg}[kind](base, run_dir, 0, 100, settings)
+    leg = {"teacher": teacher_leg, "student": student_leg}[kind](short_teacher, run_dir, 0, 100, settings)
     if kind == "student":
-        leg = dataclasses.replace(leg, teacher=str(base / "teacher/1/ema.safetensors"))
+        leg = dataclasses.replace(leg, teacher=str(short_teacher / "teacher/1/ema.safetensors"))
     run = Stepping(leg, Group(device=torch.device(device)), batch_per_process)
     run.batches = itertools.cycle([tuple(part.clone() for part in next(run.batches)) for _ in range(8)])
     return run
@@ -71,8 +75,9 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
-    run = begun(base, tmp_path, kind, anneal_kimg=0.0) if kind == "student" else begun(base, tmp_path, kind)
+def test_nothing_waits_for_the_device_between_ticks(short_teacher, tmp_path, kind):
+    changes = {"anneal_kimg": 0.0} if kind == "student" else {}
+    run = begun(short_teacher, tmp_path, kind, **changes)
     run.step()  # the table of edges is made here, and at no later step, as T stays what it is
     with Waits() as waits:
         for _ in range(5):
@@ -89,8 +94,8 @@ def test_nothing_waits_for_the_device_between_ticks(base, tmp_path, kind):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["teacher", "student"])
-def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
-    run = begun(base, tmp_path, kind, device="cuda")
+def test_nothing_waits_for_a_gpu_between_ticks(short_teacher, tmp_path, kind):
+    run = begun(short_teacher, tmp_path, kind, device="cuda")
     for _ in range(3):
         run.step()
     torch.cuda.set_sync_debug_mode("error")
@@ -103,10 +108,10 @@ def test_nothing_waits_for_a_gpu_between_ticks(base, tmp_path, kind):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_trains_to_the_same_bits_each_time(base, tmp_path, precision):
+def test_a_gpu_trains_to_the_same_bits_each_time(short_teacher, tmp_path, precision):
     ends = []
     for attempt in "ab":
-        run = begun(base, tmp_path / attempt, "student", device="cuda", precision=precision)
+        run = begun(short_teacher, tmp_path / attempt, "student", device="cuda", precision=precision)
         for _ in range(20):
             run.step()
         ends.append(run.state.tensors())
@@ -132,8 +137,8 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
-def test_steps_leave_no_more_memory_in_use(base, tmp_path):
-    run = begun(base, tmp_path, "student", batch_per_process=16, anneal_kimg=0.0)
+def test_steps_leave_no_more_memory_in_use(short_teacher, tmp_path):
+    run = begun(short_teacher, tmp_path, "student", batch_per_process=16, anneal_kimg=0.0)
     for _ in range(30):
         run.step()
     gc.collect()
@@ -145,13 +150,35 @@ def test_steps_leave_no_more_memory_in_use(base, tmp_path):
     assert resident() - before < 1.6e6  # 16 kB per step would show
 
 
-def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(base, tmp_path, monkeypatch):
+def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(short_teacher, tmp_path, monkeypatch):
     made, original = [], objectives.edge_table
     monkeypatch.setattr(objectives, "edge_table", lambda **how: (made.append(how["steps"]), original(**how))[1])
     objectives._cached_table.cache_clear()
-    run, asked = begun(base, tmp_path, "student", batch_per_process=16, anneal_kimg=0.8), []
+    run, asked = begun(short_teacher, tmp_path, "student", batch_per_process=16, anneal_kimg=0.8), []
     for _ in range(60):
         asked.append(objectives.teacher_steps(run.settings, run.state.nimg))
         run.step()
     assert asked[0] == 8 and asked[-1] == 32
     assert made == sorted(set(asked)) and len(made) == 25
+
+
+def test_a_second_network_trains_beside_the_first_and_is_part_of_the_state(short_teacher, tmp_path):
+    alone, run = (begun(short_teacher, tmp_path / name, "teacher") for name in ("alone", "both"))
+    torch.manual_seed(1)
+    second = TrainedNetwork(EDMPrecond(**run.state.main.net.init_kwargs).train(), {})
+    run.state.trained["second"] = second
+    before = [parameter.clone() for parameter in second.net.parameters()]
+    of_first, of_second = run.start.objective, objectives.teacher_objective(run.settings, second)
+    both = dataclasses.replace(run.start, objective=lambda batch: {**of_first(batch), "second": of_second(batch)[MAIN]})
+    run.start = both
+    for _ in range(2):
+        alone.step()
+        run.step()
+    tensors = run.state.tensors()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in alone.state.tensors().items())
+    assert not any(torch.equal(old, new) for old, new in zip(before, second.net.parameters(), strict=True))
+
+    path = run.start.states.save_rolling(run.state)
+    assert describe(path)["networks"] == ["ema", "net", "phema-0.100", "second/net"]
+    loaded, _ = tensor_file.load_tensors(path)
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)

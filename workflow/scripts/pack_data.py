@@ -1,10 +1,10 @@
 """Pack the images into the data set that everything is trained on."""
 
 import json
-from pathlib import Path
 
 from mscd.config.loading import load_config
 from mscd.data.packing import pack
+from mscd.files.atomic import write_whole
 from mscd.launch.script import record_events, script_log
 from mscd.provenance.urls import is_address
 
@@ -18,7 +18,7 @@ with script_log(snakemake.log.text):
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     # Local data without a stated licence has no origin to record.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None
-    Path(snakemake.output.summary).write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(snakemake.output.summary, (json.dumps(summary, indent=1) + "\n").encode())
     del summary["class_counts"]  # of a thousand classes: too long to be a parameter
     origin = summary.pop("origin") or {}
     record_events(snakemake.log.events, params={**summary, **origin, "skipped": len(summary["skipped"])})

@@ -30,7 +30,7 @@ def clone(folder: Path, **profiles: dict) -> "Project":
         (folder / "profiles" / name).mkdir(parents=True)
         (folder / "profiles" / name / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / "config").mkdir()
-    shutil.copy(Path(__file__).parent / "tiny.yaml", folder / "config/config.yaml")
+    shutil.copy(REPOSITORY / "tests/workflow/tiny.yaml", folder / "config/config.yaml")
     return Project(folder)
 
 

@@ -1,0 +1,55 @@
+"""The names that `import mscd` offers, and the lines its docstring shows."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from quick_classifier import QUICK
+
+import mscd
+from mscd.checkpoints.network_file import save_network
+from mscd.data.dataset import ImageDataset
+from mscd.evaluation.classifier import save_classifier, train_classifier
+from mscd.evaluation.reference import make_reference
+
+
+@pytest.mark.parametrize("name", mscd.__all__)
+def test_a_name_is_there_documented_and_listed(name):
+    assert getattr(mscd, name).__doc__ and name in dir(mscd)
+    listed = mscd.__doc__.split("What is here:")[1].split("The packages")[0]
+    assert re.search(rf"\b{name}\b", listed)
+
+
+def test_another_name_is_refused():
+    with pytest.raises(AttributeError, match="module 'mscd' has no attribute 'distil'"):
+        mscd.distil  # noqa: B018
+
+
+def test_type_checkers_see_the_names_where_they_are_found():
+    imports = [
+        node for node in ast.walk(ast.parse(Path(mscd.__file__).read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+    seen = {alias.name: node.module for node in imports for alias in node.names if node.module.startswith("mscd.")}
+    assert seen == mscd._HOME and sorted(seen) == mscd.__all__
+
+
+def test_the_lines_of_the_docstring_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reference = Path("results/digits/reference")
+    student = Path("results/digits/students/s8/50/ema.safetensors")
+    for folder in (reference, student.parent):
+        folder.mkdir(parents=True)
+    mscd.pack("digits", "train.zip", max_images=300)
+    classifier, _ = train_classifier(ImageDataset("train.zip"), QUICK)
+    save_classifier(reference / "classifier.safetensors", classifier, {})
+    make_reference("train.zip", reference / "classifier.safetensors", reference / "classifier.npz")
+    net = mscd.EDMPrecond(8, 1, 10, "SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
+    settings = {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    save_network(student, net, {"model": "s8", "snapshot_kimg": 50, "ema": "ema", "student": settings})
+
+    [lines] = re.findall(r"\n\n((?:    .*\n|\n)*)\nWhat is here", mscd.__doc__)
+    shown = {}
+    exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), shown)
+    assert shown["images"].shape == (16, 1, 8, 8) and Path("score.json").exists()
+    assert shown["metadata"]["snapshot_kimg"] == 50
