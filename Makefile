@@ -32,7 +32,7 @@ test-workflow: venv
 
 # Two processes, as this Slurm has two sites of two nodes.
 test-cluster: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m cluster tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m cluster tests/cluster
 
 demo: venv
 	$(BIN)/snakemake all

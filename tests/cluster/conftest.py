@@ -1,10 +1,14 @@
 """A real Slurm, started on this machine for the tests of this folder."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
 import pytest
-from shared import run_root, started_once
+from shared import make_once, run_root, started_once
+from training_runs import launch_leg, snapshot, student_leg
+
+from cluster.training import KIMG, LONG, TWO_NODES, Training, no_job_left, slow_steps, tell_slurm, wait_for
 
 HERE = Path(__file__).parent
 CANNOT = 77  # what slurm-up.sh ends with where it must not or cannot be run
@@ -37,3 +41,28 @@ def slurm(tmp_path_factory):
 
     with started_once(tmp_path_factory, "slurm", start, stop):
         yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed_two(base, tmp_path_factory):
+    """The snapshot of two processes of the local executor."""
+
+    def make(folder):
+        leg = student_leg(base, folder / "run", 0, KIMG, LONG)
+        launch_leg(leg, 2, folder / "logs")
+
+    return snapshot(make_once(tmp_path_factory, "undisturbed_two", make) / "run", KIMG)
+
+
+@pytest.fixture
+def training(base, tmp_path):
+    """A leg that is to be trained on two nodes, slowly, so that a fault strikes before its end."""
+    slow_steps(tmp_path / "slow", 0.3)
+    resources = dataclasses.replace(TWO_NODES, slurm_setup=f"export PYTHONPATH={tmp_path / 'slow'}")
+    training = Training(student_leg(base, tmp_path / "run", 0, KIMG, LONG), resources)
+    yield training
+    if training.launcher and training.launcher.poll() is None:
+        training.launcher.kill()
+    if training.recorded_job:
+        tell_slurm("scancel", training.recorded_job)
+    wait_for(no_job_left, "jobs to end")

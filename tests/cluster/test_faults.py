@@ -1,52 +1,26 @@
 """Whatever ends a job on Slurm: the leg goes on to the very bytes of an undisturbed run, or fails in one line, soon."""
 
 import dataclasses
-import signal
-import subprocess
 import time
 
 import pytest
-from training_runs import STUDENT, launch_leg, snapshot, student_leg
+from training_runs import launch_leg, snapshot, student_leg
 
 from cluster.site import BOTH_NODES
 from cluster.training import (
-    Training,
+    KIMG,
+    LONG,
     kill_rank,
     lose_node,
-    no_job_left,
     preempt,
     requeue,
+    slow_steps,
+    steps,
     tell_slurm,
     wait_for,
 )
 from mscd.files.event_log import read_events
 from mscd.launch import slurm_commands
-
-KIMG = 8
-LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG, "batch_size": 200})
-
-
-@pytest.fixture(scope="module")
-def undisturbed_two(base, tmp_path_factory):
-    """The snapshot of two processes of the local executor."""
-    leg = student_leg(base, tmp_path_factory.mktemp("undisturbed"), 0, KIMG, LONG)
-    launch_leg(leg, 2, leg.run_dir + "/logs")
-    return snapshot(leg.run_dir, KIMG)
-
-
-@pytest.fixture
-def training(base, tmp_path):
-    training = Training(student_leg(base, tmp_path / "run", 0, KIMG, LONG))
-    yield training
-    if training.launcher and training.launcher.poll() is None:
-        training.launcher.kill()
-    if training.recorded_job:
-        tell_slurm("scancel", training.recorded_job)
-    wait_for(no_job_left, "jobs to end")
-
-
-def steps(training):
-    return [e["step"] for e in read_events(training.folder / "events.jsonl") if e["event"] == "metrics"]
 
 
 def test_two_nodes_give_the_snapshot_of_two_local_processes(training, undisturbed_two):
@@ -71,22 +45,9 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed_two, fault)
     assert ("submitting it again" in training.log) == (fault is kill_rank)
 
 
-SLOW_AT_FIRST = """
-import os
-if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-    import sys, time, torch.optim.adam
-    module = sys.modules["torch.optim.adam"]  # of whose function mscd.training.optimizer makes its step
-    adam = module.adam
-    def slow(*arguments, **options):
-        time.sleep(1)
-        adam(*arguments, **options)
-    module.adam = slow
-"""
-
-
 def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base, tmp_path, training):
-    kimg = 15  # 75 steps that wait for a second: on any machine more than a job trains in its minute
-    (tmp_path / "sitecustomize.py").write_text(SLOW_AT_FIRST)
+    kimg = 15  # 30 steps, which wait at first: on any machine more than a job trains in its minute
+    slow_steps(tmp_path, 2.5, when='os.environ.get("SLURM_RESTART_COUNT", "0") == "0"')
     settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
     training.resources = dataclasses.replace(training.resources, runtime=1, slurm_setup=f"export PYTHONPATH={tmp_path}")
@@ -96,7 +57,7 @@ def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base
     [state] = (training.folder / "rolling").glob("state-*.safetensors")
     metrics = [e for e in read_events(training.leg.events) if e["event"] == "metrics"]
     reached, told = int(state.stem.removeprefix("state-")), metrics[-1]["step"] * 1000
-    assert told <= reached < told + 1000 + 200  # the steps after the last tick, one of them begun at the signal
+    assert told <= reached < told + 1000 + 500  # the steps after the last tick, one of them begun at the signal
     training.finish(300)
     whole = student_leg(base, tmp_path / "whole", 0, kimg, settings)
     launch_leg(whole, 2, tmp_path / "logs")
@@ -120,64 +81,6 @@ def rank_log(training):
     return sorted(training.folder.glob("logs/*/*_0_log.err"))[-1].read_text()
 
 
-@pytest.mark.parametrize("when", ["it lives", "it has finished"])
-def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed_two, when):
-    training.start().wait_until_at(2)
-    job_id = training.job_id
-    training.launcher.send_signal(signal.SIGKILL)
-    training.launcher.wait()
-    if when == "it has finished":
-        wait_for(lambda: slurm_commands.status(job_id).is_over, "the job")
-        assert training.leg.finished.exists() and not (training.folder / str(KIMG)).exists()
-    training.start().finish()
-    assert snapshot(training.folder, KIMG) == undisturbed_two and steps(training) == list(range(1, KIMG + 1))
-    assert training.log.count("submitted as Slurm job") == 1 and f"Slurm job {job_id}" in training.log
-
-
-def test_a_launcher_that_loses_its_snakemake_leaves_the_job_to_the_next(training, undisturbed_two):
-    snakemake = subprocess.Popen(["sleep", "600"])
-    training.parent = snakemake.pid
-    training.start().wait_until_at(1)
-    snakemake.kill()
-    snakemake.wait()
-    assert f"Snakemake is gone; Slurm job {training.job_id} goes on without it" in training.fails(30)
-    training.parent = None
-    training.start().finish()
-    assert training.log.count("submitted as Slurm job") == 1 and snapshot(training.folder, KIMG) == undisturbed_two
-
-
-def test_a_second_launcher_is_refused_and_disturbs_nothing(training, undisturbed_two):
-    training.start().wait_until_at(1)
-    second = Training(training.leg).start()
-    second.fails(30)
-    assert "is held by process" in second.log  # of both launchers
-    training.finish()
-    assert snapshot(training.folder, KIMG) == undisturbed_two
-
-
-def test_ctrl_c_cancels_the_job_and_says_so(training, undisturbed_two):
-    training.start().wait_until_at(2)
-    job_id = training.job_id
-    training.launcher.send_signal(signal.SIGINT)
-    assert f"Slurm job {job_id} is cancelled" in training.fails(30)
-    wait_for(lambda: slurm_commands.status(job_id).state == "CANCELLED", "the cancellation")
-    training.start().finish()
-    assert snapshot(training.folder, KIMG) == undisturbed_two
-
-
-@pytest.mark.parametrize("kimg", [1, KIMG])
-def test_other_settings_end_the_job_that_a_lost_launcher_left(base, tmp_path, training, kimg):
-    training.start().wait_until_at(1)
-    job_id = training.job_id
-    training.launcher.kill()
-    training.launcher.wait()
-    other = LONG.model_copy(update={"learning_rate": 2e-3, "duration_kimg": kimg, "snapshot_kimg": kimg})
-    training.leg = student_leg(base, tmp_path / "run", 0, kimg, other)
-    training.start().finish()
-    assert f"cancelling Slurm job {job_id}" in training.log and slurm_commands.status(job_id).state == "CANCELLED"
-    assert (tmp_path / f"run/{kimg}/ema.safetensors").exists()
-
-
 def test_a_mistake_of_the_user_fails_the_leg_in_one_line(base, tmp_path, training):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors")
@@ -199,8 +102,8 @@ if os.environ.get("SLURM_PROCID") == "1":
 
 
 def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines(tmp_path, training):
-    (tmp_path / "sitecustomize.py").write_text(RAISE.format(now=str(tmp_path / "now")))
-    training.resources = dataclasses.replace(training.resources, slurm_setup=f"export PYTHONPATH={tmp_path}")
+    with open(tmp_path / "slow/sitecustomize.py", "a") as file:
+        file.write(RAISE.format(now=str(tmp_path / "now")))
     training.start().wait_until_at(2)
     (tmp_path / "now").touch()
     line = training.fails(60)

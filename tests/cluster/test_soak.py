@@ -20,6 +20,7 @@ from cluster.training import (
     preempt,
     rank_of,
     requeue,
+    slow_steps,
     tell_slurm,
     wait_for,
 )
@@ -27,7 +28,7 @@ from mscd.launch.worker import STARTS_WITHOUT_PROGRESS
 from mscd.training.attempts import read_attempts, starts_in_place
 
 FAULTS = 20
-LEGS, KIMG = 6, 8
+LEGS, KIMG = 4, 12
 PROFILE = profile_settings("default") | {"cores": 2}
 LAST = f"results/tiny/students/a/{LEGS * KIMG}"
 
@@ -38,7 +39,7 @@ def whole(tmp_path):
 
     def settings(config):
         config["students"] = {"a": config["students"]["a"] | {"duration_kimg": LEGS * KIMG, "snapshot_kimg": KIMG}}
-        config["students"]["a"] |= {"tick_kimg": 1, "state_kimg": 1, "batch_size": 200}
+        config["students"]["a"] |= {"tick_kimg": 1, "state_kimg": 1, "batch_size": 500}
 
     silent = {name: value for name, value in PROFILE.items() if name != "logger"}
     project = clone(tmp_path / "whole", default=silent, slurm=slurm_profile(partition("low")))
@@ -54,6 +55,8 @@ def run(whole, tmp_path):
     """The same with everything still to be trained but the teacher."""
     project = whole.copy(tmp_path / "project")
     shutil.rmtree(project.results / "students")
+    slow_steps(project.folder / "slow", 0.3)
+    (project.folder / "config/site.sh").write_text("export PYTHONPATH=$PWD/slow:$PYTHONPATH\n")
     (project.folder / "profiles/default/config.yaml").write_text(yaml.safe_dump(PROFILE))
     project.calls = []
     yield project

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import psutil
+from training_runs import STUDENT
 
 from cluster.site import NODES, partition
+from mscd.files.event_log import read_events
 from mscd.launch import slurm_commands
 from mscd.launch.record import LaunchRecord
 from mscd.launch.resources import Resources
@@ -22,6 +24,8 @@ from mscd.training.leg import Leg
 TWO_NODES = Resources(
     "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition=partition("low")
 )
+KIMG = 8
+LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG, "batch_size": 500})
 
 
 def wait_for(condition, what: str, seconds: float = 120):
@@ -30,6 +34,28 @@ def wait_for(condition, what: str, seconds: float = 120):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.2)
     return value
+
+
+SLOW = """
+import os
+if {when}:
+    import sys, time, torch.optim.adam
+    module = sys.modules["torch.optim.adam"]  # of whose function mscd.training.optimizer makes its step
+    adam = module.adam
+    def slow(*arguments, **options):
+        time.sleep({seconds})
+        adam(*arguments, **options)
+    module.adam = slow
+"""
+
+
+def slow_steps(folder: Path, seconds: float, when: str = "True") -> None:
+    """Make processes with `folder` in PYTHONPATH wait in each step of training, that faults find them at it.
+
+    when: an expression that is true in those that are to.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SLOW.format(seconds=seconds, when=when))
 
 
 @dataclasses.dataclass
@@ -106,6 +132,11 @@ class Training:
         """Until Slurm has put the job back into the queue."""
         job_id = self.job_id
         wait_for(lambda: slurm_commands.status(job_id).restarts >= times, "the requeue", 180)
+
+
+def steps(training: Training) -> list[int]:
+    """Thousands of images at which the leg's losses were recorded."""
+    return [e["step"] for e in read_events(training.folder / "events.jsonl") if e["event"] == "metrics"]
 
 
 def newest_state(run_dir: Path) -> int:

@@ -32,7 +32,8 @@ class SnakemakeProcess:
         return self.returncode
 
     def kill(self) -> None:
-        os.kill(self.pid, 9)
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float = 500) -> int:
         end = time.monotonic() + timeout

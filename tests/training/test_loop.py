@@ -76,7 +76,7 @@ LONG = {"duration_kimg": 6, "snapshot_kimg": 6}
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])  # a sum of two gradients would be the same in any order
 def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbed_one(base, tmp_path, processes):
-    settings = STUDENT.model_copy(update={**LONG, "batch_size": 102})
+    settings = STUDENT.model_copy(update={**LONG, "batch_size": 204})
     launch_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), processes, tmp_path / "a")
     for _ in range(2):
         victim = start(student_leg(base, tmp_path / "cut", 0, 6, settings), processes, tmp_path / "b")
