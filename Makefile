@@ -11,11 +11,12 @@ INSTALLED := $(VENV)/.installed
 
 venv: $(INSTALLED)
 
-# Tests' tools come along: one environment for everything, so that what was tested is what runs.
+# Tests' tools come along: one environment for everything, so that what was tested is what runs. Python compiles the
+# modules that are used when they are: to compile all takes longer than the rest of the installation.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 # As many processes as there are cores; a file's tests stay together, as they share what they make.
@@ -32,7 +33,7 @@ test-workflow: venv
 
 # Two processes, as this Slurm has two sites of two nodes.
 test-cluster: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m cluster tests/cluster
+	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m cluster tests/cluster
 
 demo: venv
 	$(BIN)/snakemake all
