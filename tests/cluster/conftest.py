@@ -20,7 +20,8 @@ def pytest_collection_modifyitems(items):
         if item.path.is_relative_to(HERE):
             item.add_marker("cluster")
     # The longest first, so that two processes are done at about the same time.
-    items.sort(key=lambda item: item.path.name != "test_soak.py")
+    first = ["test_soak.py", "test_workflow.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,7 +60,7 @@ def undisturbed_two(base, tmp_path_factory):
 @pytest.fixture
 def training(base, tmp_path):
     """A leg that is to be trained on two nodes, slowly, so that a fault strikes before its end."""
-    slow_steps(tmp_path / "slow", 0.3)
+    slow_steps(tmp_path / "slow", 0.4)
     resources = dataclasses.replace(TWO_NODES, slurm_setup=f"export PYTHONPATH={tmp_path / 'slow'}")
     training = Training(student_leg(base, tmp_path / "run", 0, KIMG, LONG), resources)
     yield training

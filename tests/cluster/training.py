@@ -24,7 +24,7 @@ from mscd.training.leg import Leg
 TWO_NODES = Resources(
     "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition=partition("low")
 )
-KIMG = 8
+KIMG = 6
 LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG, "batch_size": 500})
 
 
