@@ -60,7 +60,7 @@ def undisturbed_two(base, tmp_path_factory):
 @pytest.fixture
 def training(base, tmp_path):
     """A leg that is to be trained on two nodes, slowly, so that a fault strikes before its end."""
-    slow_steps(tmp_path / "slow", 0.4)
+    slow_steps(tmp_path / "slow", 0.8)
     resources = dataclasses.replace(TWO_NODES, slurm_setup=f"export PYTHONPATH={tmp_path / 'slow'}")
     training = Training(student_leg(base, tmp_path / "run", 0, KIMG, LONG), resources)
     yield training

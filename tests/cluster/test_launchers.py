@@ -12,7 +12,7 @@ from mscd.launch import slurm_commands
 
 @pytest.mark.parametrize("when", ["it lives", "it has finished"])
 def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed_two, when):
-    training.start().wait_until_at(2)
+    training.start().wait_until_at(1)
     job_id = training.job_id
     training.launcher.send_signal(signal.SIGKILL)
     training.launcher.wait()
@@ -46,7 +46,7 @@ def test_a_second_launcher_is_refused_and_disturbs_nothing(training, undisturbed
 
 
 def test_ctrl_c_cancels_the_job_and_says_so(training, undisturbed_two):
-    training.start().wait_until_at(2)
+    training.start().wait_until_at(1)
     job_id = training.job_id
     training.launcher.send_signal(signal.SIGINT)
     assert f"Slurm job {job_id} is cancelled" in training.fails(30)

@@ -24,11 +24,11 @@ from mscd.training.leg import Leg
 TWO_NODES = Resources(
     "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition=partition("low")
 )
-KIMG = 6
+KIMG = 4
 LONG = STUDENT.model_copy(update={"duration_kimg": KIMG, "snapshot_kimg": KIMG, "batch_size": 500})
 
 
-def wait_for(condition, what: str, seconds: float = 120):
+def wait_for(condition, what: str, seconds: float = 300):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
@@ -95,10 +95,10 @@ class Training:
             )
         return self
 
-    def finish(self, seconds: float = 120) -> None:
+    def finish(self, seconds: float = 300) -> None:
         assert self.launcher.wait(timeout=seconds) == 0, self.log
 
-    def fails(self, seconds: float = 120) -> str:
+    def fails(self, seconds: float = 300) -> str:
         """The line that the launcher ends with."""
         assert self.launcher.wait(timeout=seconds) == 1, self.log
         return self.log.splitlines()[-1]
@@ -131,7 +131,7 @@ class Training:
     def requeued(self, times: int = 1) -> None:
         """Until Slurm has put the job back into the queue."""
         job_id = self.job_id
-        wait_for(lambda: slurm_commands.status(job_id).restarts >= times, "the requeue", 180)
+        wait_for(lambda: slurm_commands.status(job_id).restarts >= times, "the requeue")
 
 
 def steps(training: Training) -> list[int]:

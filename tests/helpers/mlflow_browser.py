@@ -2,7 +2,7 @@
 
     python tests/helpers/mlflow_browser.py <project folder> <rule> <metric> <folder for pictures>
 
-Opens the store of the project with a bare `mlflow ui`, unfolds the newest workflow run and compares the metric's
+Opens the store of the project with `mlflow ui`, unfolds the newest workflow run and compares the metric's
 curves of two runs of the rule.
 """
 
@@ -31,13 +31,13 @@ SECONDS = 60
 
 @contextmanager
 def mlflow_ui(folder: Path):
-    """The address of `mlflow ui`, started without arguments but the port in a project's folder."""
+    """The address of `mlflow ui`, started in a project's folder with a port of its own and one worker, for speed."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "ui", "--port", str(port)], cwd=folder, env=environment,
+        [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"], cwd=folder, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"

@@ -80,7 +80,7 @@ def user_lines(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line and not line.startswith("Using workflow specific profile")]
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -3,8 +3,10 @@
 As a script it is that one: it answers requests, a line of JSON each, on its stdin.
 """
 
+import asyncio
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -35,16 +37,19 @@ class SnakemakeProcess:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self, timeout: float = 500) -> int:
+    def wait(self, timeout: float = math.inf) -> int:
         end = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > end:
-                os.killpg(self.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired("snakemake", timeout)
-            time.sleep(0.02)
+        try:
+            while self.poll() is None:
+                if time.monotonic() > end:
+                    raise subprocess.TimeoutExpired("snakemake", timeout)
+                time.sleep(0.02)
+        except BaseException:  # also the end of a test's time, and Ctrl-C
+            os.killpg(self.pid, signal.SIGKILL)
+            raise
         return self.returncode
 
-    def communicate(self, timeout: float = 500) -> tuple[str, str]:
+    def communicate(self, timeout: float = math.inf) -> tuple[str, str]:
         """Waits for the end; what was printed to stdout and stderr."""
         self.wait(timeout)
         return tuple(Path(self._output.name, name).read_text() for name in ("stdout", "stderr"))
@@ -96,8 +101,14 @@ def run_snakemake(main, arguments: list[str], folder: str, environment: dict[str
     sys.exit(main())
 
 
+async def a_second(executor) -> None:
+    await asyncio.sleep(1)
+
+
 if __name__ == "__main__":
     import snakemake.cli
+    from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
     snakemake.cli.get_argument_parser()  # imports the plugins
+    RemoteExecutor.sleep = a_second  # between two looks at Slurm's jobs: ten longer after each that finds none ended
     answer_requests(snakemake.cli.main)

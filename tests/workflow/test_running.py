@@ -92,7 +92,7 @@ def goes_on(project):
 @pytest.mark.slow
 def test_interrupted_call_goes_on_from_its_state(project):
     process = cut_in_a_leg(project, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode != 0 and "Traceback" not in err, err
     assert not (project.results / "students/a/4/ema.safetensors").exists()
     goes_on(project)
@@ -112,7 +112,7 @@ def test_second_call_on_one_folder_is_refused(project):
     second = project.snakemake("all")
     os.killpg(process.pid, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate()
     assert second.returncode == 1
     assert user_lines(second.stderr)[-1].startswith("a workflow in this folder is held by process")
 

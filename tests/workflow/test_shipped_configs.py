@@ -1,4 +1,4 @@
-"""The shipped configurations plan their whole graph without network, GPU or data."""
+"""The shipped configurations plan their whole graph for a cluster without network, GPU, Slurm or data."""
 
 import os
 import subprocess
@@ -26,9 +26,9 @@ PLANNED = {
 @pytest.mark.parametrize(("name", "target"), [("imagenet64", []), ("cifar10", ["all"])])
 def test_published_experiment_is_planned_from_its_settings_alone(unfinished_project, tmp_path, name, target):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
-    config = REPOSITORY / f"config/{name}.yaml"
+    config, slurm = REPOSITORY / f"config/{name}.yaml", ["--profile", str(REPOSITORY / "profiles/slurm")]
     ran = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--configfile", str(config), *target],
+        [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", *slurm, "--configfile", str(config), *target],
         cwd=unfinished_project.folder,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

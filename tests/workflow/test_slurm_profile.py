@@ -13,3 +13,9 @@ def test_every_submitted_rule_has_resources_of_its_own_and_no_name_is_misspelled
         assert listed.returncode == 0, listed.stderr
         rules |= set(listed.stdout.split())
     assert rules - RUNS_HERE == set(profile_settings("slurm")["set-resources"])
+
+
+def test_the_demo_is_planned_with_it(unfinished_project):
+    profile, config = str(REPOSITORY / "profiles/slurm"), str(REPOSITORY / "config/config.yaml")
+    planned = unfinished_project.planned("--profile", profile, "--configfile", config)
+    assert {("train_teacher", ""), ("fid_table", ""), ("export", "s4")} <= planned
