@@ -101,7 +101,7 @@ def run_snakemake(main, arguments: list[str], folder: str, environment: dict[str
     sys.exit(main())
 
 
-async def a_second(executor) -> None:
+async def sleep_a_second(executor) -> None:
     await asyncio.sleep(1)
 
 
@@ -110,5 +110,6 @@ if __name__ == "__main__":
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
     snakemake.cli.get_argument_parser()  # imports the plugins
-    RemoteExecutor.sleep = a_second  # between two looks at Slurm's jobs: ten longer after each that finds none ended
+    # Between two looks at Slurm's jobs; the executor's own sleep gets ten seconds longer each time that none has ended.
+    RemoteExecutor.sleep = sleep_a_second
     answer_requests(snakemake.cli.main)
