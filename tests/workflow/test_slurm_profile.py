@@ -18,4 +18,4 @@ def test_every_submitted_rule_has_resources_of_its_own_and_no_name_is_misspelled
 def test_the_demo_is_planned_with_it(unfinished_project):
     profile, config = str(REPOSITORY / "profiles/slurm"), str(REPOSITORY / "config/config.yaml")
     planned = unfinished_project.planned("--profile", profile, "--configfile", config)
-    assert {("train_teacher", ""), ("fid_table", ""), ("export", "s4")} <= planned
+    assert {("train_teacher", "300"), ("fid_table", ""), ("export", "s4"), ("export", "s8")} <= planned
