@@ -86,8 +86,8 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
-# keep finished jobs in squeue/scontrol (snakemake's squeue mode wants >=120)
-MinJobAge=600
+# keep finished jobs in squeue/scontrol: snakemake's squeue mode wants 120 s or more, tests read them after a whole run
+MinJobAge=7200
 # a submitit job ignores SIGTERM, so a cancelled one lives this long
 KillWait=5
 SlurmdTimeout=30
