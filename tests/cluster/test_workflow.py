@@ -22,8 +22,8 @@ SCORES = {name: f"results/tiny/scores/{name}/ema/euler-2/seeds-64-127.json" for 
 def slurm_profile(name):
     """profiles/slurm fitted to this small site as its comments say, and quicker to notice that a job has ended."""
     profile = profile_settings("slurm")
-    profile["default-resources"] |= {"slurm_partition": name, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5}
-    small = {"processes": 2, "gpus_per_node": 0, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 5, "poll_seconds": 1}
+    profile["default-resources"] |= {"slurm_partition": name, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 30}
+    small = {"processes": 2, "gpus_per_node": 0, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 30, "poll_seconds": 1}
     for rule in TRAINING:
         profile["set-resources"][rule] = profile["set-resources"][rule] | small | {"slurm_setup": SETUP}
     profile["set-resources"]["pack_data"] = {}
