@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from shared import make_once
@@ -11,17 +10,6 @@ from shared import make_once
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests, and the processes they start, run beside each other: threads of each would only wait for those of the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-LONGEST = ("logger", "workflow", "training")  # first, that at the end no process has long to do alone
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    def place(item):
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return LONGEST.index(folder) if folder in LONGEST else len(LONGEST)
-
-    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed_two, fault)
 
 
 def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base, tmp_path, training):
-    kimg = 8  # 16 steps, which wait at first: on any machine more than a job trains in its minute
-    slow_steps(tmp_path, 5, when='os.environ.get("SLURM_RESTART_COUNT", "0") == "0"')
+    kimg = 15  # 30 steps, which wait at first: on any machine more than a job trains in its minute
+    slow_steps(tmp_path, 2.5, when='os.environ.get("SLURM_RESTART_COUNT", "0") == "0"')
     settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
     training.resources = dataclasses.replace(training.resources, runtime=1, slurm_setup=f"export PYTHONPATH={tmp_path}")
@@ -85,7 +85,7 @@ def test_a_mistake_of_the_user_fails_the_leg_in_one_line(base, tmp_path, trainin
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors")
     training.leg = dataclasses.replace(training.leg, teacher=str(broken))
-    line = training.start().fails()
+    line = training.start().fails(60)
     assert "broken.safetensors: not a safetensors file" in line and "(logs: " in line
     assert training.log.count("submitted as Slurm job") == 1
 
@@ -106,7 +106,7 @@ def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines
         file.write(RAISE.format(now=str(tmp_path / "now")))
     training.start().wait_until_at(1)
     (tmp_path / "now").touch()
-    line = training.fails()
+    line = training.fails(60)
     assert f"s4, leg to {KIMG} kimg: process 1 failed: MemoryError (logs: " in line
     assert "the last lines of process 1:\n" in training.log and "\nMemoryError\n" in training.log
     assert (
@@ -117,11 +117,11 @@ def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines
 def test_jobs_that_get_nowhere_are_given_up(training):
     training.resources = dataclasses.replace(training.resources, slurm_setup="exit 3")
     training.start()
-    line = training.fails()
+    line = training.fails(90)
     assert "given up after 3 starts without progress" in line and training.log.count("submitted as Slurm job") == 3
 
 
 def test_a_refused_submission_is_told_in_one_line(training):
     training.resources = dataclasses.replace(training.resources, slurm_partition="nosuch")
-    line = training.start().fails()
+    line = training.start().fails(30)
     assert "sbatch refused the job" in line and "invalid partition" in line and "profile" in line

@@ -1,4 +1,4 @@
-"""One run of two legs through twenty random faults: the last snapshot is that of an undisturbed run."""
+"""One run of four legs through twenty random faults: the last snapshot is that of an undisturbed run."""
 
 import os
 import random
@@ -28,14 +28,14 @@ from mscd.launch.worker import STARTS_WITHOUT_PROGRESS
 from mscd.training.attempts import read_attempts, starts_in_place
 
 FAULTS = 20
-LEGS, KIMG = 2, 12
+LEGS, KIMG = 4, 6
 PROFILE = profile_settings("default") | {"cores": 2}
 LAST = f"results/tiny/students/a/{LEGS * KIMG}"
 
 
 @pytest.fixture
 def whole(tmp_path):
-    """A project whose student `a` trained in two legs, with a state every thousand images, on this machine."""
+    """A project whose student `a` trained in four legs, with a state every thousand images, on this machine."""
 
     def settings(config):
         config["students"] = {"a": config["students"]["a"] | {"duration_kimg": LEGS * KIMG, "snapshot_kimg": KIMG}}

@@ -189,9 +189,9 @@ def test_ctrl_c_cancels_the_jobs(finished, tmp_path):
     job_for(project, "generate", states=("RUNNING",))
     wait_for(lambda: list((project.folder / ".snakemake/incomplete").iterdir()))  # Snakemake knows its id
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err, err
-    wait_for(lambda: {job.state for job in jobs(project).values()} == {"CANCELLED"})
+    wait_for(lambda: {job.state for job in jobs(project).values()} == {"CANCELLED"}, 30)
 
 
 def test_ctrl_c_cancels_the_job_of_a_leg_and_says_so(finished, tmp_path):
@@ -200,7 +200,7 @@ def test_ctrl_c_cancels_the_job_of_a_leg_and_says_so(finished, tmp_path):
     process = project.start("--profile", "profiles/slurm", "results/tiny/students/a/200/ema.safetensors")
     job = job_for(project, "a, leg to 200 kimg", states=("RUNNING",))
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err, err
     assert f"a, leg to 200 kimg: stopped; Slurm job {job.id} is cancelled" in err
-    wait_for(lambda: jobs(project)["a, leg to 200 kimg"].state == "CANCELLED")
+    wait_for(lambda: jobs(project)["a, leg to 200 kimg"].state == "CANCELLED", 30)

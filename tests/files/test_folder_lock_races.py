@@ -189,7 +189,7 @@ def of_the_dead(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stale=st.integers(0, 2),
     releases=st.lists(st.booleans(), min_size=3, max_size=3),
