@@ -13,10 +13,11 @@ venv: $(INSTALLED)
 
 # Tests' tools come along: one environment for everything, so that what was tested is what runs. Python compiles the
 # modules that are used when they are: to compile all takes longer than the rest of the installation.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml logger/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
+		-e ./logger -e '.[test]'
 	@touch $@
 
 # As many processes as there are cores; a file's tests stay together, as they share what they make.
@@ -26,10 +27,10 @@ test: venv
 	$(PYTEST)
 
 test-unit: venv
-	$(PYTEST) -m "not cluster" tests --ignore tests/workflow --ignore tests/logger
+	$(PYTEST) -m "not cluster" tests --ignore tests/workflow
 
 test-workflow: venv
-	$(PYTEST) -m "not cluster" tests/workflow tests/logger
+	$(PYTEST) -m "not cluster" tests/workflow logger/tests
 
 # Two processes, as this Slurm has two sites of two nodes.
 test-cluster: venv

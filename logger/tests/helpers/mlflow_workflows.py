@@ -1,4 +1,4 @@
-"""Small third-party workflows, run by a real Snakemake with `--logger mlflow`, and what MLflow has of them."""
+"""Small third-party workflows, run by a real Snakemake with `--logger mlflow`, and what MLflow records of them."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def event(kind, **values):
 
 
 class Flow:
-    """A project folder with a workflow. uri: the store that gets its runs, else where a bare `mlflow ui` looks."""
+    """A project folder with a workflow. uri: the store for its runs; None: the one that a bare `mlflow ui` opens."""
 
     def __init__(self, folder: Path, uri: str | None = None):
         folder.mkdir(exist_ok=True)
@@ -41,13 +41,13 @@ class Flow:
         self.client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
 
     def write(self, snakefile: str, **scripts: str) -> None:
-        """The Snakefile, in which {PYTHON} stands for this interpreter, and scripts that may call `event`."""
+        """Write the Snakefile, with {PYTHON} replaced by this interpreter, and scripts that may call `event`."""
         (self.folder / "Snakefile").write_text(snakefile.replace("{PYTHON}", sys.executable))
         for name, text in scripts.items():
             (self.folder / f"{name}.py").write_text(EVENTS + text)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        """Runs Snakemake to its end."""
+        """Run Snakemake to its end."""
         process = self.start(*arguments)
         return self._check(subprocess.CompletedProcess(arguments, process.wait(), *process.communicate()))
 
@@ -55,7 +55,7 @@ class Flow:
         return SnakemakeProcess([*SNAKEMAKE, *self.setting, *arguments], self.folder, environment())
 
     def run_command(self, command: list[str]) -> subprocess.CompletedProcess:
-        """Runs another command in the project's folder to its end."""
+        """Run another command in the project's folder to its end."""
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment())
         return self._check(done)
 
@@ -64,7 +64,7 @@ class Flow:
         return done
 
     def replay_again(self) -> str:
-        """What a replay of all journals of the folder, in this process, prints."""
+        """Replay all journals of the folder in this process; return what that prints."""
         printed = io.StringIO()
         with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
             replay([])
@@ -75,7 +75,7 @@ class Flow:
         return [] if experiment is None else self.client.search_runs([experiment.experiment_id], max_results=5000)
 
     def states(self) -> dict[str, str]:
-        """{run name: state}, the workflow's own run as "workflow"; a name that is there twice fails."""
+        """{run name: state}, with the workflow's own run as "workflow"; fail if a name occurs twice."""
         named = [("workflow" if is_parent(run) else run.info.run_name, run.info.status) for run in self.runs()]
         assert len(dict(named)) == len(named), named
         return dict(named)
@@ -88,7 +88,7 @@ class Flow:
         return [(point.step, point.value) for point in self.client.get_metric_history(run.info.run_id, metric)]
 
     def curve(self, name: str, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of a metric of the one run of this name, in the order in which they were sent."""
+        """(step, value) of a metric of the only run of this name, in the order sent."""
         [run] = self.job_runs(name)
         return self.history(run, metric)
 
@@ -121,19 +121,19 @@ def environment() -> dict[str, str]:
 
 
 def plugin_lines(stderr: str) -> list[str]:
-    """The lines of the plugin."""
+    """The lines that the plugin printed."""
     return [line for line in stderr.splitlines() if line.startswith("MLflow logger:")]
 
 
 def command_in(line: str) -> list[str]:
-    """The replay command that a line of the plugin ends with."""
+    """The replay command at the end of a line of the plugin."""
     return line.rpartition(": ")[2].split()
 
 
 def wait_until(condition, what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        assert time.monotonic() < end, f"timed out after {seconds} s: {what}"
         time.sleep(0.1)
 
 
@@ -150,7 +150,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A real MLflow server on a port of its own, over a store that is kept when it is killed and started again."""
+    """A real MLflow server on its own port, whose store survives when the server is killed and started again."""
 
     def __init__(self, folder: Path, store: str):
         port = free_port()
@@ -175,7 +175,7 @@ class Server:
             return False
 
     def kill(self) -> None:
-        """Kills all its processes at once; does nothing where that was done."""
+        """Kill all its processes at once; do nothing if that is done already."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -212,7 +212,7 @@ open(output, "w").write("a,b")
 
 
 def check_finished_and_failed_jobs(flow: Flow) -> None:
-    """A workflow with jobs of every ending: each a nested run with its params, metrics, tags, logs and outputs."""
+    """Jobs that finish or fail in any way become nested runs, with their params, metrics, tags, logs and outputs."""
     flow.write(MIXED, good=GOOD)
     (flow.folder / "data.txt").write_text("1 2 3")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -274,7 +274,7 @@ SLOW_STATES = {name: "FINISHED" for name in ("workflow", "all", "slow", "quick",
 
 
 def write_slow(flow: Flow) -> None:
-    """A workflow whose job `slow` works until the file `go` is there, noting a metric ten times a second."""
+    """Write a workflow whose job `slow` runs until the file `go` exists and writes a metric ten times per second."""
     flow.write(SLOW, slow=LIVE)
 
 
@@ -288,7 +288,10 @@ def check_curve_of_slow(flow: Flow) -> None:
 
 
 def check_outage(flow: Flow, cut, restore) -> str:
-    """The store goes away during a workflow: it goes on, one line says so, a replay fills the gap. Returns the line."""
+    """The store goes away during a workflow: the workflow continues, one line reports it, and a replay fills the gap.
+
+    Returns the line.
+    """
     write_slow(flow)
     process = flow.start()
     wait_until(lambda: has_live_metrics(flow), "live metrics")

@@ -1,6 +1,6 @@
-"""Snakemake in processes that are forked from one that has imported it: the import takes longer than a small workflow.
+"""Snakemake in processes forked from one that has imported it, as the import takes longer than a small workflow.
 
-As a script it is that one: it answers requests, a line of JSON each, on its stdin.
+Run as a script, this file is that process: it answers requests on stdin, one line of JSON each.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 class SnakemakeProcess:
-    """A real Snakemake with a process group of its own, as `python -m snakemake` makes it."""
+    """A real Snakemake in its own process group, equivalent to `python -m snakemake`."""
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]):
         self._parent = _parent()
@@ -28,7 +28,7 @@ class SnakemakeProcess:
         )
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while the process runs."""
+        """The exit status, negative for a signal, or None while the process runs."""
         if self.returncode is None:
             self.returncode = self._parent.ask(pid=self.pid)
         return self.returncode
@@ -44,13 +44,13 @@ class SnakemakeProcess:
                 if time.monotonic() > end:
                     raise subprocess.TimeoutExpired("snakemake", timeout)
                 time.sleep(0.02)
-        except BaseException:  # also the end of a test's time, and Ctrl-C
+        except BaseException:  # including a test's timeout and Ctrl-C
             os.killpg(self.pid, signal.SIGKILL)
             raise
         return self.returncode
 
     def communicate(self, timeout: float = math.inf) -> tuple[str, str]:
-        """Waits for the end; what was printed to stdout and stderr."""
+        """Wait for the end; return what was printed to stdout and stderr."""
         self.wait(timeout)
         return tuple(Path(self._output.name, name).read_text() for name in ("stdout", "stderr"))
 
@@ -73,8 +73,8 @@ def _parent() -> _Parent:
 
 
 def answer_requests(main) -> None:
-    """Forks a Snakemake for each request that names arguments; for one that names a process, says how that ended."""
-    answers = os.fdopen(os.dup(1), "w")  # closed where another program is started
+    """Fork a Snakemake for each request with arguments; answer a request with a pid with that process's exit status."""
+    answers = os.fdopen(os.dup(1), "w")  # not inherited by programs that Snakemake starts
     for line in sys.stdin:
         request = json.loads(line)
         if "pid" in request:
@@ -89,7 +89,7 @@ def answer_requests(main) -> None:
 
 
 def run_snakemake(main, arguments: list[str], folder: str, environment: dict[str, str], output: str) -> None:
-    """Makes this process what `python -m snakemake` with arguments is in a folder; it does not return."""
+    """Turn this process into `python -m snakemake` with `arguments` in `folder`; does not return."""
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -110,6 +110,6 @@ if __name__ == "__main__":
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
     snakemake.cli.get_argument_parser()  # imports the plugins
-    # Between two looks at Slurm's jobs; the executor's own sleep gets ten seconds longer each time that none has ended.
+    # The pause between checks of Slurm's jobs; the executor's own grows by ten seconds each time that none has ended.
     RemoteExecutor.sleep = sleep_a_second
     answer_requests(snakemake.cli.main)

@@ -1,11 +1,11 @@
-"""A connection to a server that can go down and on which answers get lost."""
+"""A proxy in front of a server, which can go down and lose responses."""
 
 import socket
 import threading
 
 
 class Proxy:
-    """Passes requests on to a server of this machine. `go_down` and `come_back` do to clients what a server's do."""
+    """Forwards requests to a local server; to clients, `go_down` and `come_back` are the server's."""
 
     def __init__(self, server_uri: str):
         self._server = int(server_uri.rpartition(":")[2])
@@ -16,14 +16,17 @@ class Proxy:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def lose_answers(self, request: bytes, times: int) -> None:
-        """Cuts the connection instead of answering the first few requests that hold `request`; `left` counts them."""
+        """Drop the connection in place of the next `times` responses to requests that contain `request`.
+
+        `left` counts those still to be dropped.
+        """
         self._lost, self.left = request, times
 
     def go_down(self) -> None:
-        """Refuses connections, ends the open ones; does nothing where that was done."""
+        """Refuse new connections and end the open ones; do nothing if already down."""
         for connection in (self._listener, *self._open):
             try:
-                connection.shutdown(socket.SHUT_RDWR)  # ends an accept or recv that waits
+                connection.shutdown(socket.SHUT_RDWR)  # unblocks a waiting accept or recv
             except OSError:  # the other side has closed its end
                 continue
         self._listener.close()

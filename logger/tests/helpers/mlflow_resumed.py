@@ -1,4 +1,4 @@
-"""Workflows whose training job is killed and goes on, as a requeued cluster job does, or outlives its Snakemake."""
+"""Workflows whose training job is killed and resumes, like a requeued cluster job, or outlives its Snakemake."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def last_step(flow: Flow) -> float:
 
 
 def check_requeued_job(flow: Flow) -> None:
-    """Steps 11 and 12 were sent already when the job is killed and goes on from 10: each step is there once, live."""
+    """A job killed after step 12 was sent resumes from step 10: steps arrive live, and MLflow has each only once."""
     flow.write(ONE_JOB, launch=AGAIN_AND_AGAIN, rank=KILLED_AFTER_12)
     process, slurm = flow.start(), ("slurm_job_id", "nodes", "requeues")
     wait_until(lambda: last_step(flow) == 12, "step 12 in MLflow")
@@ -84,7 +84,7 @@ os.rename("finished.new", "finished")
 
 
 def check_job_that_outlives_snakemake(flow: Flow) -> None:
-    """Snakemake is killed twice while the job writes on: the run of the one that takes its result has every step."""
+    """Snakemake is killed twice while the job keeps writing: the third gets the result, and its run has every step."""
     flow.write(ONE_JOB, launch=ATTACH, rank=ALIVE)
     try:
         seen = 0

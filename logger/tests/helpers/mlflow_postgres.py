@@ -1,4 +1,4 @@
-"""A real PostgreSQL of a test's own."""
+"""A real PostgreSQL server for one test."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ from pathlib import Path
 from mlflow_workflows import free_port, wait_until
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
-USER = "postgres" if os.geteuid() == 0 else None  # its programs refuse root
+USER = "postgres" if os.geteuid() == 0 else None  # PostgreSQL's programs refuse to run as root
 
 
 class Postgres:
-    """A cluster in a folder of its own, with a database `mlflow` that belongs to a user `mlflow` with a password."""
+    """A database cluster in its own folder, with a database `mlflow` owned by a user `mlflow` with a password."""
 
     def __init__(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="mscd-postgres-"))  # which its user, unlike pytest's, may enter
+        self.folder = Path(tempfile.mkdtemp(prefix="mlflow-postgres-"))  # unlike pytest's folders, USER may enter it
         if USER:
             shutil.chown(self.folder, USER)
         self.port = free_port()
@@ -40,7 +40,7 @@ class Postgres:
         wait_until(lambda: subprocess.run(ready).returncode == 0, f"PostgreSQL, see {self.folder}/log")
 
     def stop(self) -> None:
-        """Stops it at once, as a crash does; does nothing where that was done."""
+        """Stop the server at once, as a crash would; do nothing if it is stopped already."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()

@@ -1,9 +1,9 @@
-"""What a user does in the MLflow UI after a run, in a headless browser; used by tests and, as a script, by hand:
+"""What a user does in the MLflow UI after a run, in a headless browser. Used by tests, and by hand as a script:
 
     python tests/helpers/mlflow_browser.py <project folder> <rule> <metric> <folder for pictures>
 
-Opens the store of the project with `mlflow ui`, unfolds the newest workflow run and compares the metric's
-curves of two runs of the rule.
+Opens the project's store with `mlflow ui`, unfolds the newest workflow run and compares the curves of the metric in two
+runs of the rule.
 """
 
 import json
@@ -31,7 +31,7 @@ SECONDS = 60
 
 @contextmanager
 def mlflow_ui(folder: Path):
-    """The address of `mlflow ui`, started in a project's folder with a port of its own and one worker, for speed."""
+    """Start `mlflow ui` in a project's folder, on its own port and with one worker for speed; yield its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -44,7 +44,7 @@ def mlflow_ui(folder: Path):
     try:
         end = time.monotonic() + SECONDS
         while not is_up(address):
-            assert time.monotonic() < end and server.poll() is None, "mlflow ui does not start"
+            assert time.monotonic() < end and server.poll() is None, "mlflow ui did not start"
             time.sleep(0.3)
         yield address
     finally:
@@ -61,7 +61,7 @@ def is_up(address: str) -> bool:
 
 @contextmanager
 def browser():
-    """A headless Chromium."""
+    """Yield a headless Chromium."""
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1700,1000"):
         options.add_argument(argument)
@@ -74,7 +74,7 @@ def browser():
 
 
 class Page:
-    """The browser at work in one MLflow UI; pictures of what it sees go to a folder."""
+    """A browser in one MLflow UI; its screenshots go to the folder `pictures`."""
 
     def __init__(self, driver, address: str, pictures: Path):
         self.driver, self.address, self.pictures = driver, address, pictures
@@ -84,7 +84,7 @@ class Page:
         self.driver.get(f"{self.address}/#/{route}")
 
     def wait(self, condition, what: str):
-        """What `condition(driver)` gives as soon as it is true; fails with `what` after a minute."""
+        """Return the value of `condition(driver)` as soon as it is true; fail with `what` after a minute."""
         patient = WebDriverWait(self.driver, SECONDS, ignored_exceptions=[StaleElementReferenceException])
         return patient.until(condition, f"not seen: {what}")
 
@@ -102,13 +102,13 @@ class Page:
 
 
 def check_workflow_in_ui(folder: Path, rule: str, metric: str, pictures: Path) -> None:
-    """Fails unless a user of `mlflow ui` in `folder` finds the newest workflow and its jobs, and compares two."""
+    """Fail unless a user of `mlflow ui` in `folder` can find the newest workflow and its jobs, and compare two."""
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     [workflow, *_] = client.search_runs(experiments, "tags.`snakemake.job` = 'workflow'")
     jobs = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{workflow.info.run_id}'")
     compared = [run for run in jobs if run.data.tags["snakemake.rule"] == rule][:2]
-    assert len(compared) == 2, f"the workflow has not two runs of rule {rule}"
+    assert len(compared) == 2, f"the workflow has fewer than two runs of rule {rule}"
     with mlflow_ui(folder) as address, browser() as driver:
         page = Page(driver, address, pictures)
         finds_workflow_with_jobs(page, workflow, jobs)
@@ -124,7 +124,7 @@ def finds_workflow_with_jobs(page: Page, workflow, jobs: list) -> None:
     page.wait_for_text(workflow.info.run_name)
     assert not any(run.info.run_name in page.driver.find_element(By.TAG_NAME, "body").text for run in jobs)
     page.row(workflow.info.run_id).find_element(By.CSS_SELECTOR, "[col-id*='Run Name'] button").click()
-    page.wait_for_text(*[run.info.run_name for run in jobs[:10]])  # the table draws the rows in sight only
+    page.wait_for_text(*[run.info.run_name for run in jobs[:10]])  # the table only draws visible rows
     page.picture("workflow")
 
 
