@@ -26,14 +26,14 @@ from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LOOKS = 0.2
-# submitit's local executor wants a limit; legs are bounded by their kimg.
+# submitit's local executor requires a time limit; a leg is bounded by its kimg instead.
 TIMEOUT_MINUTES = 60 * 24 * 30
-# How long processes may outlive one of them that died: they end with it, but where NCCL leaves them waiting.
+# How long the other processes may outlive one that died. They end with it, except where NCCL leaves them waiting.
 SECONDS_TO_FOLLOW = 30
 
 
 def train_inline(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
-    """Train in this process. Raises UserError when it fails or is stopped."""
+    """Train in this process. Raises UserError when training fails or is stopped."""
     with imports_without_gc():
         import torch
 
@@ -51,10 +51,10 @@ def train_inline(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRe
 
 
 def train_local(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
-    """Train in processes of this machine, and wait; the lead process's log is copied to stderr.
+    """Train in processes on this machine and wait for them; the lead process's log is copied to stderr.
 
-    Raises UserError with the cause in one line when training fails or is stopped; SIGTERM, Ctrl-C and the end of the
-    process `parent` are passed on, and training saves a state before it ends.
+    Raises UserError with a one-line cause when training fails or is stopped. SIGTERM, Ctrl-C and the end of the process
+    `parent` are passed on to the processes, which save a state before they end.
     """
     end_local(leg, record)
     if leg.finished.exists():
@@ -78,29 +78,29 @@ def train_local(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRec
         return
     if cause is None:
         raise UserError(
-            f"{leg}: its processes ended as if it were finished, but {leg.finished} is not there; check the folder's "
-            f"disk and start again (logs: {folder})"
+            f"{leg}: all processes reported success, but {leg.finished} is missing; check that folder's disk and "
+            f"start again (logs: {folder})"
         )
-    if cause.rank:  # the lead's log was copied
+    if cause.rank:  # the log of rank 0 has been copied already
         log.error("%s: the last lines of process %d:\n%s", leg, cause.rank, cause.tail)
     raise UserError(f"{leg}: {cause} (logs: {folder})")
 
 
 def end_local(leg: Leg, record: LaunchRecord) -> None:
-    """Wait for the processes that a lost launcher of this machine left; they notice, save a state and end."""
+    """Wait for processes that a lost launcher left on this machine; they notice its loss, save a state and end."""
     if record.launcher != "local" or record.job_id is None or record.began is None:
         return
     try:
         controller = psutil.Process(int(record.job_id))
         if abs(controller.create_time() - record.began) < 2:
-            log.info("%s: waiting for processes of a lost launcher to save a state and end", leg)
+            log.info("%s: waiting for the processes of a lost launcher to save a state and end", leg)
             controller.wait()
     except psutil.NoSuchProcess:
         return
 
 
 def _wait(job: submitit.Job[WorkerResult], controller: psutil.Process, relay: _StopRelay, parent: int | None) -> None:
-    """Wait until the job is over, showing the lead process's log and passing the end of the process `parent` on."""
+    """Wait until the job is over; show the lead process's log, and stop the job when the process `parent` ends."""
     shown, most, all_there = 0, 0, time.monotonic()
     while not job.done():
         shown = _copy_new_output(job.paths.stderr, shown)
@@ -116,13 +116,13 @@ def _wait(job: submitit.Job[WorkerResult], controller: psutil.Process, relay: _S
 
 
 def _visible_gpus() -> tuple[int, ...]:
-    """GPUs by number that CUDA_VISIBLE_DEVICES leaves to this process; none where it does not choose by number."""
+    """Return the GPU numbers listed in CUDA_VISIBLE_DEVICES; empty if it is unset or does not list numbers."""
     numbers = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return tuple(map(int, numbers)) if all(number.strip().isdigit() for number in numbers) else ()
 
 
 class _StopRelay:
-    """Passes a stop on to the processes of the job that it submits, once."""
+    """Submits a job and passes a stop on to its processes, once."""
 
     def __init__(self) -> None:
         self.controller: psutil.Process | None = None
@@ -131,9 +131,9 @@ class _StopRelay:
     def submit(
         self, executor: submitit.LocalExecutor, leg: Leg, resources: Resources, rendezvous: str
     ) -> tuple[submitit.Job[WorkerResult], psutil.Process]:
-        """Submit the leg; returns the job and the process that controls it.
+        """Submit the leg; return the job and the process that controls it.
 
-        The job's processes ignore Ctrl-C themselves, or submitit would kill them a second after it.
+        The job's processes start with Ctrl-C ignored; otherwise submitit would kill them one second after it.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         job = executor.submit(run_worker, leg, resources, os.getpid(), rendezvous)
@@ -142,7 +142,7 @@ class _StopRelay:
         return job, controller
 
     def pass_on(self, *signal_and_frame: object) -> None:
-        """Have the job save a state and end."""
+        """Make the job save a state and end."""
         if self.controller is None:
             raise KeyboardInterrupt
         if not self.passed:
@@ -153,7 +153,7 @@ class _StopRelay:
 
 
 def _count_running(controller: psutil.Process) -> int:
-    """How many processes of the job have not ended."""
+    """Return how many processes of the job are still running."""
     try:
         children = controller.children()
         return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
@@ -162,7 +162,7 @@ def _count_running(controller: psutil.Process) -> int:
 
 
 def _kill_processes(controller: psutil.Process) -> None:
-    """Kill the job's processes, not the controller, which then ends by itself."""
+    """Kill the job's processes but not the controller, which then ends by itself."""
     try:
         for child in controller.children():
             child.kill()
@@ -171,7 +171,7 @@ def _kill_processes(controller: psutil.Process) -> None:
 
 
 def _copy_new_output(path: Path, shown: int) -> int:
-    """Copy what was added to `path` after `shown` bytes to stderr; returns the new length."""
+    """Copy what `path` holds beyond its first `shown` bytes to stderr; return the new number of bytes shown."""
     if not path.exists():
         return shown
     with open(path, "rb") as file:

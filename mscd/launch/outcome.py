@@ -1,9 +1,9 @@
-"""How the processes of a training job ended, and which of them is the cause.
+"""How the processes of a training job ended, and which of them made the job fail.
 
-Results are read from the files that submitit leaves rather than with `job.result()`: the cause is found by comparing
-all processes, whereas `result()` waits for a process that was killed, raises at the first that failed, which often
-just followed another, and puts submitit's account in place of the process's own line. The job may also be one that an
-earlier launcher submitted, of whose state submitit knows nothing.
+Results are read from the files that submitit leaves, not with `job.result()`, because the cause is found by comparing
+all processes. `result()` waits for a process that was killed, raises for the first that failed (often only a
+consequence of another failure), and replaces the process's own message with submitit's. Moreover, submitit knows
+nothing about the state of a job that an earlier launcher submitted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from submitit.core.utils import pickle_load
 
 from mscd.training.leg import Leg
 
-# lost: another process of the group was gone; raised: by a fault of the program; killed: there is no result.
+# lost: another process of the group was gone; raised: an unexpected exception; killed: no result was left.
 WorkerEnding = Literal["finished", "stopped", "failed", "lost"]
 Ending = Literal[WorkerEnding, "raised", "killed"]
-# The first of these that some process ended by is the cause of the others.
+# In order of precedence: the first of these by which any process ended is the cause of the other endings.
 CAUSES: tuple[Ending, ...] = ("failed", "raised", "stopped", "killed", "lost")
 TAIL_LINES = 20
 SECONDS_TO_BE_SEEN = 60
 
 
 class WorkerResult(NamedTuple):
-    """What a process of a training job returns: how it ended, and why in one line."""
+    """What a process of a training job returns: how it ended, and the reason in one line."""
 
     ending: WorkerEnding
     reason: str = ""
@@ -36,7 +36,7 @@ class WorkerResult(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TaskOutcome:
-    """How process `rank` ended, why in one line, and the last lines of its traceback or log."""
+    """How process `rank` ended, the reason in one line, and the last lines of its traceback or log."""
 
     rank: int
     ending: Ending
@@ -45,26 +45,26 @@ class TaskOutcome:
 
     def __str__(self) -> str:
         if self.ending == "killed":
-            return f"process {self.rank} was killed before it could say why; its last words: {self.reason}"
+            return f"process {self.rank} was killed before it could report a cause; last line of its log: {self.reason}"
         if self.ending in ("raised", "lost"):
             return f"process {self.rank} failed: {self.reason}"
         return self.reason
 
 
 def root_cause(job: submitit.Job[WorkerResult]) -> TaskOutcome | None:
-    """The outcome of the process that made the job fail; None when all finished."""
+    """Return the outcome of the process that made the job fail, or None if all processes finished."""
     outcomes = [_outcome(job.task(rank), rank) for rank in range(job.num_tasks)]
     failed = [outcome for outcome in outcomes if outcome.ending != "finished"]
     return min(failed, key=lambda outcome: (CAUSES.index(outcome.ending), outcome.rank), default=None)
 
 
 def has_finished(leg: Leg, cause: TaskOutcome | None) -> bool:
-    """Whether the leg is finished; where all its processes say so, a shared disk may show it some time later."""
+    """Return whether the leg is finished; if all its processes say so, give a shared disk time to show it."""
     deadline = time.monotonic() + SECONDS_TO_BE_SEEN
     while not leg.finished.exists():
         if cause or time.monotonic() > deadline:
             return False
-        os.listdir(leg.folder)  # what was not there is otherwise remembered by NFS
+        os.listdir(leg.folder)  # makes NFS forget its cached answer that `finished` does not exist
         time.sleep(1.0)
     return True
 
@@ -85,7 +85,7 @@ def _outcome(task: submitit.Job[WorkerResult], rank: int) -> TaskOutcome:
 
 
 def _exception(trace: list[str]) -> str:
-    """The first line of the exception that a traceback ends with: the first not indented after its last frame."""
+    """Return the first line of the exception that ends a traceback: the first unindented line after its last frame."""
     frames = [number for number, line in enumerate(trace) if line.startswith('  File "')]
     after = trace[frames[-1] + 1 :] if frames else trace
     return next((line for line in after if line and not line.startswith(" ")), trace[-1])

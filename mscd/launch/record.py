@@ -1,4 +1,4 @@
-"""What a launcher writes down of the job it started: if it is lost, the next one finds the job by this."""
+"""The record that a launcher keeps of its job, from which the next launcher finds the job if this one is lost."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ NAME = "launch.json"
 
 @dataclasses.dataclass(frozen=True)
 class LaunchRecord:
-    """identity: of the leg that is trained; launcher: the one that started the job; folder: of the job's logs.
+    """The job that trains a leg.
 
-    job_id: Slurm's, or the process id of the local controller, which began at `began` (seconds since 1970); name:
-    the Slurm job's, unique, by which it is found when the launcher was lost before it learned the id.
+    identity: digest of the leg (`leg_identity`); launcher: the kind of launcher that started the job; folder: the
+    folder of the job's logs; processes: how many the job has. job_id: Slurm's job id, or the process id of the local
+    controller; began: when that controller started, in seconds since 1970. name: unique name of the Slurm job, by
+    which it is found if the launcher was lost before it learned the id.
     """
 
     identity: str
@@ -33,20 +35,20 @@ class LaunchRecord:
 
     @staticmethod
     def read(folder: Path) -> LaunchRecord | None:
-        """The record that the last launcher of the leg of this folder left, if any."""
+        """Return the record that the last launcher left in a leg's folder, or None."""
         path = folder / NAME
         return LaunchRecord(**json.loads(path.read_text())) if path.exists() else None
 
     def save(self, folder: Path) -> None:
-        """Write the record into a leg's folder, in place of the one there."""
+        """Write the record into a leg's folder, replacing any earlier one."""
         with atomic_write(folder / NAME) as file:
             file.write(json.dumps(dataclasses.asdict(self)).encode())
 
 
 def leg_identity(leg: Leg) -> str:
-    """Digest that tells a leg from one of other settings or inputs, without reading the inputs.
+    """Return a digest that distinguishes a leg from one with other settings or inputs, without reading the inputs.
 
-    Raises UserError for an input file that is missing.
+    Raises UserError if an input file is missing.
     """
     return digest(
         {
@@ -59,7 +61,7 @@ def leg_identity(leg: Leg) -> str:
 
 
 def make_fresh_folder(log_dir: Path) -> Path:
-    """Make a folder that no earlier submission used: submitit takes any result file it finds for the job's."""
+    """Create a folder that no earlier submission used: submitit takes any result file there for the job's own."""
     log_dir.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(p.name) for p in log_dir.iterdir() if p.name.isdigit()), default=0)
     folder = log_dir / f"{number:03d}"
@@ -68,9 +70,9 @@ def make_fresh_folder(log_dir: Path) -> Path:
 
 
 def _file_stamp(path: Path) -> list[str | int]:
-    """Name, size and time of a file, which tell it from another without reading it."""
+    """Return a file's name, size and modification time, which identify it without reading it."""
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a step before this one makes it") from None
+        raise UserError(f"{path}: no such file; an earlier step makes it") from None
     return [path.name, status.st_size, status.st_mtime_ns]

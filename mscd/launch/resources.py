@@ -1,4 +1,4 @@
-"""Where a leg is trained and with how much: what a profile says of a training rule's resources."""
+"""The resources that a profile gives a training rule: where a leg is trained, and with how many processes and GPUs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ LAUNCHERS: tuple[Launcher, ...] = get_args(Launcher)
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """launcher: "inline" (this process), "local" (processes of this machine) or "slurm" (a job).
+    """Where a leg is trained and with what.
 
-    processes: in all, the same number on each of `nodes`; gpus_per_node: one for each process there, or 0 for CPUs;
-    cpus_per_task: CPU threads per process; batch_per_process: images at once per process (0: all its share). For Slurm:
-    runtime in minutes, signal_seconds before its end at which the job is told to save, poll_seconds between two
-    questions to Slurm, memory in MB per node, lines of shell to run first, and names that sbatch takes.
+    launcher: "inline" (this process), "local" (processes on this machine) or "slurm" (a Slurm job); processes: total
+    number, spread evenly over `nodes`; gpus_per_node: one per process on the node, or 0 to train on CPUs;
+    cpus_per_task: CPU threads per process; batch_per_process: images at once per process (0: its whole share of the
+    batch).
+
+    For Slurm: runtime: time limit in minutes; signal_seconds: how long before that limit the job is asked to save a
+    state; poll_seconds: interval between queries to Slurm; mem_mb: memory per node in MB; slurm_setup: shell lines to
+    run first; the other fields are passed to sbatch.
     """
 
     launcher: Launcher = "local"
@@ -41,45 +45,45 @@ class Resources:
 
     @property
     def processes_per_node(self) -> int:
-        """Processes on each node."""
+        """Number of processes on each node."""
         return self.processes // self.nodes
 
     def check(self, where: str) -> None:
-        """UserError, naming the rule `where`, for resources that do not fit together."""
+        """Raise UserError, naming the rule `where`, if the resources do not fit together."""
         if self.launcher not in LAUNCHERS:
-            raise UserError(f"{where}: launcher {self.launcher!r} in the profile is none of {', '.join(LAUNCHERS)}")
+            raise UserError(f"{where}: launcher {self.launcher!r} in the profile is not one of {', '.join(LAUNCHERS)}")
         if min(self.nodes, self.processes, self.cpus_per_task) < 1 or self.processes % self.nodes:
             raise UserError(
-                f"{where}: {self.processes} processes cannot be spread over {self.nodes} nodes evenly; "
+                f"{where}: {self.processes} processes cannot be spread evenly over {self.nodes} nodes; "
                 "change processes or nodes in the profile"
             )
         if self.gpus_per_node not in (0, self.processes_per_node):
             raise UserError(
-                f"{where}: {self.gpus_per_node} GPUs a node for {self.processes_per_node} processes a node; a process "
-                "takes one GPU, so processes in the profile has to be nodes times gpus_per_node (or gpus_per_node 0)"
+                f"{where}: {self.gpus_per_node} GPUs per node for {self.processes_per_node} processes per node; each "
+                "process takes one GPU: in the profile set processes = nodes * gpus_per_node, or gpus_per_node = 0"
             )
         if self.launcher != "slurm" and self.nodes > 1:
-            raise UserError(f"{where}: only launcher slurm reaches {self.nodes} nodes; change launcher in the profile")
+            raise UserError(f"{where}: only launcher slurm can use {self.nodes} nodes; change launcher in the profile")
         if self.launcher == "inline" and self.processes > 1:
             raise UserError(
-                f"{where}: launcher inline is one process; for {self.processes} choose local in the profile"
+                f"{where}: launcher inline runs one process; for {self.processes}, set launcher to local in the profile"
             )
 
 
 def resources_of_rule(values: Mapping[str, Any], threads: int, where: str) -> Resources:
-    """A training rule's resources, of their values as Snakemake has them.
+    """Return a training rule's resources, given their values in Snakemake.
 
-    cpus_per_task is, unless it is set, a process's share of `threads`. Raises UserError, naming the rule `where`, for
-    resources that do not fit together.
+    Unless it is set, cpus_per_task is each process's share of `threads`. Raises UserError, naming the rule `where`, if
+    the resources do not fit together.
     """
     names = [field.name for field in dataclasses.fields(Resources)]
     given = {name: values[name] for name in names if values.get(name) not in (None, "")}
     for name in ("nodes", "processes", "gpus_per_node", "cpus_per_task", "batch_per_process", "runtime", "mem_mb"):
         if not isinstance(given.get(name, 0), int):
-            raise UserError(f"{where}: {name} in the profile has to be a whole number, not {given[name]!r}")
+            raise UserError(f"{where}: {name} in the profile must be a whole number, not {given[name]!r}")
     given.setdefault("cpus_per_task", max(1, threads // max(1, given.get("processes", 1))))
     resources = Resources(**given)
     resources.check(where)
     if resources.launcher == "slurm" and resources.runtime < 1:
-        raise UserError(f"{where}: runtime (minutes a job may take) is missing in the profile")
+        raise UserError(f"{where}: runtime (time limit per job, in minutes) is missing from the profile")
     return resources

@@ -1,4 +1,4 @@
-"""Training a leg where the profile says: in this process, in processes of this machine, or as a Slurm job."""
+"""Training a leg where the profile says: in this process, in several processes on this machine, or as a Slurm job."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ SECONDS_TO_LEAVE = 60
 def run_leg(
     leg: Leg, resources: Resources, *, log_dir: str | Path, events: str | Path, parent: int | None = None
 ) -> None:
-    """Train `leg` with these resources, wait, and put its snapshot in place; what happens is logged.
+    """Train `leg` with these resources, wait for it, and put its snapshot in place; log what happens.
 
-    log_dir: folder for the processes' own logs, a fresh one inside it each time; events: file that gets the leg's
-    events, live; parent: process id of the Snakemake that started this process, without which it ends (a Slurm job
-    goes on; processes of this machine save a state), None where it depends on nobody. A snapshot that a lost
-    launcher's job finished is taken as it is, and a job that it left alive is waited for. Raises UserError with the
-    cause in one line when training fails or is stopped (a state is saved before, and a Slurm job cancelled), and when
-    another launcher is at work in the same folder.
+    log_dir: folder for the processes' own logs, each submission's in a new subfolder; events: file that receives the
+    leg's events as they occur; parent: process id of the Snakemake that started this process, or None to depend on no
+    other process. When `parent` is gone, this launcher ends: a Slurm job continues, local processes save a state first.
+
+    If a lost launcher's job has finished the leg, its snapshot is used as it is; if that job is still there, this
+    launcher waits for it. Raises UserError with a one-line cause when training fails, when it is stopped (a state is
+    saved first, and a Slurm job is cancelled), and when another launcher is working in the same folder.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     resources.check(str(leg))
@@ -48,16 +49,17 @@ def run_leg(
         record = _claim_record(leg, resources.launcher)
         with _copy_live(leg.events, Path(events)):
             TRAIN[resources.launcher](leg, resources, Path(log_dir), record, parent)
-        # A fresh line: the logger skips a file whose end it has seen already, as a copy of an earlier launcher's has.
+        # Append a new line: the logger skips a file whose end it has already seen, such as an earlier launcher's copy.
         EventLog(events).tags({"launcher": resources.launcher})
         take_snapshot(leg)
 
 
 @contextlib.contextmanager
 def _hold_run_folder(leg: Leg, parent: int | None) -> Iterator[None]:
-    """Hold the run's folder; UserError where another launcher does.
+    """Lock the run's folder for the block; raise UserError if another launcher holds it.
 
-    Snakemake holds its own, so the other one of its launcher has lost its Snakemake, and is given the time to end.
+    Only one Snakemake works in a folder at a time. If this launcher has one, the other launcher has lost its own, so it
+    is given time to end.
     """
     deadline = time.monotonic() + (SECONDS_TO_LEAVE if parent else 0)
     with contextlib.ExitStack() as held:
@@ -74,13 +76,13 @@ def _hold_run_folder(leg: Leg, parent: int | None) -> Iterator[None]:
 
 
 def _claim_record(leg: Leg, launcher: Launcher) -> LaunchRecord:
-    """Write down that this launcher trains the leg; returns the record.
+    """Record that this launcher trains the leg; return the record.
 
-    It is the one that an earlier launcher left of this very leg, or else a new one; what was left of another leg is
-    ended and dropped.
+    The record continues the one that an earlier launcher left for exactly this leg, if any; otherwise it is new. Jobs
+    of other legs are ended, and files of a leg with other settings or inputs are deleted.
     """
     identity = leg_identity(leg)
-    for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time: of another settings may have left it
+    for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time, so others are left over
         if folder != leg.folder and (other := LaunchRecord.read(folder)):
             END[other.launcher](leg, other)
     left = LaunchRecord.read(leg.folder)
@@ -90,7 +92,7 @@ def _claim_record(leg: Leg, launcher: Launcher) -> LaunchRecord:
         record = dataclasses.replace(left, launcher=launcher)
     else:
         if leg.folder.exists():
-            log.info("%s: what lay in %s is of other settings or inputs and is dropped", leg, leg.folder)
+            log.info("%s: deleting the contents of %s, which are from other settings or inputs", leg, leg.folder)
             shutil.rmtree(leg.folder)
         record = LaunchRecord(identity, launcher)
     record.save(leg.folder)
@@ -99,9 +101,9 @@ def _claim_record(leg: Leg, launcher: Launcher) -> LaunchRecord:
 
 @contextlib.contextmanager
 def _copy_live(source: Path, target: Path) -> Iterator[None]:
-    """While the block runs, what is appended to `source` is appended to `target` as well, which starts empty."""
+    """Copy `source` to a new `target`; while the block runs, also copy whatever is appended to `source`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # not emptied: another name of the file may keep it
+    target.unlink(missing_ok=True)  # not truncated: a hard link may keep the old file
     target.touch()
     ended = threading.Event()
 
@@ -113,7 +115,7 @@ def _copy_live(source: Path, target: Path) -> Iterator[None]:
 
     def follow() -> None:
         while not ended.wait(COPY_SECONDS):
-            with contextlib.suppress(OSError):  # the last copy, below, tells
+            with contextlib.suppress(OSError):  # the final copy below raises it
                 copy()
 
     follower = threading.Thread(target=follow, daemon=True)

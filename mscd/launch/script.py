@@ -1,4 +1,4 @@
-"""What the scripts of the workflow share: quick imports, the log of what they print, and the events they leave."""
+"""What the workflow's scripts share: fast imports, the log of their output, and the events they record."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mscd.files.event_log import EventLog
 
 @contextlib.contextmanager
 def imports_without_gc() -> Iterator[None]:
-    """Import in the block without looking for garbage, nor later among what was loaded: modules live to the end.
+    """Disable garbage collection during the block's imports, and exempt what they load from later collections.
 
-    torch makes half a million objects, and Python would look through all of them several times while others load: of a
-    script's start it takes up to a quarter. Each script says so itself, since nothing but its own imports knows
-    when the last of them is done.
+    Modules live until the process ends. torch alone creates half a million objects, and scanning them several times
+    while other modules load takes up to a quarter of a script's start-up time. Each script calls this itself, because
+    only the script knows when its last import is done.
     """
     looked = gc.isenabled()
     gc.disable()
@@ -35,12 +35,12 @@ def imports_without_gc() -> Iterator[None]:
 
 @contextlib.contextmanager
 def script_log(log: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
-    """Send all that the block and its child processes print to the file `log`, and end the process when it fails.
+    """Redirect all output of the block and its child processes to the file `log`; exit the process if the block fails.
 
-    The block gets a function that prints a line on the terminal.
+    Yields a function that prints a line on the terminal.
 
-    A UserError is one line, in the log and on the terminal. Any other exception leaves its traceback in the log and
-    its last line on the terminal. The exit status is 1, or 130 after Ctrl-C.
+    A UserError is shown as one line, in the log and on the terminal. Any other exception leaves its traceback in the
+    log and its last line on the terminal. The exit status is 1, or 130 after Ctrl-C.
     """
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -58,7 +58,7 @@ def script_log(log: str | os.PathLike[str]) -> Iterator[Callable[[str], None]]:
         _end(terminal, "interrupted", 130)
     except Exception as error:
         traceback.print_exc()
-        _end(terminal, f"{type(error).__name__}: {error} (all of it in {log})", 1)
+        _end(terminal, f"{type(error).__name__}: {error} (traceback in {log})", 1)
     finally:
         os.close(terminal)
 
@@ -71,7 +71,7 @@ def record_events(
     metrics: Iterable[tuple[Mapping[str, float], int]] = (),
     artifacts: Iterable[str | os.PathLike[str]] = (),
 ) -> None:
-    """Leave the events of a job that is done, in the file `path`; metrics: numbers by name, each with their kimg."""
+    """Write the events of a finished job to the file `path`; metrics: pairs of numbers by name and their kimg."""
     events = EventLog(path)
     events.start()
     if params is not None:

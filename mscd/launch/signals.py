@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """While the block runs, in the main thread, SIGINT and SIGTERM call `handler`."""
+    """Call `handler` on SIGINT and SIGTERM while the block runs; works only in the main thread."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in before:
         signal.signal(number, handler)
@@ -24,6 +24,6 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> I
 
 
 def ignore_stop_signals() -> None:
-    """Have SIGINT and SIGTERM do nothing from now on."""
+    """Ignore SIGINT and SIGTERM from now on."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Training a leg as a Slurm job: submitted, watched, submitted again while it gets on, found by the next launcher."""
+"""Training a leg as a Slurm job: submit, watch, resubmit while it makes progress, and find a lost launcher's job."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from mscd.training.leg import Leg
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# A controller that is busy or being restarted refuses for a while.
+# A busy or restarting controller refuses submissions for a while.
 SUBMISSIONS, SECONDS_BETWEEN = 10, 30
 BUSY = ("timed out", "Unable to contact", "temporarily", "Connection refused", "try again")
-LIMIT = "MaxSubmit"  # as in QOSMaxSubmitJobPerUserLimit: other jobs have to end first
+LIMIT = "MaxSubmit"  # as in QOSMaxSubmitJobPerUserLimit: other jobs must end first
 NOT_TO_REPEAT = {  # by the state that a job ended in
-    "CANCELLED": "was cancelled (scancel); started again, the leg goes on from its last state",
+    "CANCELLED": "was cancelled (scancel); when started again, the leg resumes from its last state",
     "OUT_OF_MEMORY": "ran out of memory: raise mem_mb, or lower batch_per_process, in the profile",
-    "DEADLINE": "met its deadline",
+    "DEADLINE": "reached its deadline",
 }
 
 
@@ -47,12 +47,12 @@ class SnakemakeGone(Exception):
 
 
 def train_on_slurm(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord, parent: int | None) -> None:
-    """Train as a Slurm job, and wait. A job that a lost launcher left is waited for; no other is submitted beside it.
+    """Train as a Slurm job and wait for it; if a lost launcher left a job, wait for that one and submit no other.
 
-    A job that ended by no fault of its own (time limit, a node or a process lost) is submitted again, unless
-    STARTS_WITHOUT_PROGRESS of them in a row got nowhere. Raises UserError with the cause in one line for what another
-    job would not mend, when this process is told to stop (then the job is cancelled), and when the process `parent` is
-    gone (then it goes on).
+    A job that ended through no fault of its own (time limit, lost node or process) is submitted again, unless
+    STARTS_WITHOUT_PROGRESS starts in a row made no progress. Raises UserError with a one-line cause if another job
+    would not help, if this process is asked to stop (the job is then cancelled), or if the process `parent` is gone
+    (the job then continues).
     """
     slurm_commands.check_there()
     with handle_stop_signals(signal.default_int_handler):
@@ -72,29 +72,29 @@ def train_on_slurm(leg: Leg, resources: Resources, log_dir: Path, record: Launch
                 idle = idle + 1 if len(read_attempts(leg.attempts)) == begun else 0
                 starts = max(idle, starts_in_place(leg.attempts))
                 if starts >= STARTS_WITHOUT_PROGRESS:
-                    raise UserError(f"{leg}: given up after {starts} starts without progress; of the last: {why}")
+                    raise UserError(f"{leg}: giving up after {starts} starts without progress; the last one: {why}")
                 log.warning("%s: %s; submitting it again", leg, why)
                 record = _forget_job(leg, record)
         except KeyboardInterrupt:
             raise UserError(f"{leg}: {_cancel_after_stop(leg)}") from None
         except SnakemakeGone:
-            raise UserError(f"{leg}: Snakemake is gone; Slurm job {record.job_id} goes on without it") from None
+            raise UserError(f"{leg}: Snakemake is gone; Slurm job {record.job_id} continues without it") from None
 
 
 def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
-    """Cancel the job of a record, if it lives, and wait until it is gone."""
+    """Cancel the record's job, unless it is over already, and wait until it is gone."""
     job_id = _job_id(record)
     if job_id is None:
         return
     status = retry_until_slurm_answers(slurm_commands.status, job_id)
     if status and not status.is_over:
-        log.info("%s: cancelling Slurm job %s, which is of other settings or inputs", leg, job_id)
+        log.info("%s: cancelling Slurm job %s, which has other settings or inputs", leg, job_id)
         retry_until_slurm_answers(slurm_commands.cancel, job_id)
         _wait_until_gone(job_id)
 
 
 def _attach(leg: Leg, record: LaunchRecord) -> LaunchRecord:
-    """The record with the job that a lost launcher left alive, or with none."""
+    """Return the record with the queued or running job that a lost launcher left, or with no job."""
     job_id = _job_id(record)
     if job_id is None:
         return record
@@ -110,27 +110,27 @@ def _attach(leg: Leg, record: LaunchRecord) -> LaunchRecord:
 
 
 def _forget_job(leg: Leg, record: LaunchRecord) -> LaunchRecord:
-    """Write down that no job of the leg is left; returns the record without one."""
+    """Record that the leg has no job any more; return the record without one."""
     record = dataclasses.replace(record, job_id=None, name=None)
     record.save(leg.folder)
     return record
 
 
 def _job_id(record: LaunchRecord) -> str | None:
-    """The record's job, by its name where the launcher was lost before it learned the id."""
+    """Return the id of the record's job, looked up by name if the launcher was lost before it learned the id."""
     if record.job_id or record.name is None:
         return record.job_id
     return retry_until_slurm_answers(slurm_commands.find, record.name)
 
 
 def _submitted_job(record: LaunchRecord) -> submitit.SlurmJob[WorkerResult]:
-    """The record's job as submitit has it."""
-    assert record.folder and record.job_id, "both are written down when a job has been submitted"
+    """Return the record's job as a submitit object."""
+    assert record.folder and record.job_id, "both are recorded when a job has been submitted"
     return submitit.SlurmJob(record.folder, record.job_id, tasks=range(record.processes))
 
 
 def _submit(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord) -> LaunchRecord:
-    """Submit a job and note it down, first by name."""
+    """Submit a job and record it: its name before submission, its id afterwards."""
     folder = make_fresh_folder(log_dir).resolve()
     code = copy_package(folder / "code")
     refused = 0
@@ -151,7 +151,7 @@ def _submit(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord)
                 ) from error
             log.warning("%s: sbatch: %s; trying again in %d s", leg, said, SECONDS_BETWEEN)
             time.sleep(SECONDS_BETWEEN)
-            # One that was accepted all the same lacks the file that submitit gives a job after sbatch's answer.
+            # If sbatch accepted the job after all, it lacks the file that submitit writes once sbatch has answered.
             if accepted := retry_until_slurm_answers(slurm_commands.find, name):
                 retry_until_slurm_answers(slurm_commands.cancel, accepted)
         else:
@@ -162,7 +162,7 @@ def _submit(leg: Leg, resources: Resources, log_dir: Path, record: LaunchRecord)
 
 
 def _parameters(resources: Resources, name: str, comment: str, code: Path) -> dict[str, object]:
-    """What sbatch is to be told, in submitit's words."""
+    """Return the options for sbatch, under submitit's names."""
     gpus = {"gres": resources.gres} if resources.gres else {"gpus_per_node": resources.gpus_per_node or None}
     wanted = {
         "job_name": name,
@@ -183,7 +183,7 @@ def _parameters(resources: Resources, name: str, comment: str, code: Path) -> di
             f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
             f"export OMP_NUM_THREADS={resources.cpus_per_task}",
         ],
-        # The others would wait for one that ended; and srun takes no CPU count from the job since Slurm 22.05.
+        # If one process ends, the others must not wait for it; since Slurm 22.05, srun ignores the job's CPU count.
         "srun_args": ["--kill-on-bad-exit=1", "--wait=60", f"--cpus-per-task={resources.cpus_per_task}"],
         "additional_parameters": {"requeue": True},
     }
@@ -191,15 +191,15 @@ def _parameters(resources: Resources, name: str, comment: str, code: Path) -> di
 
 
 def _watch(leg: Leg, resources: Resources, job_id: str, parent: int | None) -> slurm_commands.JobStatus | None:
-    """Wait until the job is over, saying what becomes of it; returns its end, None for a job unknown to Slurm.
+    """Wait until the job is over, logging what happens to it; return its final status, None if Slurm does not know it.
 
-    Raises SnakemakeGone when the process `parent` is gone.
+    Raises SnakemakeGone if the process `parent` is gone.
     """
     shown: tuple[str, str, str] | None = None
     restarts, seen = 0, 0
     while True:
         status = retry_until_slurm_answers(slurm_commands.status, job_id, parent=parent)
-        if leg.finished.exists() and status and status.state == "PENDING":  # requeued in its last moments
+        if leg.finished.exists() and status and status.state == "PENDING":  # requeued just as it finished
             retry_until_slurm_answers(slurm_commands.cancel, job_id)
         if status is None or status.is_over:
             log.info("%s: Slurm job %s is over: %s", leg, job_id, status.state if status else "unknown to Slurm")
@@ -207,7 +207,7 @@ def _watch(leg: Leg, resources: Resources, job_id: str, parent: int | None) -> s
         if status.restarts > restarts:
             restarts = status.restarts
             log.info("%s: Slurm job %s was requeued (%d times so far)", leg, job_id, restarts)
-        if (now := (status.state, status.reason, status.nodes)) != shown:  # the expected start changes all the time
+        if (now := (status.state, status.reason, status.nodes)) != shown:  # without `start`, which often changes
             shown = now
             log.info("%s: Slurm job %s is %s", leg, job_id, _in_words(status))
         size = leg.events.stat().st_size if leg.events.exists() else 0
@@ -229,7 +229,7 @@ def _in_words(status: slurm_commands.JobStatus) -> str:
 
 
 def _progress(leg: Leg) -> str | None:
-    """How far training is by its newest metrics."""
+    """Return how far training has got, according to its newest metrics."""
     ticks = [event for event in read_events(leg.events) if event["event"] == "metrics"]
     if not ticks:
         return None
@@ -241,7 +241,7 @@ def _progress(leg: Leg) -> str | None:
 def _why_again(
     leg: Leg, record: LaunchRecord, status: slurm_commands.JobStatus | None, cause: TaskOutcome | None
 ) -> str:
-    """Why a job that did not finish is to be submitted again; UserError where that would mend nothing."""
+    """Return why a job that did not finish should be submitted again; raise UserError if that would not help."""
     state, logs = status.state if status else "unknown to Slurm", f"(logs: {record.folder})"
     if state in NOT_TO_REPEAT:
         raise UserError(f"{leg}: Slurm job {record.job_id} {NOT_TO_REPEAT[state]} {logs}")
@@ -252,8 +252,8 @@ def _why_again(
 
 
 def _cancel_after_stop(leg: Leg) -> str:
-    """Cancel the job of a launcher that is told to stop; returns what to tell."""
-    ignore_stop_signals()  # an impatient second one must not end scancel
+    """Cancel the job of a launcher that was asked to stop; return the message for the user."""
+    ignore_stop_signals()  # an impatient second Ctrl-C must not end scancel
     record = LaunchRecord.read(leg.folder)
     if record is None:
         return "stopped"
@@ -266,12 +266,12 @@ def _cancel_after_stop(leg: Leg) -> str:
         if job_id:
             slurm_commands.cancel(job_id)
     except slurm_commands.SlurmAway as error:
-        return f"stopped, but Slurm does not answer ({error}): scancel {job_id} by hand, or start again to wait for it"
-    return f"stopped; Slurm job {job_id} is cancelled, and when started again the leg goes on from the state it saves"
+        return f"stopped, but Slurm does not answer ({error}): run scancel {job_id}, or start again to wait for the job"
+    return f"stopped; Slurm job {job_id} is cancelled and saves a state, from which the leg resumes when started again"
 
 
 def _wait_until_gone(job_id: str) -> None:
-    """Until no process of an ended job is left."""
+    """Wait until no process of an ended job is left."""
     while status := retry_until_slurm_answers(slurm_commands.status, job_id):
         if status.is_over and not status.completing:
             return
@@ -279,9 +279,9 @@ def _wait_until_gone(job_id: str) -> None:
 
 
 def retry_until_slurm_answers(ask: Callable[[str], T], about: str, *, parent: int | None = None) -> T:
-    """The answer to `ask(about)`, however long Slurm is away.
+    """Return `ask(about)`, retrying for as long as Slurm does not answer.
 
-    Raises SnakemakeGone when the process `parent` is gone meanwhile.
+    Raises SnakemakeGone if the process `parent` ends in the meantime.
     """
     away = False
     while True:

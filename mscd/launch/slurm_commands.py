@@ -1,4 +1,4 @@
-"""What Slurm says of a job, and what it is told to do with one: squeue, sacct, scancel and scontrol."""
+"""Querying and controlling Slurm jobs with squeue, sacct, scancel and scontrol."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ FINAL = {
     "TIMEOUT",
 }
 FIELDS = ("State", "Reason", "StartTime", "NodeList", "RestartCnt")
-SECONDS = 60  # a busy controller answers late
+SECONDS = 60  # a busy controller is slow to answer
 
 
 class SlurmAway(Exception):
-    """Slurm did not answer, or not what was asked; it may later."""
+    """Slurm did not answer or reported an error; a later attempt may succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JobStatus:
-    """state: Slurm's word for it; reason: why it waits, or ended so; start: when it began, or is expected to.
+    """What Slurm reports about a job.
 
-    nodes: Slurm's list of them; restarts: how often it was requeued; completing: its processes may still be there.
+    state: Slurm's name for it; reason: why the job waits, or ended this way; start: when it started, or is expected to;
+    nodes: Slurm's node list; restarts: how often it was requeued; completing: whether its processes may still be there.
     """
 
     state: str
@@ -48,20 +49,20 @@ class JobStatus:
 
 
 def status(job_id: str) -> JobStatus | None:
-    """What becomes of a job; None for one that Slurm does not know (any more). Raises SlurmAway."""
+    """Return the status of a job, or None if Slurm does not know it (any more). Raises SlurmAway."""
     found = _queued(job_id)
     if found is None:
         state = _accounted(job_id)
         return JobStatus(state) if state else None
     if found.state == "COMPLETING":
-        # It says nothing of how it ends, and goes on for KillWait; accounting knows of a cancellation at once.
+        # COMPLETING lasts for KillWait and does not say how the job ends; accounting knows of a cancellation at once.
         cancelled = _accounted(job_id) == "CANCELLED"
         return dataclasses.replace(found, state="CANCELLED" if cancelled else found.state, completing=True)
     return found
 
 
 def find(name: str) -> str | None:
-    """Id of the job of this name that waits or runs, None if there is none. Raises SlurmAway."""
+    """Return the id of the queued or running job of this name, or None. Raises SlurmAway."""
     listed = _ask("squeue", "--noheader", "--me", "--name", name, "--format=%i").split()
     return listed[0] if listed else None
 
@@ -72,12 +73,12 @@ def cancel(job_id: str) -> None:
 
 
 def requeue(job_id: str) -> None:
-    """Have Slurm end a running job and run it again. Raises SlurmAway."""
+    """Make Slurm end a running job and run it again. Raises SlurmAway."""
     _ask("scontrol", "requeue", job_id)
 
 
 def check_there() -> None:
-    """UserError where Slurm's commands are missing."""
+    """Raise UserError if Slurm's commands are missing."""
     try:
         _ask("squeue", "--version")
     except SlurmAway as error:
@@ -87,7 +88,7 @@ def check_there() -> None:
 
 
 def _queued(job_id: str) -> JobStatus | None:
-    """What the controller holds; it forgets jobs a while after their end (MinJobAge)."""
+    """Return the job's status in the controller, which forgets a job some time after its end (MinJobAge)."""
     form = ",".join(f"{field}:256" for field in FIELDS)
     try:
         answer = _ask("squeue", "--noheader", "--states=all", "--jobs", job_id, "--Format", form)
@@ -102,13 +103,13 @@ def _queued(job_id: str) -> JobStatus | None:
 
 
 def _accounted(job_id: str) -> str | None:
-    """State by the accounting database; None where there is none or it does not know the job."""
+    """Return the job's state in the accounting database; None if there is no database or it does not know the job."""
     try:
         lines = _ask("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job_id)
     except SlurmAway:
         return None
     words = lines.split()
-    return words[0] if words else None  # "CANCELLED by 1000"
+    return words[0] if words else None  # only the first word of "CANCELLED by 1000"
 
 
 def _ask(*command: str) -> str:
@@ -117,5 +118,5 @@ def _ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmAway(f"{command[0]}: {error}") from error
     if done.returncode:
-        raise SlurmAway(" ".join(done.stderr.split()) or f"{command[0]} ended with status {done.returncode}")
+        raise SlurmAway(" ".join(done.stderr.split()) or f"{command[0]} exited with status {done.returncode}")
     return done.stdout

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STARTS_WITHOUT_PROGRESS = 3
 RUNS = ("RUNNING", "SIGNALING")
-SECONDS_TO_BE_KILLED = 300  # more than the grace time of a preemption
-# What gloo and NCCL say when a process of the group is gone, or their port taken: another start can mend both.
+SECONDS_TO_BE_KILLED = 300  # longer than the grace time of a preemption
+# Errors of gloo and NCCL when a process of the group is gone or their port is taken; another start can fix both.
 LOST_PEER = re.compile(
     r"by peer|connection refused|broken pipe|timed out|timeout|nccl|remote process|address already in use|eaddrinuse",
     re.IGNORECASE,
@@ -36,20 +36,20 @@ LOST_PEER = re.compile(
 
 
 def run_worker(leg: Leg, resources: Resources, launcher: int | None, rendezvous: str | None) -> WorkerResult:
-    """Train as one process of a submitit job; returns how it ended.
+    """Train as one process of a submitit job; return how it ended.
 
-    launcher: process id without which to stop; rendezvous: torch.distributed's address, None for that of a Slurm job.
-    Whatever else goes wrong is raised, for submitit to record.
+    launcher: id of the process whose end stops training, or None; rendezvous: torch.distributed's address, or None to
+    use the Slurm job's. All other errors are raised, for submitit to record.
     """
-    with StopRequest(launcher) as stop:  # before torch loads: a signal must not meet submitit's own handlers
+    with StopRequest(launcher) as stop:  # before torch loads, so that no signal reaches submitit's own handlers
         return _run(leg, resources, stop, rendezvous)
 
 
 def _run(leg: Leg, resources: Resources, stop: StopRequest, rendezvous: str | None) -> WorkerResult:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     environment = submitit.JobEnvironment()
-    environment.paths.result_pickle.unlink(missing_ok=True)  # of an attempt before a requeue
-    if leg.finished.exists():  # requeued in its last moments
+    environment.paths.result_pickle.unlink(missing_ok=True)  # left by an attempt before a requeue
+    if leg.finished.exists():  # requeued just as it finished
         return WorkerResult("finished")
     if rendezvous is None:
         address = TorchDistributedEnvironment()
@@ -90,33 +90,34 @@ def _train(
 
 
 def _slurm_facts() -> dict[str, str]:
-    """What Slurm says of the job this process is of; empty elsewhere."""
+    """Return what Slurm says about this process's job; empty outside Slurm."""
     names = {"slurm_job_id": "SLURM_JOB_ID", "nodes": "SLURM_JOB_NODELIST", "requeues": "SLURM_RESTART_COUNT"}
     job = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
     return {"requeues": "0", **job} if "slurm_job_id" in job else {}
 
 
 def requeue_or_wait(leg: Leg, stop: StopRequest, interrupted: Interrupted) -> WorkerResult:
-    """After a stop: have Slurm run the job again where it said that time is up; else wait for what Slurm has in mind.
+    """After a stop, have Slurm requeue the job if it signalled that time is up; otherwise wait for Slurm to act.
 
-    SIGTERM alone comes when another process of the job failed, or at preemption: Slurm then ends this one as well.
+    SIGTERM alone means that another process of the job failed or that the job is preempted; Slurm then ends this
+    process as well.
     """
     if not interrupted.saved and starts_in_place(leg.attempts) >= STARTS_WITHOUT_PROGRESS:
         return WorkerResult(
             "failed",
-            f"{STARTS_WITHOUT_PROGRESS} starts in a row left no state, each ended by Slurm too soon: raise runtime in "
-            "the profile",
+            f"{STARTS_WITHOUT_PROGRESS} starts in a row saved no state because Slurm ended each too soon: "
+            "raise runtime in the profile",
         )
     deadline = time.monotonic() + SECONDS_TO_BE_KILLED
     try:
         while (status := slurm_commands.status(os.environ["SLURM_JOB_ID"])) and status.state in RUNS:
             if signal.SIGUSR2 in stop.signals:
-                log.info("%s; asking Slurm to run the job again", interrupted)
+                log.info("%s; asking Slurm to requeue the job", interrupted)
                 slurm_commands.requeue(os.environ["SLURM_JOB_ID"])
                 break
             if time.monotonic() > deadline:
                 break
             time.sleep(2.0)
     except slurm_commands.SlurmAway as error:
-        log.warning("the job could not be requeued (%s); its launcher submits another", error)
+        log.warning("the job could not be requeued (%s); its launcher will submit another", error)
     return WorkerResult("stopped", str(interrupted))

@@ -1,4 +1,4 @@
-"""Which process of a job is told as the cause, and in which words."""
+"""Which process of a job is reported as the cause, and in which words."""
 
 import pytest
 from submitit import LocalJob
@@ -23,7 +23,7 @@ torch.OutOfMemoryError: CUDA out of memory.
 
 @pytest.fixture
 def job(tmp_path):
-    """A job of which process k left results[k], None for none."""
+    """Make a job whose process k left results[k] (None: no result)."""
 
     def made(*results):
         job = LocalJob(tmp_path, "1", tasks=range(len(results)))
@@ -46,7 +46,7 @@ def job(tmp_path):
         ((WorkerResult("finished"), WorkerResult("finished")), "None"),
         (
             (WorkerResult("lost", "closed by peer"), None),
-            "process 1 was killed before it could say why; its last words: last of 1",
+            "process 1 was killed before it could report a cause; last line of its log: last of 1",
         ),
         ((WorkerResult("lost", "closed by peer"), WorkerResult("finished")), "process 0 failed: closed by peer"),
         ((None, WorkerResult("failed", "no such file")), "no such file"),
@@ -61,7 +61,7 @@ def job(tmp_path):
         ((WorkerResult("stopped", "stopped at 5 images"), None), "stopped at 5 images"),
     ],
 )
-def test_the_first_cause_is_told(job, results, told):
+def test_the_first_cause_is_reported(job, results, told):
     assert str(root_cause(job(*results))) == told
 
 

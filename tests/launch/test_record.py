@@ -1,4 +1,4 @@
-"""What a launcher writes down of its job, and where the job's logs go."""
+"""What a launcher records about its job, and where the job's logs go."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 from mscd.launch.record import LaunchRecord, make_fresh_folder
 
 
-def test_the_record_of_the_last_launcher_is_read_back_and_nothing_changes_it_but_saving(tmp_path):
+def test_the_last_launchers_record_is_read_back_and_changes_only_by_saving(tmp_path):
     assert LaunchRecord.read(tmp_path) is None
     record = LaunchRecord("abc", "slurm", name="mscd-s4-10-1")
     record.save(tmp_path)
@@ -25,7 +25,7 @@ def test_the_record_of_the_last_launcher_is_read_back_and_nothing_changes_it_but
     ]
 
 
-def test_each_submission_has_a_folder_that_none_had_before(tmp_path):
+def test_each_submission_gets_a_folder_that_was_never_used_before(tmp_path):
     (tmp_path / "logs/notes").mkdir(parents=True)
     assert [make_fresh_folder(tmp_path / "logs").name for _ in range(2)] == ["001", "002"]
     (tmp_path / "logs/001").rmdir()

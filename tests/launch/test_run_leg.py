@@ -1,4 +1,4 @@
-"""Launching a leg: failures are one line that says what happened and where to look."""
+"""Launching a leg: a failure is one line that says what happened and where to look."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ from mscd.parallel.group import Group
 from mscd.training.loop import train_leg
 
 
-def test_a_users_mistake_is_told_in_one_line_with_where_the_logs_are(base, tmp_path):
+def test_a_users_mistake_is_reported_in_one_line_with_the_logs_folder(base, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"no tensors")
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), teacher=str(tmp_path / "torn.safetensors"))
     with pytest.raises(UserError, match=r"^s4, leg to 1 kimg: .*torn.safetensors: not a .* \(logs: .*/logs/001\)$"):
         launch_leg(leg, 1, tmp_path / "logs")
 
 
-def test_a_missing_file_is_told_before_anything_starts(base, tmp_path):
+def test_a_missing_file_is_reported_before_anything_starts(base, tmp_path):
     leg = dataclasses.replace(student_leg(base, tmp_path, 0, 1), teacher=str(tmp_path / "none.safetensors"))
     with pytest.raises(UserError, match="none.safetensors: no such file"):
         launch_leg(leg, 1, tmp_path / "logs")
@@ -37,7 +37,7 @@ def test_a_missing_file_is_told_before_anything_starts(base, tmp_path):
 
 
 def kill_when_training(leg, rank):
-    """SIGKILL to the process of this rank, once it trains."""
+    """Send SIGKILL to the process of this rank once it trains."""
     while not leg.events.exists():
         time.sleep(0.05)
     for process in psutil.process_iter():
@@ -47,16 +47,16 @@ def kill_when_training(leg, rank):
                     process.kill()
 
 
-def test_a_process_that_is_killed_is_told_as_that(base, tmp_path):
+def test_a_killed_process_is_reported_as_killed(base, tmp_path):
     leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
 
     threading.Thread(target=kill_when_training, args=[leg, "0"]).start()
-    with pytest.raises(UserError, match="process 0 was killed before it could say why"):
+    with pytest.raises(UserError, match="process 0 was killed before it could report a cause"):
         launch_leg(leg, 1, tmp_path / "logs")
 
 
 def run_inline(leg):
-    """Train the leg in this process, as a launcher does; the types of its events, in order."""
+    """Train the leg in this process, as a launcher does; return the types of its events in order."""
     events = Path(leg.run_dir) / "e.jsonl"
     run_leg(leg, Resources("inline"), log_dir=Path(leg.run_dir) / "logs", events=events)
     return [event["event"] for event in read_events(events)]
@@ -64,15 +64,13 @@ def run_inline(leg):
 
 @pytest.fixture(scope="module")
 def inline(base, tmp_path_factory):
-    """The snapshot of a leg to 1 kimg that was trained in this process, and its events."""
+    """The snapshot and the events of a leg to 1 kimg that was trained in this process."""
     folder = tmp_path_factory.mktemp("inline")
     events = run_inline(student_leg(base, folder, 0, 1))
     return snapshot(folder, 1), events
 
 
-def test_a_process_elsewhere_gives_the_snapshot_of_training_in_this_one_and_its_log_is_shown(
-    base, inline, tmp_path, capfd
-):
+def test_another_process_trains_the_same_snapshot_and_its_log_is_shown(base, inline, tmp_path, capfd):
     launch_leg(student_leg(base, tmp_path, 0, 1), 1, tmp_path / "logs")
     assert "s4 1 kimg  loss" in capfd.readouterr().err
     expected, events = inline
@@ -80,48 +78,48 @@ def test_a_process_elsewhere_gives_the_snapshot_of_training_in_this_one_and_its_
     assert events[:3] == ["start", "params", "tags"] and events.count("metrics") == 1
 
 
-def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_killed_one_is_the_cause(base, tmp_path):
+def test_if_one_of_two_processes_is_killed_the_other_ends_too(base, tmp_path):
     leg = student_leg(base, tmp_path, 0, 100, STUDENT.model_copy(update={"duration_kimg": 100}))
     threading.Thread(target=kill_when_training, args=[leg, "1"]).start()
     began = time.monotonic()
-    with pytest.raises(UserError, match="process 1 was killed before it could say why"):
+    with pytest.raises(UserError, match="process 1 was killed before it could report a cause"):
         launch_leg(leg, 2, tmp_path / "logs")
     assert time.monotonic() < began + 60
 
 
 def finished_by_a_lost_launcher(leg):
-    """As after a launcher's death: its record, and the snapshot that its processes left."""
+    """Leave what a dead launcher leaves: its record and the snapshot of its processes."""
     LaunchRecord(leg_identity(leg), "local").save(leg.folder)
     train_leg(leg, Group())
 
 
-def test_a_snapshot_that_a_lost_launcher_did_not_take_is_taken_without_training(base, tmp_path):
+def test_a_snapshot_left_by_a_lost_launcher_is_used_without_training(base, tmp_path):
     leg = student_leg(base, tmp_path / "run", 0, 1)
     finished_by_a_lost_launcher(leg)
     left = leg.events.read_bytes()
     launch_leg(leg, 1, tmp_path / "logs")
     assert not (tmp_path / "logs").exists() and (tmp_path / "run/1/ema.safetensors").exists()
     assert [e["step"] for e in read_events(tmp_path / "run/e.jsonl") if e["event"] == "metrics"] == [1]
-    assert (tmp_path / "run/e.jsonl").read_bytes() != left  # or else it would not be read as this launcher's
+    assert (tmp_path / "run/e.jsonl").read_bytes() != left  # the logger skips a copy of an earlier launcher's file
 
 
-def test_what_a_lost_launcher_left_of_other_settings_is_dropped(base, inline, tmp_path, caplog):
+def test_what_a_lost_launcher_left_from_other_settings_is_deleted(base, inline, tmp_path, caplog):
     leg = student_leg(base, tmp_path / "run", 0, 1)
     finished_by_a_lost_launcher(dataclasses.replace(leg, settings=STUDENT.model_copy(update={"learning_rate": 0.1})))
     with caplog.at_level(logging.INFO):
         run_inline(leg)
-    assert "is of other settings or inputs and is dropped" in caplog.text
+    assert "which are from other settings or inputs" in caplog.text
     assert snapshot(tmp_path / "run", 1) == inline[0]
 
 
-def test_a_forced_repetition_trains_again(base, tmp_path):
+def test_a_forced_rerun_trains_again(base, tmp_path):
     leg = student_leg(base, tmp_path, 0, 1)
     run_inline(leg)
     (tmp_path / "1/ema.safetensors").unlink()
     assert run_inline(leg).count("metrics") == 1 and (tmp_path / "1/ema.safetensors").exists()
 
 
-def test_a_launcher_whose_snakemake_died_before_it_began_starts_nothing(base, tmp_path):
+def test_a_launcher_whose_snakemake_is_already_gone_starts_nothing(base, tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
     files = {"log_dir": tmp_path / "logs", "events": tmp_path / "events.jsonl"}
@@ -142,7 +140,7 @@ def test_a_launcher_that_loses_its_snakemake_saves_a_state_and_ends(base, tmp_pa
         parent.wait()
 
     threading.Thread(target=end_when_training).start()
-    with pytest.raises(UserError, match="stopped at .* goes on from .*rolling/state-"):
+    with pytest.raises(UserError, match="stopped at .* resumes from .*rolling/state-"):
         run_leg(leg, Resources(), **files, parent=parent.pid)
 
 

@@ -1,4 +1,4 @@
-"""What a script of the workflow prints, how it ends, and what it leaves for the run database."""
+"""What a workflow script prints, how it ends, and what it records for the run database."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def run(tmp_path, body):
 
 
 @pytest.mark.parametrize("looked", [True, False])
-def test_garbage_is_looked_for_after_loading_as_before(looked):
+def test_garbage_collection_is_as_before_once_imports_are_done(looked):
     code = f"""
 import gc
 from mscd.launch.script import imports_without_gc
@@ -33,26 +33,26 @@ except ImportError:
     assert ran.stdout == f"{looked} True\n"
 
 
-def test_output_of_job_and_children_goes_to_the_log_alone(tmp_path):
+def test_output_of_a_job_and_its_children_goes_only_to_the_log(tmp_path):
     ran, log = run(tmp_path, "print('told'); sys.stdout.flush(); os.system('echo child; echo worse >&2')")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert log == "told\nchild\nworse\n"
 
 
-def test_a_job_can_tell_the_terminal_a_line(tmp_path):
+def test_a_job_can_print_a_line_on_the_terminal(tmp_path):
     ran, log = run(tmp_path, "tell('fetching\\nx.zip')")
     assert (ran.stderr, log) == ("fetching x.zip\n", "")
 
 
-def test_user_error_is_one_line_on_terminal_and_in_log(tmp_path):
+def test_a_user_error_is_one_line_on_the_terminal_and_in_the_log(tmp_path):
     ran, log = run(tmp_path, "raise UserError('x.zip: nothing in it;\\n use another')")
     assert ran.returncode == 1
     assert ran.stderr == log == "x.zip: nothing in it; use another\n"
 
 
-def test_other_error_is_one_line_on_terminal_and_its_traceback_in_the_log(tmp_path):
+def test_any_other_error_is_one_line_and_leaves_a_traceback_in_the_log(tmp_path):
     ran, log = run(tmp_path, "1 / 0")
-    assert ran.returncode == 1 and ran.stderr == "ZeroDivisionError: division by zero (all of it in logs/job.log)\n"
+    assert ran.returncode == 1 and ran.stderr == "ZeroDivisionError: division by zero (traceback in logs/job.log)\n"
     assert "Traceback" in log
 
 
@@ -61,7 +61,7 @@ def test_interruption_and_exit_keep_their_status(tmp_path, body, status):
     assert run(tmp_path, body)[0].returncode == status
 
 
-def test_the_events_of_a_job_begin_with_its_start_and_come_in_one_order(tmp_path):
+def test_a_jobs_events_begin_with_its_start_and_have_a_fixed_order(tmp_path):
     path = tmp_path / "events.jsonl"
     record_events(
         path, artifacts=["a.png"], metrics=[({"score": 2}, 5)], tags={"network": "abc"}, params={"nfe": 8, "skipped": 0}
@@ -76,6 +76,6 @@ def test_the_events_of_a_job_begin_with_its_start_and_come_in_one_order(tmp_path
     ]
 
 
-def test_a_job_that_has_nothing_to_say_leaves_its_start_alone(tmp_path):
+def test_a_job_with_nothing_to_record_leaves_only_its_start(tmp_path):
     record_events(tmp_path / "events.jsonl")
     assert [event["event"] for event in read_events(tmp_path / "events.jsonl")] == ["start"]

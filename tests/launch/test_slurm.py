@@ -1,4 +1,4 @@
-"""A launcher and a Slurm that is played here; what needs a real one is in tests/cluster."""
+"""A launcher with a simulated Slurm; tests that need a real one are in tests/cluster."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ RESOURCES = Resources("slurm", processes=2, nodes=2, runtime=5, poll_seconds=0.1
 
 
 class PlayedSlurm:
-    """Jobs numbered from 1, each of which ends at once as the next of `ends` (state, what process 0 leaves) says."""
+    """Simulated Slurm: jobs are numbered from 1, and each ends at once as the next (state, result) in `ends` says."""
 
     def __init__(self, leg):
         self.leg, self.ends, self.asked, self.cancelled, self.states = leg, [], [], [], {}
@@ -63,7 +63,7 @@ def played(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "copy_package", lambda folder: folder)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield played
-    for number, handler in before.items():  # a launcher that was stopped ignores further signals to its end
+    for number, handler in before.items():  # a stopped launcher ignores further signals until it ends
         signal.signal(number, handler)
 
 
@@ -73,7 +73,7 @@ def train(played, record=None, parent=None):
     return LaunchRecord.read(played.leg.folder)
 
 
-def test_a_job_that_ran_out_of_time_is_followed_by_another_which_is_recorded(played):
+def test_a_job_that_ran_out_of_time_is_followed_by_another_recorded_one(played):
     played.ends = [("TIMEOUT", WorkerResult("stopped", "stopped at 5 images")), ("COMPLETED", WorkerResult("finished"))]
     record = train(played)
     assert (record.job_id, record.processes, record.identity) == ("2", 2, "abc")
@@ -81,7 +81,7 @@ def test_a_job_that_ran_out_of_time_is_followed_by_another_which_is_recorded(pla
     assert played.asked[0]["partition"] == "gpu" and played.asked[0]["ntasks_per_node"] == 1
 
 
-def test_what_another_job_would_not_mend_is_told_in_one_line(played):
+def test_what_another_job_would_not_fix_is_reported_in_one_line(played):
     played.ends = [("FAILED", WorkerResult("failed", "train.zip: no such file"))]
     with pytest.raises(UserError, match=r"^s4, leg to 1 kimg: train.zip: no such file \(logs: .*/logs/001\)$"):
         train(played)
@@ -90,13 +90,13 @@ def test_what_another_job_would_not_mend_is_told_in_one_line(played):
         train(played)
 
 
-def test_jobs_that_get_nowhere_are_given_up(played):
+def test_the_launcher_gives_up_on_jobs_without_progress(played):
     played.ends = [("NODE_FAIL", None)] * 3
-    with pytest.raises(UserError, match="given up after 3 starts without progress; of the last: Slurm job 3 ended as"):
+    with pytest.raises(UserError, match="giving up after 3 starts without progress; the last one: Slurm job 3 ended"):
         train(played)
 
 
-def test_a_job_of_a_lost_launcher_is_found_by_its_name_and_waited_for(played, monkeypatch, tmp_path):
+def test_a_lost_launchers_job_is_found_by_its_name_and_waited_for(played, monkeypatch, tmp_path):
     played.asked.append({})
     played.ends = [("COMPLETED", WorkerResult("finished"))]
     left = LaunchRecord("abc", "slurm", folder=str(tmp_path / "logs/001"), processes=2, name="mscd-s4-1-x")
@@ -114,29 +114,31 @@ def test_a_job_of_a_lost_launcher_is_found_by_its_name_and_waited_for(played, mo
 
 def test_a_launcher_that_is_stopped_cancels_its_job(played):
     played.ends = [(lambda: os.kill(os.getpid(), signal.SIGTERM), None)]
-    with pytest.raises(UserError, match="stopped; Slurm job 1 is cancelled, and when started again the leg goes on"):
+    with pytest.raises(
+        UserError, match="stopped; Slurm job 1 is cancelled and saves a state, from which the leg resumes"
+    ):
         train(played)
     assert played.cancelled == ["1"]
 
 
-def test_a_launcher_without_its_snakemake_leaves_the_job_alone(played):
+def test_a_launcher_that_loses_its_snakemake_leaves_the_job_alone(played):
     gone = subprocess.Popen(["true"])
     gone.wait()
     played.ends = [("RUNNING", None)]
-    with pytest.raises(UserError, match="Snakemake is gone; Slurm job 1 goes on without it"):
+    with pytest.raises(UserError, match="Snakemake is gone; Slurm job 1 continues without it"):
         train(played, parent=gone.pid)
     assert played.cancelled == []
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The seconds of each wait, which takes none."""
+    """Replace sleep; return the list of the seconds asked for."""
     seconds = []
     monkeypatch.setattr(slurm.time, "sleep", seconds.append)
     return seconds
 
 
-def test_slurm_is_asked_until_it_answers_and_its_absence_is_logged_once(waits, caplog):
+def test_slurm_is_queried_until_it_answers_and_its_silence_is_logged_once(waits, caplog):
     def answer(job_id):
         if len(waits) < 3:
             raise SlurmAway("squeue: timed out")
@@ -148,7 +150,7 @@ def test_slurm_is_asked_until_it_answers_and_its_absence_is_logged_once(waits, c
     ]
 
 
-def test_nobody_waits_for_slurm_when_snakemake_is_gone(waits):
+def test_a_launcher_does_not_wait_for_slurm_when_snakemake_is_gone(waits):
     def answer(job_id):
         raise SlurmAway("squeue: timed out")
 

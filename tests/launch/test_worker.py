@@ -1,4 +1,4 @@
-"""What a process of a Slurm job does when it was told to stop."""
+"""What a process of a Slurm job does after a stop request."""
 
 import signal
 
@@ -20,7 +20,7 @@ def leg(tmp_path):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What Slurm is told, and the states that it answers with, the last one for ever."""
+    """What was asked of Slurm, and the states that it reports, the last one for ever."""
     said, states = [], ["RUNNING"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(slurm_commands, "requeue", lambda job_id: said.append(f"requeue {job_id}"))
@@ -37,18 +37,18 @@ def stopped_by(*signals):
     return stop
 
 
-def test_at_the_end_of_its_time_a_job_is_queued_again(leg, told):
+def test_a_job_whose_time_is_up_is_requeued(leg, told):
     result = requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
     assert result.ending == "stopped" and told[0] == ["requeue 7"]
 
 
-def test_sigterm_alone_waits_for_what_slurm_does(leg, told):
+def test_after_sigterm_alone_a_process_waits_for_what_slurm_does(leg, told):
     told[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
     result = requeue_or_wait(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
     assert result.ending == "stopped" and told[0] == ["waited", "waited"]
 
 
-def test_a_cancelled_job_is_left_at_once(leg, told):
+def test_a_process_of_a_cancelled_job_ends_at_once(leg, told):
     told[1][:] = ["CANCELLED"]
     requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
     assert told[0] == []
@@ -57,7 +57,7 @@ def test_a_cancelled_job_is_left_at_once(leg, told):
 @pytest.mark.parametrize(
     ("starts", "saved", "ending"), [(2, False, "stopped"), (3, False, "failed"), (3, True, "stopped")]
 )
-def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, ending):
+def test_repeated_starts_that_save_no_state_fail(leg, told, starts, saved, ending):
     for _ in range(starts):
         Attempts(leg.attempts).begin(100, {})
     result = requeue_or_wait(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))
@@ -73,5 +73,5 @@ def test_starts_that_leave_no_state_are_given_up(leg, told, starts, saved, endin
         "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, EADDRINUSE",
     ],
 )
-def test_what_another_start_can_mend_is_told_from_a_mistake(said):
+def test_what_another_start_can_fix_is_distinguished_from_a_mistake(said):
     assert LOST_PEER.search(said) and not LOST_PEER.search("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)")
