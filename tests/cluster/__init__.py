@@ -1,1 +1,1 @@
-"""Tests on a real Slurm; a package, so that its files may be called what they test."""
+"""Tests on a real Slurm; a package, so that its modules can be named after what they test without clashes."""

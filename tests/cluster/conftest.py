@@ -1,4 +1,4 @@
-"""A real Slurm, started on this machine for the tests of this folder."""
+"""A real Slurm, started on this machine for the tests in this folder."""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ from training_runs import launch_leg, snapshot, student_leg
 from cluster.training import KIMG, LONG, TWO_NODES, Training, no_job_left, slow_steps, tell_slurm, wait_for
 
 HERE = Path(__file__).parent
-CANNOT = 77  # what slurm-up.sh ends with where it must not or cannot be run
+CANNOT = 77  # exit status of slurm-up.sh where it may not or cannot run
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -19,14 +19,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker("cluster")
-    # The longest first, so that two processes are done at about the same time.
+    # The longest first, so that two pytest processes finish at about the same time.
     first = ["test_soak.py", "test_workflow.py"]
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def slurm(tmp_path_factory):
-    """The Slurm of slurm-up.sh, started for this run of the tests; one that runs already is used and left."""
+    """The Slurm of slurm-up.sh, started for this test run; one that is already running is used and left running."""
     started = run_root(tmp_path_factory) / "slurm.started"
 
     def start():
@@ -48,7 +48,7 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed_two(base, tmp_path_factory):
-    """The snapshot of two processes of the local executor."""
+    """The snapshot that two processes of the local executor train without disturbance."""
 
     def make(folder):
         leg = student_leg(base, folder / "run", 0, KIMG, LONG)
@@ -59,7 +59,7 @@ def undisturbed_two(base, tmp_path_factory):
 
 @pytest.fixture
 def training(base, tmp_path):
-    """A leg that is to be trained on two nodes, slowly, so that a fault strikes before its end."""
+    """A leg to be trained on two nodes, slowly enough for a fault to strike before it ends."""
     slow_steps(tmp_path / "slow", 0.8)
     resources = dataclasses.replace(TWO_NODES, slurm_setup=f"export PYTHONPATH={tmp_path / 'slow'}")
     training = Training(student_leg(base, tmp_path / "run", 0, KIMG, LONG), resources)

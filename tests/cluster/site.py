@@ -1,12 +1,12 @@
-"""The part of the test Slurm that this process of the test run uses: two nodes, of which no other process uses any."""
+"""The part of the test Slurm that this pytest process uses: two nodes that no other process uses."""
 
 import os
 
 SITE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
 NODES = (("n1", "n2"), ("n3", "n4"))[SITE]
-BOTH_NODES = ("n[1-2]", "n[3-4]")[SITE]  # as Slurm writes them
+BOTH_NODES = ("n[1-2]", "n[3-4]")[SITE]  # in Slurm's notation
 
 
 def partition(name: str) -> str:
-    """The site's partition of a kind: `main`; `low`, whose jobs one of `high` preempts."""
+    """Return this site's partition of a kind: `main`, `low` or `high`; jobs of `high` preempt those of `low`."""
     return f"{name}{('', '2')[SITE]}"

@@ -7,14 +7,14 @@ stop() {  # pidfile expected-comm
   local f=$1 want=$2 p
   [ -s "$f" ] || return 0
   p=$(cat "$f")
-  # a stale pid file may name somebody else's process by now: check before signalling
+  # by now a stale pid file may name an unrelated process: check before signalling
   if [ "$(cat /proc/$p/comm 2>/dev/null)" != "$want" ]; then rm -f "$f"; return 0; fi
   kill "$p"
   for i in $(seq 1 150); do [ "$(cat /proc/$p/comm 2>/dev/null)" = "$want" ] || break; sleep 0.1; done
   if [ "$(cat /proc/$p/comm 2>/dev/null)" = "$want" ]; then echo "pid $p ($want) ignored TERM for 15 s: KILL"; kill -9 "$p"; fi
   rm -f "$f"; echo "stopped $want ($p)"
 }
-# slurmstepd and the job's processes outlive slurmd: cancel jobs first and let them end
+# slurmstepd and job processes outlive slurmd, so cancel the jobs first and let them end
 if alive $D/run/slurmctld.pid; then
   timeout 20 squeue -h -o %A 2>/dev/null | sort -u | xargs -r -n 50 timeout 20 scancel
   for i in $(seq 1 100); do [ -z "$(timeout 20 squeue -h 2>/dev/null)" ] && break; sleep 0.2; done

@@ -1,27 +1,27 @@
 #!/bin/bash
-# Bring up a real Slurm on this one Debian 12 machine, as root, without systemd:
-#   munged, mariadbd and slurmdbd (for sacct), slurmctld, and one slurmd per node. Nodes n1 and n2 are a site of their
-#   own, with partitions main, low and high; n3 and n4 are another, with main2, low2 and high2.
-# Idempotent. All state lives under $D; every process it starts has a pid file in $D/run for slurm-down.sh.
-# `slurm-up.sh --check` starts nothing and succeeds if it runs.
+# Start a real Slurm on this single Debian 12 machine, as root, without systemd:
+#   munged, mariadbd and slurmdbd (for sacct), slurmctld, and one slurmd per node. Nodes n1 and n2 form one site, with
+#   partitions main, low and high; n3 and n4 form another, with main2, low2 and high2.
+# Idempotent. All state is under $D; every process it starts has a pid file in $D/run for slurm-down.sh.
+# `slurm-up.sh --check` starts nothing; it succeeds if that Slurm is running.
 set -euo pipefail
 D=${SLURM_TEST_DIR:-${TMPDIR:-/tmp}/mscd-slurm}
 NODES=(n1 n2 n3 n4)
 DBPORT=13306
 T0=$EPOCHREALTIME
 say() { awk -v a="$T0" -v b="$EPOCHREALTIME" -v m="$*" 'BEGIN{printf "[%6.2fs] %s\n", b-a, m}'; }
-# a stale pid file may name somebody else's process by now
+# by now a stale pid file may name an unrelated process
 alive() { local b; b=$(basename "$1" .pid); [ -s "$1" ] && [ "$(cat "/proc/$(cat "$1")/comm" 2>/dev/null)" = "${b%%-*}" ]; }
 die() { echo "slurm-up: $*" >&2; tail -n 5 $D/log/*.log >&2 || true; exit 1; }
 waitfor() { local n=$1; shift; for i in $(seq 1 $((n*10))); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; return 1; }
 if [ "${1:-}" = --check ]; then alive $D/run/slurmctld.pid; exit; fi
-# 77: this is no machine to do it on
+# exit status 77: this machine is not suitable
 cannot() { echo "$*" >&2; exit 77; }
 [ "$(id -u)" = 0 ] || cannot "only root can start a Slurm"
 grep -qx ID=debian /etc/os-release || cannot "slurm-up.sh installs Debian's Slurm, and this is not Debian"
 case "$(readlink -m /etc/slurm/slurm.conf)" in
   $D/*) ;;
-  *) [ ! -e /etc/slurm/slurm.conf ] || cannot "/etc/slurm/slurm.conf is another Slurm's";;
+  *) [ ! -e /etc/slurm/slurm.conf ] || cannot "/etc/slurm/slurm.conf belongs to another Slurm";;
 esac
 
 # 1. packages; Debian's postinst must not start the services
@@ -50,9 +50,9 @@ for n in "${NODES[@]}"; do
   # submitit takes MASTER_ADDR from the node list, so node names must resolve
   grep -qE "[[:space:]]$n([[:space:]]|\$)" /etc/hosts || echo "127.0.0.1 $n # slurm-up" >>/etc/hosts
 done
-CPUS=$(nproc); MEM=$(awk '/MemTotal/{print int($2/1024*0.9/2)}' /proc/meminfo)  # both sites may claim all of it
+CPUS=$(nproc); MEM=$(awk '/MemTotal/{print int($2/1024*0.9/2)}' /proc/meminfo)  # half of it per node: each site may claim all of it
 H=$(hostname -s)
-# job ids must not start at 1 again after a wipe: submitit reads <folder>/<jobid>_0_result.pkl and would return an old run's result
+# job ids must not restart at 1 after a wipe: submitit reads <folder>/<jobid>_0_result.pkl and would return an old run's result
 [ -s $D/firstjobid ] || echo $(( ($(date +%s) / 10) % 60000000 )) >$D/firstjobid
 {
 cat <<C
@@ -64,38 +64,38 @@ AuthType=auth/munge
 SlurmctldPidFile=$D/run/slurmctld.pid
 SlurmctldLogFile=$D/log/slurmctld.log
 StateSaveLocation=$D/state
-# %n = node name: several slurmd on one host need their own pid, log and spool
+# %n = node name: each slurmd on this host needs its own pid file, log and spool folder
 SlurmdPidFile=$D/run/slurmd-%n.pid
 SlurmdLogFile=$D/log/slurmd-%n.log
 SlurmdSpoolDir=$D/spool/%n
 FirstJobId=$(cat $D/firstjobid)
-# GPUs are counted only: jobs ask for them as on a cluster and find none
+# GPUs are only counted: jobs request them as on a cluster but find none
 GresTypes=gpu
 # no cgroups
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
-# memory beyond what was asked for kills, as it does on a cluster
+# a job that exceeds its requested memory is killed, as on a cluster
 JobAcctGatherFrequency=2
 JobAcctGatherParams=OverMemoryKill
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=2000
-# each node may claim more CPUs than it sees
+# nodes may declare more CPUs than they detect
 SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
-# keep finished jobs in squeue/scontrol: snakemake's squeue mode wants 120 s or more, tests read them after a whole run
+# keep finished jobs in squeue/scontrol: snakemake's squeue mode needs at least 120 s, and tests read them after a whole run
 MinJobAge=7200
-# a submitit job ignores SIGTERM, so a cancelled one lives this long
+# submitit jobs ignore SIGTERM, so a cancelled one survives for this long
 KillWait=5
 SlurmdTimeout=30
 # a requeued job waits cred_expire + 1 s before it may start again (default 120 s; less than 5 is refused)
 AuthInfo=cred_expire=5
-# and then for the next scheduling pass (default 60 s, backfill 30 s)
+# and then waits for the next scheduling pass (default 60 s, backfill 30 s)
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-# real preemption: a job in partition "high" requeues jobs of "low"; the --signal (submitit's USR2) goes first
+# real preemption: a job in partition "high" requeues jobs of "low"; the --signal (submitit's USR2) is sent first
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -120,7 +120,7 @@ for site in :n1,n2 2:n3,n4; do
   default=NO
 done
 } >$D/slurm.conf
-# each GPU must be a device of its own: any four will do
+# each GPU must be a separate device; any four will do
 printf 'Name=gpu File=/dev/%s\n' null zero full random >$D/gres.conf
 ln -sfn $D/gres.conf /etc/slurm/gres.conf
 ln -sfn $D/slurm.conf /etc/slurm/slurm.conf
@@ -136,12 +136,12 @@ if ! (munge -n </dev/null | unmunge) >/dev/null 2>&1; then
   say "munged started"
 fi
 
-# 4. accounting: a private mariadbd on a TCP port of its own, and slurmdbd
+# 4. accounting: a private mariadbd on its own TCP port, and slurmdbd
 if ! alive $D/run/mariadbd.pid; then
   if [ ! -d $D/mysql/mysql ]; then
     install -d -o mysql -g mysql -m 700 $D/mysql
     mariadb-install-db --no-defaults --user=mysql --datadir=$D/mysql --skip-test-db --auth-root-authentication-method=normal >$D/log/mariadb-install.log 2>&1 || die "mariadb-install-db"
-    say "database directory made"
+    say "database directory created"
   fi
   : >$D/log/mariadbd.log; chown mysql $D/log/mariadbd.log
   setsid mariadbd --no-defaults --user=mysql --datadir=$D/mysql --socket=$D/mysql/s.sock --pid-file=$D/mysql/pid \
@@ -180,7 +180,7 @@ if ! sacctmgr -n list cluster format=cluster%20 | grep -qw onebox; then
   sacctmgr -i add user root Account=default Cluster=onebox >/dev/null || true
 fi
 
-# 5. slurmctld and the slurmd
+# 5. slurmctld and one slurmd per node
 alive $D/run/slurmctld.pid || { slurmctld; say "slurmctld started"; }
 for n in "${NODES[@]}"; do
   alive $D/run/slurmd-$n.pid || { slurmd -N $n; say "slurmd $n started"; }

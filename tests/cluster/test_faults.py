@@ -1,4 +1,4 @@
-"""Whatever ends a job on Slurm: the leg goes on to the very bytes of an undisturbed run, or fails in one line, soon."""
+"""Whatever ends a Slurm job, the leg resumes to the exact bytes of an undisturbed run, or soon fails with one line."""
 
 import dataclasses
 import time
@@ -36,7 +36,7 @@ def test_two_nodes_give_the_snapshot_of_two_local_processes(training, undisturbe
 
 
 @pytest.mark.parametrize("fault", [preempt, requeue, lose_node, kill_rank])
-def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed_two, fault):
+def test_a_job_that_is_ended_resumes_by_itself(training, undisturbed_two, fault):
     training.start().wait_until_at(1)
     fault(training.job_id)
     training.finish()
@@ -45,8 +45,8 @@ def test_a_job_that_is_ended_goes_on_by_itself(training, undisturbed_two, fault)
     assert ("submitting it again" in training.log) == (fault is kill_rank)
 
 
-def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base, tmp_path, training):
-    kimg = 15  # 30 steps, which wait at first: on any machine more than a job trains in its minute
+def test_before_a_time_limit_a_state_is_saved_and_the_leg_resumes(base, tmp_path, training):
+    kimg = 15  # 30 steps, slowed in the first job: more than any machine trains in the job's one minute
     slow_steps(tmp_path, 2.5, when='os.environ.get("SLURM_RESTART_COUNT", "0") == "0"')
     settings = LONG.model_copy(update={"duration_kimg": kimg, "snapshot_kimg": kimg, "state_kimg": kimg})
     training.leg = student_leg(base, tmp_path / "run", 0, kimg, settings)
@@ -57,7 +57,7 @@ def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base
     [state] = (training.folder / "rolling").glob("state-*.safetensors")
     metrics = [e for e in read_events(training.leg.events) if e["event"] == "metrics"]
     reached, told = int(state.stem.removeprefix("state-")), metrics[-1]["step"] * 1000 if metrics else 0
-    assert told <= reached < told + 1000 + 500  # the steps after the last tick, one of them begun at the signal
+    assert told <= reached < told + 1000 + 500  # the steps since the last tick, and the one in progress at the signal
     training.finish()
     whole = student_leg(base, tmp_path / "whole", 0, kimg, settings)
     launch_leg(whole, 2, tmp_path / "logs")
@@ -65,7 +65,7 @@ def test_at_a_time_limit_a_state_is_saved_at_the_signal_and_the_leg_goes_on(base
     assert steps(training) == list(range(1, kimg + 1))
 
 
-def test_scancel_fails_the_leg_soon_in_one_line_and_the_next_call_goes_on(training, undisturbed_two):
+def test_scancel_soon_fails_the_leg_in_one_line_and_the_next_call_resumes(training, undisturbed_two):
     training.start().wait_until_at(1)
     began = time.monotonic()
     tell_slurm("scancel", training.job_id)
@@ -77,11 +77,11 @@ def test_scancel_fails_the_leg_soon_in_one_line_and_the_next_call_goes_on(traini
 
 
 def rank_log(training):
-    """What the lead process of the newest job logged."""
+    """The log of rank 0 of the newest job."""
     return sorted(training.folder.glob("logs/*/*_0_log.err"))[-1].read_text()
 
 
-def test_a_mistake_of_the_user_fails_the_leg_in_one_line(base, tmp_path, training):
+def test_a_users_mistake_fails_the_leg_in_one_line(base, tmp_path, training):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors")
     training.leg = dataclasses.replace(training.leg, teacher=str(broken))
@@ -101,7 +101,7 @@ if os.environ.get("SLURM_PROCID") == "1":
 """
 
 
-def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines(tmp_path, training):
+def test_an_exception_on_one_rank_fails_the_leg_with_its_last_lines(tmp_path, training):
     with open(tmp_path / "slow/sitecustomize.py", "a") as file:
         file.write(RAISE.format(now=str(tmp_path / "now")))
     training.start().wait_until_at(1)
@@ -114,14 +114,14 @@ def test_an_exception_on_one_rank_ends_all_and_fails_the_leg_with_its_last_lines
     )
 
 
-def test_jobs_that_get_nowhere_are_given_up(training):
+def test_the_launcher_gives_up_on_jobs_without_progress(training):
     training.resources = dataclasses.replace(training.resources, slurm_setup="exit 3")
     training.start()
     line = training.fails(90)
-    assert "given up after 3 starts without progress" in line and training.log.count("submitted as Slurm job") == 3
+    assert "giving up after 3 starts without progress" in line and training.log.count("submitted as Slurm job") == 3
 
 
-def test_a_refused_submission_is_told_in_one_line(training):
+def test_a_refused_submission_is_reported_in_one_line(training):
     training.resources = dataclasses.replace(training.resources, slurm_partition="nosuch")
     line = training.start().fails(30)
     assert "sbatch refused the job" in line and "invalid partition" in line and "profile" in line

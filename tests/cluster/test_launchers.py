@@ -1,4 +1,4 @@
-"""Launchers of a leg on Slurm that are killed, orphaned, interrupted or one too many: the leg is trained once."""
+"""A leg on Slurm is trained once, even if its launcher is killed, orphaned, interrupted or started twice."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from mscd.launch import slurm_commands
 
 
 @pytest.mark.parametrize("when", ["it lives", "it has finished"])
-def test_the_job_of_a_killed_launcher_is_waited_for(training, undisturbed_two, when):
+def test_the_next_launcher_waits_for_the_job_of_a_killed_one(training, undisturbed_two, when):
     training.start().wait_until_at(1)
     job_id = training.job_id
     training.launcher.send_signal(signal.SIGKILL)
@@ -30,7 +30,7 @@ def test_a_launcher_that_loses_its_snakemake_leaves_the_job_to_the_next(training
     training.start().wait_until_at(1)
     snakemake.kill()
     snakemake.wait()
-    assert f"Snakemake is gone; Slurm job {training.job_id} goes on without it" in training.fails(30)
+    assert f"Snakemake is gone; Slurm job {training.job_id} continues without it" in training.fails(30)
     training.parent = None
     training.start().finish()
     assert training.log.count("submitted as Slurm job") == 1 and snapshot(training.folder, KIMG) == undisturbed_two
@@ -40,7 +40,7 @@ def test_a_second_launcher_is_refused_and_disturbs_nothing(training, undisturbed
     training.start().wait_until_at(1)
     second = Training(training.leg, training.resources).start()
     second.fails(30)
-    assert "is held by process" in second.log  # of both launchers
+    assert "is held by process" in second.log  # the log is shared by both launchers
     training.finish()
     assert snapshot(training.folder, KIMG) == undisturbed_two
 
@@ -56,7 +56,7 @@ def test_ctrl_c_cancels_the_job_and_says_so(training, undisturbed_two):
 
 
 @pytest.mark.parametrize("kimg", [1, KIMG])
-def test_other_settings_end_the_job_that_a_lost_launcher_left(base, tmp_path, training, kimg):
+def test_changed_settings_end_the_job_that_a_lost_launcher_left(base, tmp_path, training, kimg):
     training.start().wait_until_at(1)
     job_id = training.job_id
     training.launcher.kill()

@@ -1,4 +1,4 @@
-"""One run of four legs through twenty random faults: the last snapshot is that of an undisturbed run."""
+"""A run of four legs through twenty random faults: its last snapshot equals that of an undisturbed run."""
 
 import os
 import random
@@ -35,7 +35,7 @@ LAST = f"results/tiny/students/a/{LEGS * KIMG}"
 
 @pytest.fixture
 def whole(tmp_path):
-    """A project whose student `a` trained in four legs, with a state every thousand images, on this machine."""
+    """A project whose student `a` was trained on this machine in four legs, with a state every thousand images."""
 
     def settings(config):
         config["students"] = {"a": config["students"]["a"] | {"duration_kimg": LEGS * KIMG, "snapshot_kimg": KIMG}}
@@ -52,7 +52,7 @@ def whole(tmp_path):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """The same with everything still to be trained but the teacher."""
+    """The same project with nothing trained yet except the teacher."""
     project = whole.copy(tmp_path / "project")
     shutil.rmtree(project.results / "students")
     slow_steps(project.folder / "slow", 0.8)
@@ -70,7 +70,7 @@ def run(whole, tmp_path):
 
 
 def training_job(project):
-    """The job that trains the student just now, its leg and how often that was begun, once both processes are at it."""
+    """The job now training the student, its leg and the leg's number of starts; None unless both processes train."""
     for line in tell_slurm("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines():
         job_id, name = line.split(maxsplit=1)
         if name.startswith("mscd-a-") and rank_of(job_id, 0) and rank_of(job_id, 1):
@@ -86,7 +86,7 @@ def attempts_of(project, kimg):
 
 
 def gets_on(project, kimg):
-    """Whether the leg has left a state beyond its last start, or is over: another fault will not end it for good."""
+    """Whether the leg has saved a state beyond its last start or is over, so that another fault cannot fail it."""
     attempts = read_attempts(attempts_of(project, kimg))
     return not attempts or newest_state(project.results / "students/a") > attempts[-1]["nimg"]
 
@@ -105,7 +105,7 @@ def test_twenty_random_faults_change_nothing(run, whole):
     while len(done) < FAULTS:
         job = wait_for(lambda seen=last: (now := training_job(run)) != seen and now, "a job that trains")
         time.sleep(draws.uniform(0.5, 3))
-        if starts_in_place(attempts_of(run, job[1])) >= STARTS_WITHOUT_PROGRESS - 1:  # the next may be one too many
+        if starts_in_place(attempts_of(run, job[1])) >= STARTS_WITHOUT_PROGRESS - 1:  # one more could be one too many
             wait_for(lambda kimg=job[1]: gets_on(run, kimg), "progress")
         fault = draws.choice([preempt, requeue, lose_node, kill_rank, "snakemake"])
         if fault == "snakemake":
@@ -128,7 +128,7 @@ def test_twenty_random_faults_change_nothing(run, whole):
 
 
 def curve(project):
-    """Steps of the loss in the finished MLflow runs of all legs, in order."""
+    """Sorted steps of the loss in the finished MLflow runs of all legs."""
     client = MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     finished = client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1000)

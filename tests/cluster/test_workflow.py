@@ -1,4 +1,4 @@
-"""The whole workflow with profiles/slurm on a real Slurm: its results, its failures, and what is left of it."""
+"""The whole workflow with profiles/slurm on a real Slurm: results, failures and leftovers."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SCORES = {name: f"results/tiny/scores/{name}/ema/euler-2/seeds-64-127.json" for 
 
 
 def slurm_profile(name):
-    """profiles/slurm fitted to this small site as its comments say, and quicker to notice that a job has ended."""
+    """profiles/slurm, adapted to this small site as its comments say, and quicker to notice that a job has ended."""
     profile = profile_settings("slurm")
     profile["default-resources"] |= {"slurm_partition": name, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 30}
     small = {"processes": 2, "gpus_per_node": 0, "cpus_per_task": 1, "mem_mb": 1500, "runtime": 30, "poll_seconds": 1}
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 def jobs(project):
-    """What each Slurm job submitted in the project's folder was for -> the newest such job."""
+    """Purpose -> newest Slurm job of that purpose submitted in the project's folder."""
     form = ",".join(f"{field}:|" for field in ("JobID", "Comment", "State", "NumNodes", "tres-per-job", "WorkDir"))
     listed = subprocess.check_output(["squeue", "--noheader", "--states=all", "--sort=i", "--Format", form], text=True)
     found = {}
@@ -49,7 +49,7 @@ def jobs(project):
 
 
 def job_for(project, purpose, states=("PENDING", "RUNNING")):
-    """The job whose purpose starts so, once it is in one of the states."""
+    """Wait for a job whose purpose starts with `purpose` to be in one of the states; return it."""
     found = []
 
     def look():
@@ -68,14 +68,14 @@ def with_another_seed_block(finished, folder, kind="main"):
 
 
 def few_jobs(settings):
-    """Train one student; score one average of each network, of the teacher with one sampler."""
+    """Train one student; score one average of each network, the teacher's with one sampler."""
     del settings["students"]["b"], settings["students"]["a"]["phema_stds"]
     del settings["scoring"]["teacher_samplers"][1]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A project in which everything ran on Slurm, followed by MLflow."""
+    """A project in which everything ran on Slurm, with the MLflow logger."""
 
     def make(folder):
         default = profile_settings("default") | {"cores": 2}
@@ -128,24 +128,24 @@ def test_a_leg_trains_while_the_snapshot_before_it_is_scored(finished):
     assert submitted < scored
 
 
-def test_results_are_those_of_this_machine_alone(finished, tmp_path):
+def test_results_equal_those_of_a_run_without_slurm(finished, tmp_path):
     local = clone(tmp_path / "local", default={"cores": 2})
     local.configure(few_jobs)
-    score = "results/tiny/scores/a-1/ema/euler-2/seeds-0-63.json"  # with the network's digest in it
+    score = "results/tiny/scores/a-1/ema/euler-2/seeds-0-63.json"  # contains the network's digest
     ran = local.snakemake(score, "--set-resources", "distill:processes=2", "--set-threads", "distill=2")
     assert ran.returncode == 0, ran.stderr
     assert (finished.folder / score).read_bytes() == (local.folder / score).read_bytes()
 
 
-def test_mlflow_has_one_run_a_job_written_by_the_submitting_snakemake_alone(finished):
+def test_only_the_submitting_snakemake_writes_to_mlflow_one_run_per_job(finished):
     assert len(list((finished.folder / ".snakemake/mlflow").glob("*.jsonl"))) == 1
     with sqlite3.connect(finished.folder / "mlflow.db") as database:
         runs = database.execute("select name, status from runs").fetchall()
     assert {status for _, status in runs} == {"FINISHED"}
-    assert len({name for name, _ in runs}) == len(runs) == 18 + 2  # each job's, and those of `all` and the workflow
+    assert len({name for name, _ in runs}) == len(runs) == 18 + 2  # one per job, and those of `all` and of the workflow
 
 
-def test_failed_and_cancelled_jobs_fail_their_part_and_the_same_command_completes(finished, tmp_path):
+def test_failed_and_cancelled_jobs_are_completed_by_the_same_command(finished, tmp_path):
     project = with_another_seed_block(finished, tmp_path / "project")
     network = project.results / "students/a/2/ema.safetensors"
     whole = network.read_bytes()
@@ -170,7 +170,7 @@ def test_failed_and_cancelled_jobs_fail_their_part_and_the_same_command_complete
     assert all((project.folder / path).exists() for path in SCORES.values())
 
 
-def test_preempted_job_runs_again(finished, tmp_path):
+def test_a_preempted_job_runs_again(finished, tmp_path):
     project = with_another_seed_block(finished, tmp_path / "project", kind="low")
     process = project.start("--profile", "profiles/slurm", SCORES["a-1"])
     job = job_for(project, "generate", states=("RUNNING",))
@@ -187,14 +187,14 @@ def test_ctrl_c_cancels_the_jobs(finished, tmp_path):
     project = with_another_seed_block(finished, tmp_path / "project")
     process = project.start("--profile", "profiles/slurm", SCORES["a-1"])
     job_for(project, "generate", states=("RUNNING",))
-    wait_for(lambda: list((project.folder / ".snakemake/incomplete").iterdir()))  # Snakemake knows its id
+    wait_for(lambda: list((project.folder / ".snakemake/incomplete").iterdir()))  # then Snakemake knows the job's id
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in err, err
     wait_for(lambda: {job.state for job in jobs(project).values()} == {"CANCELLED"}, 30)
 
 
-def test_ctrl_c_cancels_the_job_of_a_leg_and_says_so(finished, tmp_path):
+def test_ctrl_c_cancels_a_legs_job_and_says_so(finished, tmp_path):
     project = with_another_seed_block(finished, tmp_path / "project")
     project.configure(lambda settings: settings["students"]["a"].update(duration_kimg=200, snapshot_kimg=200))
     process = project.start("--profile", "profiles/slurm", "results/tiny/students/a/200/ema.safetensors")

@@ -1,4 +1,4 @@
-"""A leg trained on the test Slurm by a launcher in a process of its own, and what can happen to it."""
+"""A leg trained on the test Slurm by a launcher in its own process, and the faults that can happen to it."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ from mscd.launch.resources import Resources
 from mscd.training.attempts import read_attempts
 from mscd.training.leg import Leg
 
-# In `low` so that a job of `high` preempts it; one process on each of two nodes.
+# In `low`, so that a job of `high` preempts it; one process on each of two nodes.
 TWO_NODES = Resources(
     "slurm", nodes=2, processes=2, runtime=10, signal_seconds=10, poll_seconds=1, slurm_partition=partition("low")
 )
@@ -40,7 +40,7 @@ SLOW = """
 import os
 if {when}:
     import sys, time, torch.optim.adam
-    module = sys.modules["torch.optim.adam"]  # of whose function mscd.training.optimizer makes its step
+    module = sys.modules["torch.optim.adam"]  # mscd.training.optimizer's step uses its function
     adam = module.adam
     def slow(*arguments, **options):
         time.sleep({seconds})
@@ -50,9 +50,9 @@ if {when}:
 
 
 def slow_steps(folder: Path, seconds: float, when: str = "True") -> None:
-    """Make processes with `folder` in PYTHONPATH wait in each step of training, that faults find them at it.
+    """Slow each training step of processes with `folder` in PYTHONPATH, so that faults strike during training.
 
-    when: an expression that is true in those that are to.
+    when: an expression that is true in the processes to slow.
     """
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(SLOW.format(seconds=seconds, when=when))
@@ -60,7 +60,7 @@ def slow_steps(folder: Path, seconds: float, when: str = "True") -> None:
 
 @dataclasses.dataclass
 class Training:
-    """`leg`, its launcher and all that it logged."""
+    """The training of `leg`: its launcher and the launcher's log."""
 
     leg: Leg
     resources: Resources = TWO_NODES
@@ -76,7 +76,7 @@ class Training:
         return (self.folder / "launcher.log").read_text()
 
     def start(self) -> "Training":
-        """A launcher, as a rule of the workflow starts it; its error, if any, is the last line of the log."""
+        """Start a launcher as a workflow rule does; its error, if any, is the last line of the log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         task = pickle.dumps((self.leg, self.resources, self.parent)).hex()
         code = (
@@ -99,13 +99,13 @@ class Training:
         assert self.launcher.wait(timeout=seconds) == 0, self.log
 
     def fails(self, seconds: float = 300) -> str:
-        """The line that the launcher ends with."""
+        """Wait for the launcher to fail; return the last line of its log."""
         assert self.launcher.wait(timeout=seconds) == 1, self.log
         return self.log.splitlines()[-1]
 
     @property
     def job_id(self) -> str:
-        """Slurm's number of the job, as soon as the launcher has recorded it: the job itself may be faster."""
+        """Slurm's id of the job, once the launcher has recorded it; the job may start before that."""
         return wait_for(lambda: self.recorded_job, "the job's record")
 
     @property
@@ -121,7 +121,7 @@ class Training:
         return newest_state(self.folder) >= kimg * 1000
 
     def wait_until_at(self, kimg: int) -> None:
-        """Until a state at `kimg` or later lies in rolling/."""
+        """Wait until rolling/ holds a state at `kimg` or later."""
         wait_for(lambda: self.trained_to(kimg), f"{kimg} kimg")
 
     def rank(self, number: int) -> psutil.Process:
@@ -129,18 +129,18 @@ class Training:
         return wait_for(lambda: rank_of(self.job_id, number), f"process {number} of job {self.job_id}")
 
     def requeued(self, times: int = 1) -> None:
-        """Until Slurm has put the job back into the queue."""
+        """Wait until Slurm has requeued the job `times` times."""
         job_id = self.job_id
         wait_for(lambda: slurm_commands.status(job_id).restarts >= times, "the requeue")
 
 
 def steps(training: Training) -> list[int]:
-    """Thousands of images at which the leg's losses were recorded."""
+    """The kimg at which the leg's losses were recorded."""
     return [e["step"] for e in read_events(training.folder / "events.jsonl") if e["event"] == "metrics"]
 
 
 def newest_state(run_dir: Path) -> int:
-    """Images seen by the newest state in rolling/ of a run's folder; -1 where there is none."""
+    """Images seen by the newest state in rolling/ of a run's folder, or -1 if there is none."""
     states = (run_dir / "rolling").glob("state-*.safetensors")
     return max((int(path.stem.removeprefix("state-")) for path in states), default=-1)
 
@@ -162,7 +162,7 @@ def tell_slurm(*command: str) -> str:
 
 
 def preempt(job_id: str) -> None:
-    """A job of higher rank takes both nodes for a moment."""
+    """Let a job of higher priority take both nodes for a moment."""
     tell_slurm("sbatch", "-p", partition("high"), "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
 
 
@@ -171,13 +171,13 @@ def requeue(job_id: str) -> None:
 
 
 def lose_node(job_id: str) -> None:
-    """A node is set down, and comes back when the job has been taken from it."""
+    """Set a node down, and resume it once the job has been taken off it."""
     node = NODES[1]
     tell_slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     wait_for(
         lambda: slurm_commands.status(job_id).restarts or slurm_commands.status(job_id).is_over, "the loss of the node"
     )
-    kill_all(job_id)  # what ran on a dead node is dead
+    kill_all(job_id)  # on a real dead node, its processes would be dead
     state = tell_slurm("sinfo", "--noheader", f"--nodes={node}", f"--partition={partition('main')}", "--format=%t")
     if state.startswith("down"):
         tell_slurm("scontrol", "update", f"nodename={node}", "state=resume")
