@@ -1,7 +1,7 @@
 """Few-step image generators from diffusion models, by multistep consistency distillation.
 
-Training is the workflow's: `snakemake all` (README), settings in config/. What it made is used from here, as after
-`make demo`:
+The workflow trains the networks: `snakemake all` (see the README), with settings in config/. Use the results from
+Python, for example after `make demo`:
 
     import mscd
 
@@ -14,17 +14,18 @@ Training is the workflow's: `snakemake all` (README), settings in config/. What 
 
 What is here:
 
-    load_network, EDMPrecond            networks: read from files of mscd and from published pickles, never executed
-    pack, ImageDataset                  images: packed from folders, zips and archives, read in batches
-    generate, sample, Sampling          images made by a network, each a function of its seed
+    load_network, EDMPrecond            networks, read from mscd files and from published pickles (never executed)
+    pack, ImageDataset                  images, packed from folders, zips and archives and read in batches
+    generate, sample, Sampling          images sampled from a network, each a function of its seed
     score                               how far samples are from the data
-    convert, reconstruct_ema            published checkpoints as files of mscd; EMA lengths chosen after training
-    export_student                      a student for use elsewhere
-    load_config, plan                   the settings of a run, and what it will cost
-    UserError                           what every mistake of a user raises: one line, what and where and what to do
+    convert, reconstruct_ema            published checkpoints as mscd files; EMA lengths chosen after training
+    export_student                      a student packaged for use elsewhere
+    load_config, plan                   the settings of a run and what it will cost
+    UserError                           raised for every user mistake, in one line: what is wrong, where, what to do
 
-Inside, from the bottom up: files, parallel; diffusion (losses, samplers), provenance; networks, config; checkpoints,
-data; sampling; evaluation; training, reporting; launch, planning; cli. Each package's docstring says what is in it.
+The packages, from the bottom up: files, parallel; diffusion (losses, samplers), provenance; networks, config;
+checkpoints, data; sampling; evaluation; training, reporting; launch, planning; cli. Each package's docstring says what
+it contains.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ __all__ = [
     "score",
 ]
 
-# Loaded when asked for: `import mscd` is immediate, and an export carries this file with the networks alone.
+# Imported on first use: `import mscd` is immediate, and an export can include this file with the networks alone.
 _HOME = {
     "EDMPrecond": "mscd.networks",
     "ImageDataset": "mscd.data.dataset",

@@ -1,4 +1,4 @@
-"""`python -m mscd`, which is `mscd` where torchrun starts it."""
+"""`python -m mscd`: the `mscd` command in the form that torchrun can start."""
 
 from mscd.cli.main import main
 

@@ -1,5 +1,5 @@
-"""The one exception a user is meant to read."""
+"""The one exception that users are meant to read."""
 
 
 class UserError(Exception):
-    """Something the user can mend, said in one line: what is wrong, where, what to do. Shown without a traceback."""
+    """A problem the user can fix, in one line: what is wrong, where, what to do. Shown without a traceback."""

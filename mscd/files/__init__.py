@@ -1,7 +1,8 @@
-"""How files are written and read, whatever is in them: whole or not at all, locked, or from somebody not to be trusted.
+"""Reading and writing files of any kind: atomically, under a lock, or from untrusted sources.
 
-`atomic` writes a file whole or not at all, `event_log` a line at a time, `markdown` tables; `folder_lock` lets one
-process at a time into a folder; `safe_pickle` reads pickles and runs nothing in them.
+`atomic` writes files that are complete or absent, `event_log` appends one line at a time, `markdown` formats tables;
+`folder_lock` admits one process at a time to a folder; `safe_pickle` reads pickles without running anything in them.
 
-Torch-free. Imports nothing of mscd but `mscd.errors`; everything but networks may import it (`make lint` checks both).
+Does not use torch. Imports nothing from mscd except `mscd.errors`; every package except `networks` may import it
+(`make lint` checks both).
 """

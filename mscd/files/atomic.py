@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, lines that are never torn, and what is said when neither is possible."""
+"""Atomic writes of files and lines, and the errors raised when they fail."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mscd.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# What numpy and zipfile raise for an .npz that is damaged, cut short or none.
+# Raised by numpy and zipfile for an .npz that is damaged, truncated or not an .npz at all.
 NPZ_FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], failure: str = "could not be written") -> Iterator[None]:
-    """An OSError of the block becomes a UserError that names `path`; failure: what is said of it."""
+    """Convert an OSError from the block into a UserError that names `path` and describes the `failure`."""
     try:
         yield
     except OSError as error:
@@ -32,11 +32,12 @@ def writing(path: str | os.PathLike[str], failure: str = "could not be written")
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedRandom]:
-    """Open `path` for binary writing so that it appears complete or not at all.
+    """Open `path` for binary writing so that the file appears complete or not at all.
 
-    What the block writes goes to a temporary name in the same folder, which is flushed to disk and renamed when the
-    block ends; after any exception it is removed and whatever stood at `path` is untouched. UserError naming the file
-    when it cannot be written (say a full disk); an OSError of the block's own, say of what it copies, stays one.
+    The block writes to a temporary file in the same folder, which is flushed to disk and renamed when the block ends.
+    After any exception it is removed and an existing file at `path` is untouched. Raises UserError naming the file if
+    it cannot be written (for example on a full disk); an OSError from the block itself, for example from a file that
+    it copies, is not converted.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -53,18 +54,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[io.BufferedRandom]:
             os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # gone after the rename; never made where the folder cannot be
+        with contextlib.suppress(OSError):  # renamed, or never created because its folder could not be
             temporary.unlink()
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file of this content, complete or not at all; errors as those of `atomic_write`."""
+    """Write `content` to a file atomically; raises the same errors as `atomic_write`."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 class _RawFile(io.FileIO):
-    """The unbuffered part of a file that is to become `path`."""
+    """The unbuffered layer of a file that will become `path`."""
 
     def __init__(self, temporary: Path, path: Path):
         super().__init__(temporary, "w+")
@@ -77,7 +78,7 @@ class _RawFile(io.FileIO):
 
 @contextlib.contextmanager
 def _writing_file(path: Path) -> Iterator[None]:
-    """`writing`, and a path that cannot be a file's is said to be one."""
+    """`writing`, with specific messages if `path` is a folder or its parent cannot be one."""
     with writing(path):
         try:
             yield
@@ -85,15 +86,15 @@ def _writing_file(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: could not be written (it is a folder); choose another path") from error
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{path}: could not be written ({path.parent} is no folder and cannot become one); choose another path"
+                f"{path}: could not be written ({path.parent} is not a folder and cannot be one); choose another path"
             ) from error
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Add a line, in one write, to a file that is made with its folder where it is missing.
+    """Append a line to a file in one write, creating the file and its folder if they are missing.
 
-    One write on a descriptor opened for appending is never interleaved with another's, and survives a kill. Raises
-    UserError when the file cannot be written.
+    One write to a descriptor opened for appending is never interleaved with another writer's, and survives a kill.
+    Raises UserError if the file cannot be written.
     """
     path = Path(path)
     with _writing_file(path):
@@ -101,7 +102,7 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             content, before = f"{line}\n".encode(), os.fstat(descriptor).st_size
-            if os.write(descriptor, content) < len(content):  # the disk is full: leave no half line
+            if os.write(descriptor, content) < len(content):  # the disk is full: leave no partial line
                 os.ftruncate(descriptor, before)
                 raise OSError("No space left on device")
         finally:
@@ -109,14 +110,14 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
 
 
 def whole_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a file by `append_line`, without one that a kill tore; none where there is no such file."""
+    """Return the complete lines of an `append_line` file, leaving out one torn by a kill; none if it is missing."""
     path = Path(path)
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """sha256 (hex) of a file's bytes."""
+    """Return the sha256 (hex) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,12 +1,12 @@
-"""What a job tells the run database: an append-only file of JSON lines, one event each.
+"""What a job reports to the run database: an append-only file of JSON lines, one event per line.
 
-    {"event": "start", "time": t, "step": k}    a process begins, going on from step k (0: afresh). What the file held
-                                                for later steps is void; for k = 0 everything before it is.
+    {"event": "start", "time": t, "step": k}    a process starts, resuming from step k (0: from scratch). Earlier
+                                                events for later steps are void; for k = 0, all earlier events are.
     {"event": "params", "time": t, "params": {name: value}}         {"event": "tags", "time": t, "tags": {name: text}}
     {"event": "metrics", "time": t, "step": k, "metrics": {name: number}}
     {"event": "artifact", "time": t, "path": file}
 
-Steps are kimg (thousands of images). Jobs write this file and nothing else; whoever shows it reads it.
+Steps are in kimg (thousands of images). Jobs report to this file only; whatever displays a run reads it.
 """
 
 from __future__ import annotations
@@ -56,30 +56,30 @@ Event = StartEvent | ParamsEvent | TagsEvent | MetricsEvent | ArtifactEvent
 
 
 class EventLog:
-    """Appends events to `path`, each line in one write; the folder is made if it is missing."""
+    """Appends events to `path`, each line in one write; the folder is created if it is missing."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def start(self, step: int = 0) -> None:
-        """A process begins (or goes on) from `step` kimg."""
+        """Record that a process starts, or resumes, from `step` kimg."""
         self._append({"event": "start", "time": time.time(), "step": step})
 
     def params(self, params: Mapping[str, object]) -> None:
-        """Settings of the job, by name."""
+        """Record settings of the job, by name."""
         self._append({"event": "params", "time": time.time(), "params": dict(params)})
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Facts about the job, by name."""
+        """Record facts about the job, by name."""
         self._append({"event": "tags", "time": time.time(), "tags": dict(tags)})
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers at `step` kimg, by name; nan and inf are written as JSON's NaN and Infinity."""
+        """Record numbers at `step` kimg, by name; nan and inf are written as NaN and Infinity."""
         numbers = {name: float(value) for name, value in metrics.items()}
         self._append({"event": "metrics", "time": time.time(), "step": step, "metrics": numbers})
 
     def artifact(self, path: str | os.PathLike[str]) -> None:
-        """A file worth keeping with the run."""
+        """Record a file worth keeping with the run."""
         self._append({"event": "artifact", "time": time.time(), "path": str(path)})
 
     def _append(self, event: Event) -> None:
@@ -87,7 +87,7 @@ class EventLog:
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
-    """The events of a file that still hold, in order: see `start` above. A torn last line is left out."""
+    """Yield the events of a file that are not void (see `start` above), in order. A torn last line is left out."""
     held: list[Event] = []
     for line in whole_lines(path):
         event: Event = json.loads(line)
@@ -99,5 +99,5 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
 
 
 def _step(event: Event) -> int:
-    """The kimg that an event is of; 0 for what is said of the whole job."""
+    """Return the kimg that an event belongs to; 0 for an event about the whole job."""
     return event["step"] if event["event"] == "start" or event["event"] == "metrics" else 0

@@ -1,9 +1,9 @@
-"""One process at a time in a folder: a lock that needs no flock, so it holds on NFS, and outlives a killed holder.
+"""A lock that admits one process at a time to a folder. It needs no flock, so it works on NFS.
 
-The lock is a file that says who holds it, made whole by a hard link. Who finds it held is refused, unless the holder is
-provably gone: its machine was rebooted, or the process no longer runs on this machine. Whatever cannot be proved from
-here (another host, another pid namespace, an unreadable file) is left to the user. Two machines are told apart by host
-name and machine id.
+The lock is a file that names its holder, created atomically by a hard link. It outlives a killed holder. A process that
+finds it held is refused unless the holder is provably gone: its machine was rebooted, or the process no longer runs on
+this machine. What cannot be proved from here (another host, another pid namespace, an unreadable file) is left to the
+user. Machines are distinguished by host name and machine id.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mscd.errors import UserError
 from mscd.files.atomic import writing
 
-SECONDS_BETWEEN_TRIES = 0.1  # between two tries of who waits for a lock
+SECONDS_BETWEEN_TRIES = 0.1  # while waiting for a lock
 log = logging.getLogger(__name__)
 
 
 class Holder(BaseModel):
-    """Who holds a lock, as its file says; None stands for what that system does not tell.
+    """Who holds a lock, according to its file; None for what the holder's system does not reveal.
 
-    started: of the process, in clock ticks since boot (a clock that is set changes nothing); token: unique per
+    started: start of the process, in clock ticks since boot (setting the clock does not change it); token: unique per
     acquisition.
     """
 
@@ -52,9 +52,10 @@ class Holder(BaseModel):
 class FolderLock:
     """Context manager: inside the block no other process, on any machine that sees the folder, holds the lock `path`.
 
-    path: the lock's file, the same for all; its folder is made if it is missing. what: what is held, the beginning of
-    the line that refuses others. Raises UserError when the lock is held (at once, without waiting) or cannot be
-    written. A process killed in the few steps of taking may leave small files beside `path` that hinder nobody.
+    path: the lock file, the same for all processes; its folder is created if it is missing. what: what is held, the
+    beginning of the message that refuses others. Raises UserError if the lock is held (at once, without waiting) or
+    cannot be written. A process killed while acquiring the lock may leave small files next to `path`; they block
+    nobody.
     """
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
@@ -65,8 +66,8 @@ class FolderLock:
         try:
             with writing(self.path), self._candidate_file(holder) as candidate:
                 while not self._try_acquire(candidate, holder):
-                    pass  # the lock changed hands meanwhile: at once again, as it is now free or held
-        except BaseException:  # Ctrl-C too, which may come when the lock is already ours
+                    pass  # the lock changed meanwhile: retry at once, as it is now either free or held
+        except BaseException:  # Ctrl-C too, which may come after the lock is acquired
             self._release(holder)
             raise
         self._holder = holder
@@ -74,13 +75,13 @@ class FolderLock:
 
     def __exit__(self, *exception: object) -> None:
         if os.getpid() != self._holder.pid:
-            return  # a forked child leaves the block: the lock is its parent's
+            return  # a forked child leaves the block: the lock belongs to its parent
         if not self._release(self._holder):
-            log.warning("%s: the lock %s was no longer this process's when it ended", self.what, self.path)
+            log.warning("%s: the lock %s no longer belonged to this process at its release", self.what, self.path)
 
     @contextlib.contextmanager
     def _candidate_file(self, holder: Holder) -> Iterator[Path]:
-        """A file of this holder's own with the lock's content, removed at the end under this name."""
+        """Write the lock's content to a file unique to this holder, whose name is removed when the block ends."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         candidate = self.path.with_name(f".{self.path.name}.{holder.token}.tmp")
         try:
@@ -93,7 +94,7 @@ class FolderLock:
             candidate.unlink(missing_ok=True)
 
     def _try_acquire(self, candidate: Path, holder: Holder) -> bool:
-        """Try once to make the lock `holder`'s; False: it changed meanwhile, look again. UserError where it is held."""
+        """Try once to acquire the lock for `holder`; False: it changed meanwhile, retry. UserError if it is held."""
         if self._install(os.link, candidate, holder):
             return True
         held = self._current_holder()
@@ -102,7 +103,7 @@ class FolderLock:
         if not _is_gone(held, holder):
             since = f"{held.taken.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
             raise self._refusal(f"process {held.pid} of {held.user} on {held.host} since {since}")
-        # Only who holds this second lock replaces that token, and no token ever comes back.
+        # Only the holder of this second lock may replace that token, and tokens are never reused.
         with FolderLock(self.path.with_name(f"{self.path.name}.{held.token}"), self.what):
             if self._current_holder() != held or not self._install(os.replace, candidate, holder):
                 return False
@@ -110,11 +111,11 @@ class FolderLock:
         return True
 
     def _install(self, put: Callable[[Path, Path], None], candidate: Path, holder: Holder) -> bool:
-        """Put the candidate file at `path`; returns whether the lock is `holder`'s then."""
+        """Put the candidate file at `path`; return whether the lock then belongs to `holder`."""
         try:
             put(candidate, self.path)
         except OSError as error:
-            # On NFS a repeated request fails after its first copy succeeded: what the file says is what happened.
+            # NFS may repeat a request that succeeded and report the failure of the repeat: trust what the file says.
             if self._current_holder() == holder:
                 return True
             if isinstance(error, FileExistsError):
@@ -123,7 +124,7 @@ class FolderLock:
         return True
 
     def _current_holder(self) -> Holder | None:
-        """Who holds the lock, or None. Raises UserError when its file cannot be understood."""
+        """Return who holds the lock, or None. Raises UserError if its file cannot be understood."""
         try:
             return _read(self.path)
         except _Unreadable as error:
@@ -131,12 +132,12 @@ class FolderLock:
 
     def _refusal(self, by: str) -> UserError:
         return UserError(
-            f"{self.what} is held by {by}; wait for it, or if that process is certainly gone remove {self.path}"
+            f"{self.what} is held by {by}; wait for it or, if that process is certainly gone, remove {self.path}"
         )
 
     def _release(self, holder: Holder) -> bool:
-        """Remove the lock if it is `holder`'s; returns whether it was."""
-        with contextlib.suppress(_Unreadable):  # then it is not ours
+        """Remove the lock if it belongs to `holder`; return whether it did."""
+        with contextlib.suppress(_Unreadable):  # then it is not this holder's
             if _read(self.path) == holder:
                 with writing(self.path):
                     self.path.unlink(missing_ok=True)
@@ -146,7 +147,7 @@ class FolderLock:
 
 @contextlib.contextmanager
 def wait_for_lock(path: str | os.PathLike[str], what: str, seconds: float) -> Iterator[None]:
-    """A FolderLock that is waited for, at most so many seconds; then its UserError says who holds it."""
+    """Hold a FolderLock for the block, waiting for it at most `seconds`; after that its UserError names the holder."""
     deadline, said = time.monotonic() + seconds, False
     with contextlib.ExitStack() as stack:
         while True:
@@ -154,7 +155,7 @@ def wait_for_lock(path: str | os.PathLike[str], what: str, seconds: float) -> It
                 stack.enter_context(FolderLock(path, what))
                 break
             except UserError as error:
-                if isinstance(error.__cause__, OSError) or time.monotonic() > deadline:  # it cannot be written
+                if isinstance(error.__cause__, OSError) or time.monotonic() > deadline:  # an OSError: not writable
                     raise
                 if not said:
                     log.info("%s", error)
@@ -164,17 +165,17 @@ def wait_for_lock(path: str | os.PathLike[str], what: str, seconds: float) -> It
 
 
 class _Unreadable(Exception):
-    """A lock's file does not say who holds it; the message says why."""
+    """A lock file that does not name a holder; the message says why."""
 
 
 def _read(path: Path) -> Holder | None:
-    """Who the file `path` says holds the lock; None when there is no such file. Raises _Unreadable."""
+    """Return the holder that the lock file names; None if there is no such file. Raises _Unreadable."""
     try:
-        # A symbolic link is no lock; one to nowhere would neither be read nor let a link be made, for ever.
+        # A symbolic link is not a lock. A dangling one would read as free and still block the hard link, for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
             return Holder.model_validate_json(file.read())
     except ValidationError as error:
-        raise _Unreadable("its file is not a lock's") from error
+        raise _Unreadable("its file is not a lock file") from error
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # stale: removed between opening and reading
             return None
@@ -182,8 +183,8 @@ def _read(path: Path) -> Holder | None:
 
 
 def _this_process() -> Holder:
-    """This process as the holder of a lock taken now."""
-    # Where /proc shows another pid namespace than this process's own, nothing in it tells about our pids.
+    """Return this process as the holder of a lock acquired now."""
+    # If /proc shows a pid namespace other than this process's own, it says nothing about the pids seen here.
     own_proc = _known(os.readlink, "/proc/self") == str(os.getpid())
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
@@ -204,20 +205,20 @@ def _this_process() -> Holder:
 
 
 def _is_gone(held: Holder, here: Holder) -> bool:
-    """Whether it is certain that the process `held` no longer runs, seen from the process `here`."""
+    """Return whether it is certain, seen from process `here`, that process `held` no longer runs."""
     if (held.host, held.machine) != (here.host, here.machine) or None in (held.boot, here.boot):
         return False
     if held.boot != here.boot:
-        return held.machine is not None  # a host name alone is no proof that this is the machine that was rebooted
+        return held.machine is not None  # a host name alone does not prove that this is the machine that was rebooted
     if held.started is None or held.pid_namespace is None or held.pid_namespace != here.pid_namespace:
         return False
     return not _may_run(held.pid, held.started)
 
 
 def _may_run(pid: int, started: int) -> bool:
-    """Whether the process `pid` of this pid namespace that began at `started` may still run."""
+    """Return whether the process `pid` of this pid namespace, started at `started`, may still be running."""
     try:
-        os.kill(pid, 0)  # tells the truth also where /proc hides the processes of others
+        os.kill(pid, 0)  # reliable even where /proc hides other users' processes
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -230,17 +231,17 @@ def _may_run(pid: int, started: int) -> bool:
 
 
 def _status(pid: int) -> tuple[int, bool] | None:
-    """When a process began (ticks since boot), and whether it has ended (and waits for its parent); None: hidden."""
+    """Return when a process started (ticks since boot) and whether it has ended (awaiting its parent); None: hidden."""
     stat = _known(_text, f"/proc/{pid}/stat")
     if stat is None:
         return None
-    fields = stat.rpartition(")")[2].split()  # from the third on, `state`; the name before may hold anything
+    fields = stat.rpartition(")")[2].split()  # from the third, `state`, on; the name before it may contain anything
     state, threads, started = fields[0], int(fields[17]), int(fields[19])
-    return started, state in "ZX" and threads <= 1  # the other threads of a process may outlive its first
+    return started, state in "ZX" and threads <= 1  # a process's other threads may outlive its first
 
 
 def _known(read: Callable[[str], str], path: str) -> str | None:
-    """What `read` makes of a file of the system; None where there is no such thing."""
+    """Return what `read` gets from a system file; None if it is missing, empty or unreadable."""
     try:
         return read(path).strip() or None
     except OSError:

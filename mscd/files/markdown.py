@@ -1,10 +1,10 @@
-"""Markdown tables. Those of tabulate, which pandas uses too, are padded by two more, and never without need."""
+"""Markdown tables. tabulate, which pandas also uses, makes columns two characters wider and always pads the rule."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-LEAST = 3  # dashes that make a rule
+LEAST = 3  # fewest dashes in a rule
 
 
 def markdown_table(
@@ -15,10 +15,10 @@ def markdown_table(
     padded: bool = True,
     solid_rule: bool = False,
 ) -> list[str]:
-    """Lines of a table of one header and rows of as many cells, a `|` in a cell escaped.
+    """Return the lines of a table whose rows have as many cells as its header; each `|` in a cell is escaped.
 
-    right: numbers of the columns that are aligned to the right; padded: cells are as wide as their column, so that the
-    text itself can be read as a table; solid_rule: the line below the header has no spaces.
+    right: indices of the right-aligned columns; padded: cells are as wide as their column, so that the text itself
+    reads as a table; solid_rule: the line below the header has no spaces.
     """
     lines = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
     widths = [LEAST] * len(header)

@@ -1,7 +1,7 @@
-"""A reader of pickles that runs nothing: it carries out the few instructions that data needs, on values of its own.
+"""A pickle reader that runs nothing: it carries out only the instructions that data needs, on values it makes itself.
 
-Names in a pickle are never imported. A name counts only when the caller's table has it, and a call by that name is a
-call of the table's function. Every other instruction, name or form raises UnsafePickle; memory and steps are bounded.
+Names in a pickle are never imported. A name is accepted only if it is in the caller's table, and calling it calls the
+table's function. Every other instruction, name or form raises UnsafePickle; memory and steps are bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 LARGEST_INTEGER = 16  # bytes
 LONGEST_NAME = 200  # bytes
-LONGEST_KEY = 16  # parts of a tuple
+LONGEST_KEY = 16  # elements of a tuple
 SCALARS = (str, int, float, type(None))
 Args = tuple[object, ...]
 Calls = Mapping[str, Callable[[Args], object]]
@@ -23,19 +23,19 @@ T = TypeVar("T")
 
 
 class UnsafePickle(Exception):
-    """What a pickle holds or asks for that is not admitted; the message, to be prefixed with "refused: "."""
+    """A pickle holds or asks for something that is not allowed; the message is to be prefixed with "refused: "."""
 
 
 @dataclass(frozen=True)
 class GlobalName:
-    """A global that a pickle names, "module.attribute"; nothing but the name."""
+    """A global that a pickle names, as "module.attribute"; only the name is kept."""
 
     name: str
 
 
 @dataclass
 class PickledObject:
-    """An instance in a pickle, as the pickle has it: what it is, its constructor's arguments and its state."""
+    """An instance as the pickle describes it: its kind, its constructor's arguments and its state."""
 
     kind: str
     args: Args = ()
@@ -43,11 +43,12 @@ class PickledObject:
 
 
 class SafeUnpickler:
-    """Reads the pickles that follow each other in `data`.
+    """Reads the consecutive pickles in `data`.
 
-    calls: for each admitted name "module.attribute" the function of the caller that gets a call's arguments as a tuple.
-    persistent: gets what a persistent id consists of; None: there must be none. max_steps: instructions in all.
-    Byte strings are returned as views into `data`, OrderedDicts and the like as the table's functions make them.
+    calls: maps each allowed name "module.attribute" to the caller's function, which receives the arguments of a call as
+    a tuple. persistent: receives the content of a persistent id; None: persistent ids are refused. max_steps: maximum
+    number of instructions in all pickles together. Byte strings are returned as views into `data`, OrderedDicts and the
+    like as the table's functions make them.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SafeUnpickler:
         self.at, self.steps_left = 0, max_steps
 
     def load(self) -> object:
-        """The value of the next pickle; `at` is then the first byte after it. Raises UnsafePickle."""
+        """Return the value of the next pickle; `at` is then the first byte after it. Raises UnsafePickle."""
         self.stack: list[object] = []
         self.outer_stacks: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -70,20 +71,20 @@ class SafeUnpickler:
         while (code := self._unsigned(1)) != pickle.STOP[0]:
             self.steps_left -= 1
             if self.steps_left < 0:
-                raise UnsafePickle("it has more instructions than any file that is read here")
+                raise UnsafePickle("it has more instructions than any file that this reader accepts")
             if code in VALUES:
-                value = VALUES[code](self)  # which may leave another stack
+                value = VALUES[code](self)  # may replace self.stack
                 self.stack.append(value)
             elif code in ACTIONS:
                 ACTIONS[code](self)
             else:
                 raise UnsafePickle(
-                    f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which plain data do not need"
+                    f"it has the instruction {_instruction(code)} (byte {self.at - 1}), which plain data does not need"
                 )
         return self._pop()
 
     def take(self, size: int) -> memoryview:
-        """The next `size` bytes. Raises UnsafePickle where there are fewer."""
+        """Return the next `size` bytes. Raises UnsafePickle if there are fewer."""
         end = self.at + size
         if end > len(self.data):
             raise UnsafePickle(f"it is cut short (at byte {len(self.data)})")
@@ -106,7 +107,7 @@ class SafeUnpickler:
 
     def _pop(self) -> object:
         if not self.stack:
-            raise UnsafePickle(f"it is not a sound pickle (nothing to take at byte {self.at})")
+            raise UnsafePickle(f"it is not a valid pickle (empty stack at byte {self.at})")
         return self.stack.pop()
 
     def _pop_several(self, count: int) -> Args:
@@ -114,7 +115,7 @@ class SafeUnpickler:
 
     def _pop_marked(self) -> list[object]:
         if not self.outer_stacks:
-            raise UnsafePickle(f"it is not a sound pickle (no mark before byte {self.at})")
+            raise UnsafePickle(f"it is not a valid pickle (no mark before byte {self.at})")
         items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
@@ -123,11 +124,11 @@ class SafeUnpickler:
         self.stack = []
 
     def _top(self, kind: type[T]) -> T:
-        """The value on top of the stack, which stays there."""
+        """Return the top of the stack, which must be of `kind`, without removing it."""
         value = self._pop()
         if type(value) is not kind:
             called = "Object" if issubclass(kind, PickledObject) else kind.__name__
-            raise UnsafePickle(f"it fills something that is no {called} (before byte {self.at})")
+            raise UnsafePickle(f"it fills a value whose type is not {called} (before byte {self.at})")
         self.stack.append(value)
         return value
 
@@ -138,20 +139,20 @@ class SafeUnpickler:
 
     def _recall(self, key: int) -> object:
         if key not in self.memo:
-            raise UnsafePickle(f"it is not a sound pickle (it recalls what it never kept, before byte {self.at})")
+            raise UnsafePickle(f"it is not a valid pickle (it recalls a value it never stored, before byte {self.at})")
         return self.memo[key]
 
     def _named(self, module: object, attribute: object) -> GlobalName:
         name = f"{module}.{attribute}" if isinstance(module, str) and isinstance(attribute, str) else "?"
         if name not in self.calls:
-            raise UnsafePickle(f"it names {name[:LONGEST_NAME]!a}, which is nothing that is read here")
+            raise UnsafePickle(f"it names {name[:LONGEST_NAME]!a}, which this reader does not accept")
         return GlobalName(name)
 
     def _line(self) -> str:
         ahead = bytes(self.data[self.at : self.at + LONGEST_NAME])
         end = ahead.find(b"\n")
         if end < 0:
-            raise UnsafePickle(f"it has a name without an end (at byte {self.at})")
+            raise UnsafePickle(f"it has an unterminated name (at byte {self.at})")
         text = self._text(end)
         self.at += 1
         return text
@@ -164,7 +165,7 @@ class SafeUnpickler:
 
     def _persistent(self) -> object:
         if self.persistent is None:
-            raise UnsafePickle("it has a persistent id, which stands for something outside the file")
+            raise UnsafePickle("it has a persistent id, which refers to something outside the file")
         return self.persistent(self._pop())
 
     def _append(self, items: list[object]) -> None:
@@ -175,19 +176,19 @@ class SafeUnpickler:
 
     def _set(self, items: list[object] | Args) -> None:
         if len(items) % 2:
-            raise UnsafePickle(f"it is not a sound pickle (a key without a value before byte {self.at})")
+            raise UnsafePickle(f"it is not a valid pickle (a key without a value before byte {self.at})")
         self._top(dict).update(zip(map(_checked_key, items[::2]), items[1::2], strict=True))
 
     def _build(self) -> None:
         state = self._pop()
         target = self._top(PickledObject)
         if target.state is not None:
-            raise UnsafePickle(f"it changes the state of a {target.kind}")
+            raise UnsafePickle(f"it sets the state of a {target.kind} that already has one")
         target.state = state
 
 
 def _checked_key(key: object) -> object:
-    """Only flat, short keys: hashing others, again and again, may take time without end."""
+    """Return `key`, which must be flat and short: hashing others over and over could take forever."""
     if isinstance(key, SCALARS):
         return key
     if type(key) is tuple and len(key) <= LONGEST_KEY and all(isinstance(part, SCALARS) for part in key):
@@ -199,7 +200,7 @@ def _instruction(code: int) -> str:
     return next((known.name for known in pickletools.opcodes if known.code == chr(code)), f"{code:#04x}")
 
 
-# Opcode -> what it puts on the stack.
+# Opcode -> the value that it pushes onto the stack.
 VALUES: dict[int, Callable[[SafeUnpickler], object]] = {
     pickle.NONE[0]: lambda r: None,
     pickle.NEWTRUE[0]: lambda r: True,
@@ -229,7 +230,7 @@ VALUES: dict[int, Callable[[SafeUnpickler], object]] = {
     pickle.NEWOBJ[0]: lambda r: r._call(),
     pickle.BINPERSID[0]: lambda r: r._persistent(),
 }
-# Opcode -> what it does to what is on the stack.
+# Opcode -> what it does to the stack.
 ACTIONS: dict[int, Callable[[SafeUnpickler], object]] = {
     pickle.FRAME[0]: lambda r: r._unsigned(8),
     pickle.MARK[0]: lambda r: r._mark(),

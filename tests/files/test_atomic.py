@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said when they cannot be written."""
+"""Files appear complete or not at all, and the error says why one cannot be written."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from mscd.errors import UserError
 from mscd.files.atomic import append_line, atomic_write
 
 
-def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -25,7 +25,7 @@ def test_full_disk_leaves_the_file_before_it_and_is_said(tmp_path):
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_fault_of_what_is_copied_is_not_blamed_on_the_file(tmp_path):
+def test_a_fault_in_the_copied_file_is_not_blamed_on_the_written_one(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with pytest.raises(PermissionError, match="source"), atomic_write(path) as file:
@@ -35,7 +35,7 @@ def test_a_fault_of_what_is_copied_is_not_blamed_on_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_fails_at_the_end_is_said(call, tmp_path, monkeypatch):
+def test_a_disk_that_fails_at_the_end_is_reported(call, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
@@ -46,11 +46,11 @@ def test_a_disk_that_fails_at_the_end_is_said(call, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_path_that_leads_through_a_file_or_to_a_folder_is_said_to(tmp_path):
+def test_a_path_through_a_file_or_to_a_folder_is_reported(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file/a", tmp_path / "file/more/a"):
         said = (
-            rf"^{path}: could not be written \({path.parent} is no folder and cannot become one\); choose another path$"
+            rf"^{path}: could not be written \({path.parent} is not a folder and cannot be one\); choose another path$"
         )
         with pytest.raises(UserError, match=said), atomic_write(path):
             pass
@@ -61,7 +61,7 @@ def test_a_path_that_leads_through_a_file_or_to_a_folder_is_said_to(tmp_path):
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_what_is_written_can_be_read_and_changed_before_it_appears(tmp_path):
+def test_content_can_be_read_and_changed_before_the_file_appears(tmp_path):
     with atomic_write(tmp_path / "file") as file:
         file.write(b"x" * 20_000)
         file.seek(1)

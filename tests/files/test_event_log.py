@@ -1,4 +1,4 @@
-"""The event log: whole lines, and what a new start makes void."""
+"""The event log: lines are complete, and a new start voids earlier events."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert math.isnan(event["metrics"]["loss"])
 
 
-def test_lines_of_several_writers_never_mix(tmp_path):
+def test_lines_of_several_writers_are_never_interleaved(tmp_path):
     log = EventLog(tmp_path / "e.jsonl")
     threads = [threading.Thread(target=lambda: [log.tags({"x": "y" * 500}) for _ in range(50)]) for _ in range(4)]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""The folder lock: one file that says who holds it, taken over only from a holder that is provably gone."""
+"""The folder lock: one file that names its holder, taken over only from a holder that is provably gone."""
 
 import errno
 import itertools
@@ -43,7 +43,7 @@ def what_stands_at(path):
 
 
 def refused(path):
-    """The line that refuses the lock; what stood there still stands."""
+    """Return the line that refuses the lock, and check that the lock's path is unchanged."""
     before = what_stands_at(path)
     with pytest.raises(UserError) as caught, FolderLock(path, WHAT):
         pass
@@ -54,22 +54,22 @@ def refused(path):
 
 
 def taken(path):
-    """Take and release the lock, after which nothing is left of it."""
+    """Acquire and release the lock, and check that nothing is left of it."""
     with FolderLock(path, WHAT):
         assert json.loads(path.read_text())["pid"] == os.getpid()
         assert os.listdir(path.parent) == [path.name]
     assert os.listdir(path.parent) == []
 
 
-def test_the_lock_is_one_file_made_with_its_folder_and_removed(path):
+def test_the_lock_is_one_file_created_with_its_folder_and_removed(path):
     taken(path)
 
 
-def test_a_living_holder_is_refused_with_the_line_that_says_who_it_is_and_what_to_do(path, holder):
+def test_a_living_holder_refuses_others_with_its_identity_and_a_remedy(path, holder):
     content = json.loads(path.read_text())
     since = rf"{content['taken'][:10]} \d\d:\d\d:\d\d UTC"
     who = re.escape(f"process {holder.pid} of {content['user']} on {content['host']} since ")
-    todo = re.escape(f"; wait for it, or if that process is certainly gone remove {path}")
+    todo = re.escape(f"; wait for it or, if that process is certainly gone, remove {path}")
     assert re.fullmatch(f"{WHAT} is held by {who}{since}{todo}", refused(path))
     assert os.listdir(path.parent) == ["lock"]
     holder.communicate("")
@@ -77,7 +77,7 @@ def test_a_living_holder_is_refused_with_the_line_that_says_who_it_is_and_what_t
     taken(path)
 
 
-def test_a_process_does_not_get_the_lock_twice(path):
+def test_a_process_cannot_acquire_the_lock_twice(path):
     with FolderLock(path, WHAT) as held:
         assert f"process {os.getpid()} of" in refused(path)
         with pytest.raises(UserError), held:
@@ -100,14 +100,14 @@ def test_a_killed_holder_is_taken_over_and_the_log_says_so(path, holder, caplog)
     assert caplog.messages == [f"{WHAT}: took over the lock of {who}, which is gone"]
 
 
-def test_a_holder_that_ended_is_gone_though_its_parent_has_not_waited_for_it(path, holder):
+def test_a_zombie_holder_is_gone(path, holder):
     holder.kill()
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
     taken(path)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the number of the exit call is not known")
-def test_a_holder_whose_first_thread_ended_still_holds(path):
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the exit call's number is not known")
+def test_a_holder_whose_first_thread_ended_still_holds_the_lock(path):
     body = """
 import ctypes, threading
 lock = FolderLock(sys.argv[1], 'the training of s4').__enter__()
@@ -149,12 +149,12 @@ def test_a_dead_holder_elsewhere_is_not_provably_gone(path, holder, elsewhere):
     assert f"process {holder.pid} of {content['user']} on {content['host']} since" in refused(path)
 
 
-def test_a_lock_from_before_a_reboot_is_taken_over_whatever_runs_under_that_pid_now(path, holder):
+def test_a_lock_from_before_a_reboot_is_taken_over_even_if_its_pid_runs(path, holder):
     edited(path, boot="00000000-0000-0000-0000-000000000000", pid_namespace="pid:[1]")
     taken(path)
 
 
-def test_a_reboot_is_not_proved_by_a_host_name_alone(path, holder, monkeypatch):
+def test_a_host_name_alone_does_not_prove_a_reboot(path, holder, monkeypatch):
     edited(path, boot="00000000-0000-0000-0000-000000000000", machine=None)
     known = folder_lock._known
     monkeypatch.setattr(
@@ -163,15 +163,15 @@ def test_a_reboot_is_not_proved_by_a_host_name_alone(path, holder, monkeypatch):
     assert refused(path)
     edited(path, boot=known(folder_lock._text, "/proc/sys/kernel/random/boot_id"))
     killed(holder)
-    taken(path)  # the boot id tells the machine, too
+    taken(path)  # the boot id identifies the machine, too
 
 
-def test_another_process_that_got_the_pid_since_does_not_hold_the_lock(path, holder):
+def test_a_later_process_with_the_same_pid_does_not_hold_the_lock(path, holder):
     edited(path, started=json.loads(path.read_text())["started"] - 1)
     taken(path)
 
 
-def test_a_process_hidden_from_this_user_may_live(path, holder, monkeypatch):
+def test_a_process_hidden_from_this_user_may_be_alive(path, holder, monkeypatch):
     known = folder_lock._known
     hidden = f"/proc/{holder.pid}/stat"
     monkeypatch.setattr(folder_lock, "_known", lambda read, name: None if name == hidden else known(read, name))
@@ -180,7 +180,7 @@ def test_a_process_hidden_from_this_user_may_live(path, holder, monkeypatch):
     taken(path)
 
 
-def test_a_takeover_under_way_is_left_alone(path, holder):
+def test_a_takeover_in_progress_is_left_alone(path, holder):
     edited(path, token="1" * 16, started=1)
     second = path.with_name(f"lock.{'1' * 16}")
     process = python(HOLD, second)
@@ -190,8 +190,8 @@ def test_a_takeover_under_way_is_left_alone(path, holder):
     taken(path)
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="takes root to become somebody else")
-def test_the_living_process_of_another_user_is_refused_and_its_dead_one_taken_over(path, holder):
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="changing user requires root")
+def test_another_users_lock_is_taken_over_only_from_a_dead_process(path, holder):
     path.parent.chmod(0o777)
     for folder in itertools.takewhile(lambda parent: parent != Path(tempfile.gettempdir()), path.parents[1:]):
         folder.chmod(folder.stat().st_mode | 0o011)
@@ -205,24 +205,24 @@ def test_the_living_process_of_another_user_is_refused_and_its_dead_one_taken_ov
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="takes root to make a pid namespace")
 @pytest.mark.parametrize("proc", [["--mount-proc"], []], ids=["own /proc", "the other's /proc"])
-def test_a_living_holder_is_refused_from_within_another_pid_namespace(path, holder, proc):
+def test_a_living_holder_refuses_processes_in_another_pid_namespace(path, holder, proc):
     command = ["unshare", "--pid", "--fork", *proc, sys.executable, "-c", HOLD, path]
     inside = subprocess.run(command, input="", capture_output=True, text=True)
     assert inside.returncode == 1 and f"is held by process {holder.pid} of" in inside.stderr
-    edited(path, pid=1)  # which is the asking process itself in there
+    edited(path, pid=1)  # in there, the pid of the asking process itself
     inside = subprocess.run(command, input="", capture_output=True, text=True)
     assert inside.returncode == 1 and "is held by process 1 of" in inside.stderr
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="takes root to make a pid namespace")
-def test_where_proc_shows_another_pid_namespace_nothing_is_proved_by_it(path):
+def test_proc_of_another_pid_namespace_proves_nothing(path):
     body = f"""{HEAD}
 path = sys.argv[1]
 with FolderLock(path, {WHAT!r}):
     content = open(path).read()
     assert '"pid_namespace":null' in content
 assert os.path.exists("/proc/1") and os.getpid() == 1
-open(path, "w").write(content.replace('"pid":1,', '"pid":2000000000,'))  # which runs nowhere
+open(path, "w").write(content.replace('"pid":1,', '"pid":2000000000,'))  # no such process
 with FolderLock(path, {WHAT!r}):
     pass
 """
@@ -231,7 +231,7 @@ with FolderLock(path, {WHAT!r}):
     assert inside.returncode == 1 and "is held by process 2000000000 of" in inside.stderr
 
 
-UNREADABLE = "an unknown process ({}); wait for it, or if that process is certainly gone remove {}"
+UNREADABLE = "an unknown process ({}); wait for it or, if that process is certainly gone, remove {}"
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -242,23 +242,23 @@ UNREADABLE = "an unknown process ({}); wait for it, or if that process is certai
         lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(sorted(Holder.model_fields)), inner),
     ).map(lambda value: json.dumps(value).encode())
 )
-def test_whatever_is_no_lock_is_refused_and_left(tmp_path, content):
+def test_a_file_that_is_not_a_lock_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "lock"
     path.write_bytes(content)
-    assert refused(path).endswith(UNREADABLE.format("its file is not a lock's", path))
+    assert refused(path).endswith(UNREADABLE.format("its file is not a lock file", path))
     assert os.listdir(tmp_path) == ["lock"]
 
 
 @pytest.mark.parametrize(
     "change", [{"token": "../../etc/x"}, {"token": ""}, {"pid": 0}, {"pid": -1}, {"pid": 2**70}, {"pid": "1"}, {"x": 1}]
 )
-def test_content_that_no_lock_has_is_not_believed(path, holder, change):
+def test_content_that_no_lock_can_have_is_not_trusted(path, holder, change):
     killed(holder)
     edited(path, **change)
-    assert refused(path).endswith(UNREADABLE.format("its file is not a lock's", path))
+    assert refused(path).endswith(UNREADABLE.format("its file is not a lock file", path))
 
 
-def test_a_folder_or_a_link_to_nowhere_in_the_locks_place_is_refused(path):
+def test_a_folder_or_a_dangling_link_at_the_locks_path_is_refused(path):
     path.mkdir(parents=True)
     assert refused(path).endswith(UNREADABLE.format("Is a directory", path))
     path.rmdir()
@@ -266,19 +266,19 @@ def test_a_folder_or_a_link_to_nowhere_in_the_locks_place_is_refused(path):
     assert refused(path).endswith(UNREADABLE.format("Too many levels of symbolic links", path))
 
 
-def test_a_lock_that_someone_else_has_now_is_left_to_them(path, caplog):
+def test_a_lock_that_now_belongs_to_another_process_is_not_released(path, caplog):
     with caplog.at_level(logging.WARNING), FolderLock(path, WHAT):
         edited(path, token="0" * 16)
         others = path.read_bytes()
     assert path.read_bytes() == others
-    assert caplog.messages == [f"{WHAT}: the lock {path} was no longer this process's when it ended"]
+    assert caplog.messages == [f"{WHAT}: the lock {path} no longer belonged to this process at its release"]
     path.unlink()
     with FolderLock(path, WHAT):
         path.write_text("")
     assert path.read_text() == ""
 
 
-def test_a_forked_child_that_leaves_the_block_does_not_release_its_parents_lock(path):
+def test_a_forked_child_does_not_release_its_parents_lock(path):
     body = """
 with FolderLock(sys.argv[1], 'the training of s4'):
     child = os.fork()
@@ -292,13 +292,13 @@ assert not os.path.exists(sys.argv[1])
     assert (process.communicate()[1], process.returncode) == ("", 0)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^\S+/file/run/lock: could not be written \(.*Not a directory.*\); free some"):
         FolderLock(tmp_path / "file/run/lock", WHAT).__enter__()
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(path):
+def test_a_full_disk_is_reported_and_leaves_nothing(path):
     def no_space():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 
@@ -309,7 +309,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(path):
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])
-def test_a_call_that_succeeded_but_reports_an_error_as_nfs_may_counts_as_success(path, holder, monkeypatch, call):
+def test_a_call_that_succeeds_but_reports_an_error_on_nfs_is_a_success(path, holder, monkeypatch, call):
     killed(holder)
     if call == "link":
         path.unlink()
@@ -317,7 +317,7 @@ def test_a_call_that_succeeded_but_reports_an_error_as_nfs_may_counts_as_success
 
     def retransmitted(source, target):
         real(source, target)
-        real(source, target) if call == "link" else os.stat(source)  # EEXIST, ENOENT: what the second copy meets
+        real(source, target) if call == "link" else os.stat(source)  # EEXIST or ENOENT, as the repeat gets
 
     monkeypatch.setattr(os, call, retransmitted)
     with FolderLock(path, WHAT):
@@ -327,7 +327,7 @@ def test_a_call_that_succeeded_but_reports_an_error_as_nfs_may_counts_as_success
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])
-def test_ctrl_c_in_the_moment_of_taking_leaves_no_lock(path, holder, monkeypatch, call):
+def test_ctrl_c_while_acquiring_leaves_no_lock(path, holder, monkeypatch, call):
     killed(holder)
     if call == "link":
         path.unlink()
@@ -345,7 +345,7 @@ def test_ctrl_c_in_the_moment_of_taking_leaves_no_lock(path, holder, monkeypatch
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])
-def test_a_call_that_failed_is_told_and_leaves_what_was_there(path, holder, monkeypatch, call):
+def test_a_failed_call_is_reported_and_changes_nothing(path, holder, monkeypatch, call):
     killed(holder)
     if call == "link":
         path.unlink()

@@ -1,4 +1,4 @@
-"""The folder lock under contention: never two holders, whatever is killed and whenever, in whatever order of steps."""
+"""The folder lock under contention: never two holders, whatever is killed, and in any order of steps."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def holder(path):
         yield process
 
 
-# Kept by the kernel for as long as a process lives: tells of two holders at once, also among killed ones.
+# The kernel holds this as long as the process lives, so it reveals two holders at once, even among killed ones.
 ORACLE = """
 def alone(folder):
     oracle = os.open(folder + "/oracle", os.O_RDWR | os.O_CREAT)
@@ -34,7 +34,7 @@ def alone(folder):
 """
 
 
-def test_six_processes_that_want_the_lock_all_the_time_never_have_it_together(path):
+def test_six_processes_that_keep_contending_never_hold_the_lock_together(path):
     body = """
 done = 0
 while done < 100:
@@ -67,14 +67,14 @@ with FolderLock(sys.argv[1], {WHAT!r}):
 
 
 def contest(path, count=6):
-    """Let processes contend at once for the lock of a gone holder; returns how many got it."""
+    """Let processes contend at once for a lock whose holder is gone; return how many acquire it."""
     processes = [python(CONTENDER, path) for _ in range(count)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    won = [process for process in processes if process.stdout.readline() == "held\n"]  # others end, with nothing
+    won = [process for process in processes if process.stdout.readline() == "held\n"]  # the others exit without output
     lost = [process for process in processes if process not in won]
     assert all("UserError: the training of s4 is held by process" in process.communicate()[1] for process in lost)
     assert [json.loads(path.read_text())["pid"]] == [process.pid for process in won]
@@ -83,13 +83,13 @@ def contest(path, count=6):
     return len(won)
 
 
-def test_of_many_contenders_one_takes_over_from_a_killed_holder(path, holder):
+def test_exactly_one_of_many_contenders_takes_over_from_a_killed_holder(path, holder):
     killed(holder)
     assert contest(path) == 1
     assert os.listdir(path.parent) == []
 
 
-def test_a_takeover_that_was_killed_and_one_killed_while_taking_that_over_are_taken_over_as_well(path, holder):
+def test_a_killed_takeover_and_a_killed_takeover_of_it_are_taken_over(path, holder):
     killed(holder)
     content = json.loads(path.read_text())
     second = path.with_name(f"lock.{content['token']}")
@@ -100,7 +100,7 @@ def test_a_takeover_that_was_killed_and_one_killed_while_taking_that_over_are_ta
     assert os.listdir(path.parent) == []
 
 
-def test_a_process_killed_at_any_step_of_taking_and_releasing_leaves_a_lock_that_can_be_taken(path, holder):
+def test_a_process_killed_at_any_step_leaves_a_lock_that_can_be_acquired(path, holder):
     killed(holder)
     stale = path.read_text()
     body = """
@@ -138,7 +138,7 @@ for start in ("stale", "free"):
     told, error = process.communicate()
     assert process.returncode == 0, error
     stale_steps, free_steps = map(int, told.split())
-    assert stale_steps > free_steps > 5  # every one of which was the last of some process
+    assert stale_steps > free_steps > 5  # and at each of them a process was killed
 
 
 def test_among_processes_killed_at_random_no_two_ever_hold_the_lock(path):
@@ -160,7 +160,7 @@ while True:
         while kills < 40 or held < 400:
             held += len(os.read(read_end, 1 << 16))
             assert [process.poll() for process in processes] == [None] * 4
-            if held >= 10 * kills:  # after some progress since the last
+            if held >= 10 * kills:  # some progress since the last kill
                 victim = processes.pop(draw.randrange(4))
                 killed(victim)
                 said.append(victim.communicate()[1])
@@ -182,7 +182,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def of_the_dead(tmp_path_factory):
-    """The content of a lock whose holder was killed."""
+    """Return the content of a lock whose holder was killed."""
     path = tmp_path_factory.mktemp("dead") / "lock"
     with holding(path) as process:
         killed(process)
@@ -196,13 +196,13 @@ def of_the_dead(tmp_path_factory):
     moves=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 60)), max_size=20),
 )
 @pytest.mark.slow
-def test_in_no_order_of_their_steps_do_two_get_the_lock(tmp_path, of_the_dead, monkeypatch, stale, releases, moves):
+def test_no_order_of_steps_gives_two_threads_the_lock(tmp_path, of_the_dead, monkeypatch, stale, releases, moves):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     folder = tmp_path / "contest"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     name = "lock"
-    for number in range(stale):  # a lock of the dead, and a killed takeover of it
+    for number in range(stale):  # a dead holder's lock, and a killed takeover of it
         (folder / name).write_text(json.dumps(of_the_dead | {"token": f"{number:016x}"}))
         name = f"{name}.{number:016x}"
     contenders = Contenders(folder / "lock", releases)

@@ -1,4 +1,4 @@
-"""Markdown tables: aligned for people who read the text, or bare."""
+"""Markdown tables: aligned for reading as text, or bare."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mscd.files.markdown import markdown_table
 HEADER, ROWS = ["a", "number"], [["long name", "1"], ["b", "1,000"]]
 
 
-def test_cells_are_as_wide_as_their_column_and_numbers_stand_to_the_right():
+def test_cells_are_as_wide_as_their_column_and_numbers_align_right():
     assert markdown_table(HEADER, ROWS, right=[1]) == [
         "| a         | number |",
         "| --------- | -----: |",
@@ -25,7 +25,7 @@ def test_a_solid_rule_has_no_spaces():
     ]
 
 
-def test_a_bare_table_has_cells_as_they_are():
+def test_a_bare_table_does_not_pad_its_cells():
     assert markdown_table(HEADER, ROWS, padded=False) == [
         "| a | number |",
         "| --- | --- |",
@@ -35,7 +35,7 @@ def test_a_bare_table_has_cells_as_they_are():
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_a_bar_in_a_cell_ends_no_cell_and_a_rule_has_three_dashes(padded):
+def test_a_bar_does_not_end_a_cell_and_a_rule_has_three_dashes(padded):
     lines = markdown_table(["x"], [["|"], [""]], padded=padded)
     assert lines[1] == "| --- |" and lines[2].split() == ["|", r"\|", "|"]
 

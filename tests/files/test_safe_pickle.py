@@ -1,4 +1,4 @@
-"""The reader of pickles: files that want something run, or memory, are refused and get neither."""
+"""The pickle reader: files that try to run something or to take memory are refused and get neither."""
 
 import io
 import json
@@ -31,7 +31,7 @@ scalar = np.float64(0).__reduce__()[0]
 
 
 class Call:
-    """Something whose pickle is a call of a function of its choice."""
+    """An object whose pickle is a call of a chosen function."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -45,12 +45,12 @@ def touch(canary):
 
 
 def storage_of(pickled):
-    """A call of torch's loader of storages, on bytes that are a pickle of something else."""
+    """A call of torch's storage loader, on bytes that are a pickle of something else."""
     return Call(torch.storage._load_from_bytes, pickled)
 
 
 def storage(key="0", keys=None, machine=None):
-    """One number in torch's form for storages, of which a part may be another."""
+    """One number in torch's form for storages, optionally with a part replaced."""
     parts = [STORAGE_MAGIC, STORAGE_VERSION, machine or {"little_endian": True}, Identity(key), keys or [key]]
     content = io.BytesIO()
     for part in parts:
@@ -70,7 +70,7 @@ class IdentityPickler(pickle.Pickler):
 
 
 def attacks(canary):
-    """Name -> pickle that wants to run something, and what it is refused for."""
+    """Name -> pickle that tries to run something, and the reason for its refusal."""
     system, text = f"{os.system.__module__}.system", f"open({str(canary)!r}, 'w')"
     objects = pickle.dumps(np.array([touch(canary)], dtype=object))
     nested = pickle.dumps(touch(canary))
@@ -105,13 +105,13 @@ def attacks(canary):
         "BUILD of a dict": (b"\x80\x02})\x8c\x0c__setstate__ccollections\nOrderedDict\ns}b.", "refused"),
         "BUILD of a name": (
             b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00fK\x01sb.",
-            "fills something that is no Object",
+            "fills a value whose type is not Object",
         ),
     }
 
 
 @pytest.mark.parametrize("name", attacks("x"))
-def test_a_pickle_that_wants_something_run_is_refused_and_runs_nothing(name, tmp_path):
+def test_a_pickle_that_tries_to_run_something_is_refused_and_runs_nothing(name, tmp_path):
     content, reason = attacks(tmp_path / "canary")[name]
     assert reason in refusal(written(tmp_path, content))
     assert os.listdir(tmp_path) == ["file.pkl"]
@@ -145,22 +145,22 @@ def test_an_attack_inside_a_sound_checkpoint_is_refused(place, tmp_path):
     assert not canary.exists()
 
 
-# ---- files that want memory
+# ---- files that try to take memory
 
 
 def laughs(levels):
-    """A tuple of twice a tuple of twice a tuple..., kept under the number `levels`."""
+    """A tuple of twice a tuple of twice a tuple..., stored in the memo under `levels`."""
     return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(levels))
 
 
 def copies(length, times):
-    """A list of different texts, and calls that make a set of it, again and again."""
+    """A list of different strings, and calls that turn it into a set over and over."""
     texts = b"".join(b"\x8c\x04%04d" % number for number in range(length))
     return b"]\x94(" + texts + b"ecbuiltins\nset\n\x94" + b"h\x01h\x00\x85R" * times
 
 
 def bombs():
-    """Name -> small file that says to be large, and what it is refused for."""
+    """Name -> small file that claims to be large, and the reason for its refusal."""
     tensor = pickle.dumps(torch.zeros(1), 4)
     numel = struct.pack("<q", 1) + struct.pack("<f", 0)
     huge = struct.pack("<q", 2_500_000_000) + struct.pack("<f", 0)
@@ -175,21 +175,21 @@ def bombs():
         "an integer of 255 bytes": (protocol + b"\x8a\xff" + b"\x7f" * 255 + b".", "integer of 255 bytes"),
         "a long frame": (protocol + b"\x95" + b"\xff" * 8 + b"}.", "no network"),
         "a byte array": (b"\x80\x05\x96" + struct.pack("<Q", 10**10), "instruction BYTEARRAY8"),
-        "a storage of another size": (tensor.replace(numel, huge), "told as 1 and as 2500000000 elements"),
+        "a storage of another size": (tensor.replace(numel, huge), "declared as 1 and as 2500000000 elements"),
         "a tensor over one number": (pickle.dumps(torch.zeros(1).expand(2_500_000_000)), "in a storage of 1 elements"),
         "a numpy text of 1 GB": (pickle.dumps(Call(scalar, np.dtype("S999999999"), b"x")), "not a plain number"),
         "nested lists": (protocol + b"]" * 100_000 + b"a" * 99_999 + b".", "no network"),
         "laughing tuples": (protocol + laughs(100) + b".", "no network"),
         "a laughing key": (protocol + laughs(100) + b"}h\x64K\x01s.", "a key that is a tuple"),
         "a key of many parts": (protocol + b"}(" + b"K\x01" * 17 + b"tK\x01s.", "a key that is a tuple"),
-        "a list copied 20,000 times": (protocol + copies(5000, 20_000) + b".", "a set in another form"),
-        "a storage told at length": (pickle.dumps(storage_of(storage(key="0" * 20_000))), "is told in 40"),
+        "a list copied 20,000 times": (protocol + copies(5000, 20_000) + b".", "a set in an unexpected form"),
+        "a storage told at length": (pickle.dumps(storage_of(storage(key="0" * 20_000))), "description takes 40"),
         "sets without end": (protocol + b"\x8f" * 2_000_000, "more instructions"),
     }
 
 
 def told_large(folder):
-    """Checkpoints whose networks take 10 GB, without the weights or with one weight for all."""
+    """Checkpoints that claim networks of 10 GB, but contain no weights or one weight for all."""
     for name, width in (("wide", 4096), ("impossible", 10**9)):
         told = persistent(small_net())
         told.__dict__["_init_kwargs"]["model_channels"] = width
@@ -198,7 +198,7 @@ def told_large(folder):
     told = persistent(small_net(num_blocks=60, model_channels=32))
     share_weights(told, {})
     dump(folder / "shared.pkl", {"ema": told})
-    return {"wide": "wanted [", "impossible": "impossible 'model_channels'", "shared": "larger than the file"}
+    return {"wide": "wanted [", "impossible": "invalid or missing 'model_channels'", "shared": "larger than the file"}
 
 
 def share_weights(module, kept):
@@ -232,7 +232,7 @@ print(json.dumps(said))
 
 
 @pytest.mark.slow
-def test_small_files_that_say_to_be_large_get_no_memory(tmp_path):
+def test_small_files_that_claim_to_be_large_get_no_memory(tmp_path):
     expected = told_large(tmp_path) | {name: reason for name, (_, reason) in bombs().items()}
     for name, (content, _) in bombs().items():
         (tmp_path / f"{name}.pkl").write_bytes(content)
@@ -247,39 +247,39 @@ def test_small_files_that_say_to_be_large_get_no_memory(tmp_path):
 # ---- tensors in another form
 
 
-def test_storages_of_other_machines_or_of_several_parts_are_refused():
+def test_storages_from_other_machines_or_of_several_parts_are_refused():
     assert load_storage((memoryview(storage()),)).size == 1
     for told, reason in (
-        (storage(machine={"little_endian": False}), "a machine with the other order of bytes"),
-        (storage(machine={"protocol_version": 1001}), "a machine with the other order of bytes"),
-        (storage(keys=["1"]), "consists of several, or of something else"),
-        (storage(keys=["0", "1"]), "consists of several, or of something else"),
+        (storage(machine={"little_endian": False}), "a machine with the opposite byte order"),
+        (storage(machine={"protocol_version": 1001}), "a machine with the opposite byte order"),
+        (storage(keys=["1"]), "consists of several storages, or of something else"),
+        (storage(keys=["0", "1"]), "consists of several storages, or of something else"),
     ):
         with pytest.raises(UnsafePickle, match=reason):
             load_storage((memoryview(told),))
 
 
-def test_a_tensor_that_is_more_than_its_numbers_is_refused():
+def test_a_tensor_with_more_than_its_numbers_is_refused():
     told = (load_storage((memoryview(storage()),)), 0, (1,), (1,), False, {})
     assert rebuild_tensor((*told, None)).read().tolist() == [0.5]
-    with pytest.raises(UnsafePickle, match="a tensor in another form"):
+    with pytest.raises(UnsafePickle, match="a tensor in an unexpected form"):
         rebuild_tensor((*told, {"conj": True}))  # the same bytes, other numbers
 
 
-# ---- files that are nothing
+# ---- files that are not pickles
 
 
-def test_what_is_no_pickle_is_said_in_one_line(tmp_path):
+def test_a_file_that_is_not_a_pickle_is_refused_in_one_line(tmp_path):
     assert refusal(tmp_path / "none.pkl") == "no such file; check the path"
     assert refusal(tmp_path) == "no such file; check the path"
     torch.save({"ema": torch.zeros(3)}, tmp_path / "zip.pkl")
     assert "not a pickle of protocol 2" in refusal(tmp_path / "zip.pkl")
-    remedy = "; fetch it again, or use a checkpoint of EDM's form"
+    remedy = "; fetch it again, or use a checkpoint in EDM's format"
     assert refusal(written(tmp_path, b"")) == f"refused: it is empty{remedy}"
     assert refusal(written(tmp_path, b"<html>")).endswith(remedy)
     for content in (b"\x00" * 1000, b"<!DOCTYPE html>", bytes(range(256)), b"\x80"):
         assert refusal(written(tmp_path, content)).startswith("refused: it is ")
-    assert "goes on after its end" in refusal(written(tmp_path, b"\x80\x04}.}."))
+    assert "data after its end" in refusal(written(tmp_path, b"\x80\x04}.}."))
     whole = (GOLDEN / "teacher_adm.pkl").read_bytes()
     for size in (3, 1000, len(whole) // 2, len(whole) - 1):
         assert "cut short" in refusal(written(tmp_path, whole[:size]))
@@ -287,7 +287,7 @@ def test_what_is_no_pickle_is_said_in_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A student's file, in bytes, and a place for its mutations."""
+    """A student's file as bytes, and a path for its mutations."""
     path = tmp_path_factory.mktemp("fuzz") / "file.pkl"
     write_pickle(path, small_net(), student_segments=2, nimg=1000)
     return path.read_bytes(), path
@@ -334,5 +334,5 @@ STEPS += [b"\x8c\x05state", b"\x8a\x09" + b"\x7f" * 9]
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=40))
-def test_any_instructions_are_refused_in_one_line(sound, steps):
+def test_random_instructions_are_refused_in_one_line(sound, steps):
     read_or_refused(sound[1], b"\x80\x04" + b"".join(steps) + b".")
