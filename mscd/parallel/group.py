@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One of `size` processes, `rank` of them, computing on `device`. A group of one needs no torch.distributed."""
+    """Process `rank` of a group of `size`, computing on `device`. A group of one needs no torch.distributed."""
 
     rank: int = 0
     size: int = 1
@@ -28,26 +28,26 @@ class Group:
 
     @property
     def is_lead(self) -> bool:
-        """The one process that writes files."""
+        """Whether this is the one process that writes files."""
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over all processes, on each of them, in place."""
+        """Sum the tensor over all processes, in place; every process gets the result."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
     def rows(self, total: int) -> range:
-        """This process's contiguous share of `total` rows; shares differ by one row at most."""
+        """Return this process's contiguous share of `total` rows; shares differ by at most one row."""
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def gather(self, value: T) -> list[T]:
-        """The `value` of every process, by rank, on the lead; nothing on the others. Values are sent as objects."""
+        """Return every process's `value`, by rank, on the lead, and [] on the others. Values are sent as objects."""
         if self.size == 1:
             return [value]
         values = [value] * self.size if self.is_lead else None  # filled in place
@@ -55,7 +55,7 @@ class Group:
         return [] if values is None else values
 
     def all_gather(self, value: T) -> list[T]:
-        """The `value` of every process, by rank, on each of them. Values are sent as objects."""
+        """Return every process's `value`, by rank, on all processes. Values are sent as objects."""
         if self.size == 1:
             return [value]
         values = [value] * self.size  # filled in place
@@ -63,13 +63,13 @@ class Group:
         return values
 
     def in_turns(self, mine: Iterator[T], count: int) -> Iterator[T]:
-        """On the lead, results 0 to count - 1 in order; every process has to run through it, the others get nothing.
+        """Yield results 0 to count - 1 in order on the lead, nothing on the others; every process must exhaust it.
 
-        mine: this process's results rank, rank + size, rank + 2 size, ...; each is asked for when its round begins, so
-        that no more than one per process is in memory.
+        mine: this process's results rank, rank + size, rank + 2 size, ...; each is requested when its round begins, so
+        that at most one per process is in memory.
         """
         for first in range(0, count, self.size):
-            made = [next(mine)] if first + self.rank < count else []  # the last round may be too short for all
+            made = [next(mine)] if first + self.rank < count else []  # the last round may be incomplete
             yield from itertools.chain.from_iterable(self.gather(made))
 
 
@@ -77,19 +77,19 @@ SINGLE_PROCESS = Group()
 
 
 def default_device(local_rank: int = 0) -> torch.device:
-    """The GPU of process `local_rank` of this node where there are GPUs, else the CPU."""
+    """Return the GPU of process `local_rank` of this node, or the CPU if there are no GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Slurm may show each process its own GPU only, which is then number 0.
+    # Slurm may show each process only its own GPU, which is then number 0.
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 @contextlib.contextmanager
 def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus: bool = False) -> Iterator[Group]:
-    """Join the group, over NCCL where it computes on `gpus`, else gloo, for the duration of the block.
+    """Join the group for the duration of the block, over NCCL if it computes on `gpus`, otherwise over gloo.
 
     init_method: torch.distributed's rendezvous address, e.g. file:///path; unused for a group of one. Raises UserError
-    where there should be a GPU and is none.
+    if `gpus` is set and there is no GPU.
     """
     device = default_device(local_rank) if gpus else torch.device("cpu")
     cuda = device.type == "cuda"
@@ -104,8 +104,8 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
     try:
         yield Group(rank, size, device)
     except BaseException:
-        # gloo's threads must be gone before the interpreter ends: one that still has a tensor of the last exchange
-        # would abort the process. Taking NCCL down would wait for processes that wait for this one; it ends with it.
+        # gloo's threads must end before the interpreter does: one that still holds a tensor of the last exchange would
+        # abort the process. Shutting down NCCL would wait for processes that wait for this one; it ends with this one.
         if size > 1 and not cuda:
             dist.destroy_process_group()
         raise
@@ -115,15 +115,15 @@ def process_group(rank: int, size: int, local_rank: int, init_method: str, gpus:
 
 @contextlib.contextmanager
 def torchrun_group() -> Iterator[Group]:
-    """The group of the processes that torchrun started, of which this is one, or without it this process alone.
+    """Join the group of processes that torchrun started; without torchrun, the group is this process alone.
 
-    Computes on GPUs where there are some, one per process. Raises UserError when GPUs are fewer than processes.
+    Computes on GPUs if there are any, one per process. Raises UserError if there are fewer GPUs than processes.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     started = all(name in os.environ for name in names)
     rank, size, local_rank = (int(os.environ[name]) for name in names) if started else (0, 1, 0)
     gpus = torch.cuda.device_count()
     if gpus and local_rank >= gpus:
-        raise UserError(f"process {local_rank} has no GPU, as there are {gpus}: start no more than that with torchrun")
+        raise UserError(f"process {local_rank} has no GPU (available: {gpus}); start no more than that with torchrun")
     with process_group(rank, size, local_rank, "env://", gpus > 0) as group:
         yield group

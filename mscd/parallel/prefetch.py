@@ -1,4 +1,4 @@
-"""Work that goes on in a thread, or on a GPU, while the caller does something else; never more than a step ahead."""
+"""Work done in a thread or on a GPU while the caller does something else, never more than one step ahead."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ Tensors = TypeVar("Tensors", bound=tuple[torch.Tensor | None, ...])
 
 
 class _Instead(enum.Enum):
-    """What comes in an item's place."""
+    """A marker passed in place of an item."""
 
     END = enum.auto()
     ABANDONED = enum.auto()
 
 
 class _Abandoned(Exception):
-    """Ends a consumer whose items will not come."""
+    """Raised in a consumer whose remaining items will not come."""
 
 
 def read_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items in order; a thread gets the next one while the caller has the last. Raises what `items` raises, at the
-    item that it concerns."""
+    """Yield the items in order while a thread gets the next one; an error in `items` is raised at its item."""
     rest = iter(items)
 
     def take() -> T | _Instead:
@@ -42,10 +41,10 @@ def read_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]) -> None:
-    """`consume(items)` in a thread; the caller's gets the next item meanwhile, which waits until the last is done with.
+    """Run `consume(items)` in a thread while the calling thread gets the next item, never more than one ahead.
 
-    The first item is got once `consume` asks for it. An error of `consume` is raised here, and no further item is got;
-    after an error of `items`, `consume` is broken off by an exception where it waits for the next one.
+    The first item is fetched only when `consume` asks for it. An error in `consume` is raised here, and no further item
+    is fetched; after an error in `items`, `consume` is ended by an exception at the point where it waits for an item.
     """
     asked = threading.Semaphore(0)
     handed: queue.SimpleQueue[T | _Instead] = queue.SimpleQueue()
@@ -59,7 +58,7 @@ def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]
             if isinstance(item, _Instead):
                 return
             yield item
-            del item  # or the last item would be kept until the next one is there
+            del item  # otherwise it would be kept until the next item arrives
 
     with ThreadPoolExecutor(1, "hand_over") as thread:
         consuming = thread.submit(consume, handed_items())
@@ -82,16 +81,16 @@ def consume_in_thread(consume: Callable[[Iterator[T]], None], items: Iterable[T]
 
 
 def send_to(device: torch.device | str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the host on `device`. A GPU gets it from pinned memory: from any other the copy would wait for it."""
+    """Return a host tensor on `device`, through pinned memory for a GPU: any other copy would wait for the GPU."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> Iterator[torch.Tensor]:
-    """The batches on `device`. For a GPU they are read ahead, and copied from pinned memory while it computes.
+    """Yield the batches on `device`. For a GPU, they are read ahead and copied from pinned memory while it computes.
 
-    Not for a CPU: its cores are taken, and a thread next to those that compute takes more from them than reading does.
+    Not for a CPU: its cores are busy, and a thread that competes with the computing ones costs more than reading.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -102,10 +101,10 @@ def on_device(batches: Iterable[torch.Tensor], device: torch.device | str) -> It
 
 
 def on_host(batches: Iterable[Tensors]) -> Iterator[Tensors]:
-    """The tensors of each batch (None stays None) in host memory.
+    """Yield the tensors of each batch (None stays None) in host memory.
 
-    Those of a GPU are copied to pinned memory and waited for when the next batch has been asked for, so that the GPU
-    goes on with that one meanwhile.
+    GPU tensors are copied to pinned memory and waited for only after the next batch has been requested, so that the GPU
+    works on that one meanwhile.
     """
     landing = None
     for tensors in batches:
@@ -123,7 +122,7 @@ def on_host(batches: Iterable[Tensors]) -> Iterator[Tensors]:
 
 
 def _record_event(device: torch.device) -> torch.cuda.Event:
-    """An event after all that the device has been given so far."""
+    """Return an event recorded after all work that the device has been given so far."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event

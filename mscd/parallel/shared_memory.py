@@ -1,7 +1,7 @@
 """Memory that the processes of a node share.
 
-It is a file without a name (memfd), so it goes with the last process that maps it, however that one ends, and needs no
-room in a folder for temporary files.
+It is an unnamed file (memfd), so it disappears with the last process that maps it, however that process ends, and needs
+no space in a folder for temporary files.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # one per running kernel, wh
 
 
 def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], group: Group) -> torch.Tensor:
-    """uint8 tensor of `shape` with what `fill` wrote: in one process of each node, whose memory the others map.
+    """Return a uint8 tensor of `shape`, filled by `fill` in one process per node; the others map its memory.
 
-    Every process of the group has to call it. What a process writes to the tensor later, it alone sees. Where memory
-    cannot be shared each process fills its own, which is logged. A UserError of `fill` is raised by all processes.
+    Every process of the group must call this. A later write to the tensor is visible only to the process that makes it.
+    If memory cannot be shared, each process fills its own, which is logged. All processes raise a UserError of `fill`.
     """
     nodes = group.all_gather(_node_id())
     neighbours = [rank for rank, node in enumerate(nodes) if node == nodes[group.rank]]
@@ -41,7 +41,7 @@ def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], g
             try:
                 filled = _fill_memory(shape, fill, descriptor)
                 offer = None if descriptor is None else _Offer.of(descriptor)
-            except UserError as error:  # the others wait
+            except UserError as error:  # raised below, by all processes: the others wait
                 offer = error
         offers = group.all_gather(offer)
         for other in offers:
@@ -49,7 +49,7 @@ def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], g
                 raise other
         if filled is None and isinstance(taken := offers[neighbours[0]], _Offer):
             filled = taken.map_memory(shape)
-        group.barrier()  # the descriptor is what the others open
+        group.barrier()  # the others open the descriptor, so keep it until then
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -58,7 +58,7 @@ def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], g
 
 @dataclasses.dataclass(frozen=True)
 class _Offer:
-    """How a process of this node finds the memory: descriptor `number` of process `pid`, a file of that inode."""
+    """Where the processes of a node find the memory: descriptor `number` of process `pid`, a file with that inode."""
 
     pid: int
     number: int
@@ -69,41 +69,41 @@ class _Offer:
         return cls(os.getpid(), descriptor, _inode(descriptor))
 
     def map_memory(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The memory; None, with a line in the log, where it is out of reach, as from another container."""
+        """Return the memory, or None (logged) if it is out of reach, for example from another container."""
         try:
             descriptor = os.open(f"/proc/{self.pid}/fd/{self.number}", os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if _inode(descriptor) != self.inode:
-                    raise OSError(f"process {self.pid} is another one here")
+                    raise OSError(f"process {self.pid} is a different one here")
                 return _map_memory(descriptor, shape)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.warning("the images are not shared with the other processes of this node (%s): read once more", error)
+            log.warning("images are not shared with the other processes of this node (%s); reading them again", error)
             return None
 
 
 def _node_id() -> str:
-    """What processes have in common that can share memory."""
+    """Return an id common to the processes that can share memory."""
     if hasattr(os, "memfd_create") and _BOOT_ID.exists():
         return _BOOT_ID.read_text()
     return f"process {os.getpid()}"
 
 
 def _new_memory(size: int) -> int | None:
-    """Descriptor of new shared memory; None, with a line in the log, where there is no room for it."""
+    """Return the descriptor of new shared memory, or None (logged) if there is no room for it."""
     descriptor = os.memfd_create("mscd")
     try:
-        os.posix_fallocate(descriptor, 0, size)  # here, as a page that cannot be had later would end the process
+        os.posix_fallocate(descriptor, 0, size)  # now: a page that is unavailable later would kill the process
     except OSError as error:
         os.close(descriptor)
-        log.warning("the processes of this node cannot share %d bytes (%s): each reads the images", size, error)
+        log.warning("the processes of this node cannot share %d bytes (%s); each reads the images itself", size, error)
         return None
     return descriptor
 
 
 def _fill_memory(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], descriptor: int | None) -> np.ndarray:
-    """New memory, or that of the descriptor, filled."""
+    """Fill new memory, or that of the descriptor, and return it."""
     if descriptor is None:
         array = np.empty(shape, np.uint8)
         fill(array)
@@ -113,7 +113,7 @@ def _fill_memory(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], des
 
 
 def _map_memory(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The descriptor's memory, of which pages that are written to become this process's own."""
+    """Map the descriptor's memory copy-on-write: a page becomes private to this process once it is written to."""
     return np.frombuffer(mmap.mmap(descriptor, math.prod(shape), access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
 
 

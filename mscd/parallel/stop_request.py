@@ -1,4 +1,4 @@
-"""Asking a process to stop where it can go on later."""
+"""Requests to stop a process where it can resume later."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Whether to stop: SIGTERM, SIGINT or SIGUSR2 (Slurm's word before a time limit) came, or the launcher is gone.
+    """Truthy once SIGTERM, SIGINT or SIGUSR2 (Slurm's warning before a time limit) has come or the launcher is gone.
 
-    While its block runs, in the main thread, it takes the place of these signals' handlers. signals: those that came;
-    launcher: process id of who waits for this one on the same machine, or None where nobody has to.
+    Within its block, which must run in the main thread, it replaces the handlers of these signals. signals: those
+    received; launcher: id of the process on the same machine that waits for this one, or None if none needs to.
     """
 
     def __init__(self, launcher: int | None = None) -> None:
@@ -35,11 +35,11 @@ class StopRequest:
 
 
 def has_exited(process: int | None) -> bool:
-    """Whether the process of this id has ended; None, for no process, never does."""
+    """Return whether the process with this id has ended; for None (no process), always False."""
     if process is None:
         return False
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, PermissionError):  # gone, its id perhaps another user's by now
+    except (ProcessLookupError, PermissionError):  # gone; the id may be another user's process by now
         return True
     return False

@@ -1,4 +1,4 @@
-"""Two processes, joined as torchrun joins them, make the very files that one makes."""
+"""Two processes, joined as torchrun joins them, write exactly the files that one process writes."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ from mscd.sampling.sample_file import read_samples, write_samples
 
 SEEDS = range(58, 70)  # the end of one piece of seeds and the start of the next
 STUDENT = {"segments": 2, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-# Options of networks in which single pixels change with how many images are sampled together, by precision.
+# Options, by precision, of networks in which single pixels depend on how many images are sampled together.
 NETWORKS = {
     "fp32": {"model_channels": 64, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [16]},
     "bf16": {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8]},
@@ -33,7 +33,7 @@ BATCH_SIZES = (1, 7, 64)
 
 
 def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
-    """Everything that processes share, into `folder`."""
+    """Write everything that processes compute together to `folder`."""
     for precision in NETWORKS:
         for size in BATCH_SIZES:
             dest = folder / f"{precision}-{size}.npz"
@@ -48,7 +48,7 @@ def make_all(folder: Path, inputs: Path, sha256: str, group) -> None:
 
 
 def join(folder: str, inputs: str, sha256: str) -> None:
-    """What each of two processes does."""
+    """Do what each of two processes does."""
     torch.set_num_threads(1)
     with torchrun_group() as group:
         assert group.size == 2
@@ -80,7 +80,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(inputs, tmp_path_factory):
-    """Folders of what one process made, and two."""
+    """Folders with what one process wrote, and with what two wrote."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     sha256 = write_standin(inputs / "standin.pt", dim=24)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -114,7 +114,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_files_of_one(made):
+def test_two_processes_write_the_same_files_as_one(made):
     one, two = (files_of(folder) for folder in made)
     assert one.keys() == two.keys() and len(one) == 6 + 2 + (len(SEEDS) + 2) + 4
     assert [name for name in one if one[name] != two[name]] == []
@@ -122,7 +122,7 @@ def test_two_processes_make_the_files_of_one(made):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", NETWORKS)
-def test_seeds_give_the_same_images_for_any_batch_size_and_number_of_processes(made, precision):
+def test_seeds_give_the_same_images_for_any_batch_size_and_process_count(made, precision):
     images = [read_samples(folder / f"{precision}-{size}.npz")[0] for folder in made for size in BATCH_SIZES]
     assert all(np.array_equal(other, images[0]) for other in images)
     assert len(np.unique(images[0].reshape(len(SEEDS), -1), axis=0)) == len(SEEDS)
@@ -135,7 +135,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
         assert (group.rank, group.size, group.is_lead) == (0, 1, True)
 
 
-def test_results_in_turns_are_in_order_and_asked_for_one_at_a_time():
+def test_results_in_turns_are_ordered_and_requested_one_at_a_time():
     asked = []
 
     def mine():

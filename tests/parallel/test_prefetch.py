@@ -1,4 +1,4 @@
-"""What goes on beside the caller: in order, a step ahead, and its errors are the caller's."""
+"""Work done alongside the caller: in order, one step ahead, with errors raised in the caller."""
 
 import threading
 
@@ -18,7 +18,7 @@ def counting(stop, asked, fails_at=None):
         yield number
 
 
-def test_the_next_item_is_got_while_the_caller_has_the_last_and_no_other():
+def test_only_the_next_item_is_fetched_while_the_caller_uses_the_last():
     got, asked = threading.Event(), []
 
     def items():
@@ -43,7 +43,7 @@ def test_an_error_is_raised_at_its_item():
         next(found)
 
 
-def test_nothing_is_got_of_nothing():
+def test_no_items_give_no_items():
     assert list(read_ahead([])) == []
     taken = []
     consume_in_thread(taken.extend, [])
@@ -62,7 +62,7 @@ def test_a_consumer_gets_all_items_in_order_in_another_thread():
     assert taken == list(range(100)) and threads != {threading.get_ident()} and len(threads) == 1
 
 
-def test_the_next_item_is_made_while_the_last_is_consumed():
+def test_the_next_item_is_produced_while_the_last_is_consumed():
     made = [threading.Event() for _ in range(3)]
 
     def items():
@@ -79,7 +79,7 @@ def test_the_next_item_is_made_while_the_last_is_consumed():
     consume_in_thread(consume, items())
 
 
-def test_no_more_than_one_item_waits_for_its_consumer():
+def test_at_most_one_item_waits_for_the_consumer():
     asked, most = [], []
 
     def consume(taken):
@@ -88,10 +88,10 @@ def test_no_more_than_one_item_waits_for_its_consumer():
             most.append(len(asked) - number)
 
     consume_in_thread(consume, counting(20, asked))
-    assert max(most) <= 2  # this one, and the one that waits
+    assert max(most) <= 2  # this one and the waiting one
 
 
-def test_nothing_is_made_for_a_consumer_that_fails_before_it_asks():
+def test_nothing_is_produced_for_a_consumer_that_fails_before_it_asks():
     def consume(taken):
         raise ValueError("not a place")
 
@@ -100,7 +100,7 @@ def test_nothing_is_made_for_a_consumer_that_fails_before_it_asks():
     assert asked == []
 
 
-def test_an_error_of_the_consumer_is_raised_and_ends_the_making():
+def test_an_error_in_the_consumer_is_raised_and_ends_production():
     def consume(taken):
         next(taken)
         raise ValueError("full")
@@ -111,7 +111,7 @@ def test_an_error_of_the_consumer_is_raised_and_ends_the_making():
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_consumer_whose_items_break_off_cleans_up_and_takes_nothing_for_the_end(after):
+def test_a_consumer_whose_items_break_off_cleans_up_and_sees_no_end(after):
     seen = []
 
     def consume(taken):
@@ -135,7 +135,7 @@ def test_a_consumer_may_end_early():
     assert len(asked) <= 2
 
 
-def test_on_a_cpu_batches_stay_as_they_are_and_come_at_once():
+def test_on_a_cpu_batches_are_unchanged_and_not_delayed():
     batches = [(torch.arange(3), None), (torch.arange(4), torch.ones(2))]
     asked = []
 
@@ -151,7 +151,7 @@ def test_on_a_cpu_batches_stay_as_they_are_and_come_at_once():
 
 
 @needs_gpu
-def test_a_gpus_batches_arrive_whole_and_a_step_behind():
+def test_gpu_batches_arrive_complete_and_one_step_behind():
     asked = []
 
     def made():

@@ -1,4 +1,4 @@
-"""Processes of a node read the images once and share them; nothing is left of that, however they end."""
+"""Processes of a node read the images once and share them, and leave nothing behind, however they end."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def train(tmp_path_factory):
 
 
 def private_kb(mapping):
-    """Memory of this process that no other has, in those of its mappings that have `mapping` in their name."""
+    """Return the kB private to this process in its mappings that have `mapping` in their name."""
     total, counts = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if not line.split()[0].endswith(":"):
@@ -48,11 +48,11 @@ def private_kb(mapping):
 
 
 def member(folder, data, rank, case):
-    """What each of two processes does; its findings go to a file."""
+    """Do what each of two processes does; write the findings to a file."""
     found = {}
     if case == "other kernel":
         shared_memory._node_id = lambda: f"node {rank}"
-    elif case == "no room":  # memory that is shared is a file to this limit
+    elif case == "no room":  # shared memory counts as a file for this limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     elif case == "out of reach":
         os.open = refusing(os.open)
@@ -65,10 +65,10 @@ def member(folder, data, rank, case):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         found |= {"reads": len(reads), "sum": int(images.long().sum()), "shares": bool(private_maps())}
         found["batches"] = [[b.tolist() for b in batch] for batch in batches(dataset, INDICES)]
-        group.barrier()  # pages that both have read are no one's own
+        group.barrier()  # pages that both have read are not private
         found["private_kb"] = private_kb("memfd:mscd")
         group.barrier()
-        images[rank] = 255  # seen here alone
+        images[rank] = 255  # visible only here
         group.barrier()
         found["other"] = images[1 - rank].long().sum().item()
         found["descriptors"] = len(descriptors())
@@ -79,13 +79,13 @@ def member(folder, data, rank, case):
 
 
 def threads():
-    """Names of this process's threads, the first one's aside."""
+    """Return the names of this process's threads other than the first."""
     tasks = (task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid()))
     return sorted((task / "comm").read_text().strip() for task in tasks)
 
 
 def member_that_fails(folder, data, rank):
-    """A member whose error ends it; before that it says which threads of its group are left."""
+    """Run a member that an error ends; before that, record which threads of its group are left."""
     try:
         member(Path(folder), data, rank, "damaged")
     finally:
@@ -103,7 +103,7 @@ def descriptors():
 
 
 def counted(dataset):
-    """The positions of the archive that the data set reads from here on."""
+    """Return a list that collects the archive positions that the data set reads from now on."""
     reads, read = [], dataset._files.read
     dataset._files.read = lambda position: reads.append(position) or read(position)
     return reads
@@ -119,7 +119,7 @@ def refusing(opens):
 
 
 def forked_member(folder, data, rank, case):
-    """`member` in a process forked from this one, which has torch loaded already; what it logs goes to a file."""
+    """Run `member` in a process forked from this one, which has loaded torch already; it logs to a file."""
     torch.set_num_threads(1)
     tempfile.tempdir = str(folder / "tmp")
     logging.basicConfig(filename=folder / f"{rank}.log", force=True)
@@ -142,7 +142,7 @@ def two_processes(folder, data, case):
 
 
 def findings(folder, data, case):
-    """What each process found, and what each logged."""
+    """Return what each process found and what each logged."""
     with two_processes(folder, data, case) as processes:
         for process in processes:
             process.join(timeout=120)
@@ -163,11 +163,11 @@ def assert_all_have_the_images(found, data):
     total, want, others = expected(data)
     assert [each["sum"] for each in found] == [total, total]
     assert [each["batches"] for each in found] == [want, want]
-    assert [each["other"] for each in found] == others  # the neighbour wrote to it, in its own copy
-    assert max(each["descriptors"] for each in found) <= 1  # that of Python's mmap
+    assert [each["other"] for each in found] == others  # unchanged: the neighbour wrote to its own copy
+    assert max(each["descriptors"] for each in found) <= 1  # the one of Python's mmap
 
 
-def test_one_process_of_a_node_reads_and_both_have_the_images_in_the_same_memory(train, tmp_path):
+def test_one_process_reads_the_images_and_both_share_them(train, tmp_path):
     found, _ = findings(tmp_path, train, "shared")
     assert_all_have_the_images(found, train)
     assert [each["reads"] for each in found] == [IMAGES, 0]
@@ -178,7 +178,7 @@ def test_one_process_of_a_node_reads_and_both_have_the_images_in_the_same_memory
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("no room", "cannot share 307200 bytes ([Errno 27] File too large): each reads the images"),
+        ("no room", "cannot share 307200 bytes ([Errno 27] File too large); each reads the images itself"),
         ("out of reach", "are not shared with the other processes of this node ([Errno 13]"),
         ("other kernel", ""),
     ],
@@ -190,8 +190,8 @@ def test_without_shared_memory_each_process_reads_for_itself(case, said, train, 
     assert said in "".join(logged) and "Traceback" not in "".join(logged)
 
 
-def test_a_damaged_image_ends_all_processes_with_its_name(train, tmp_path):
-    # Not forked, as it is about the interpreter's end too: a thread of gloo that has a tensor then aborts the process.
+def test_a_damaged_image_ends_all_processes_and_is_named(train, tmp_path):
+    # Not forked, as the interpreter's exit is tested too: a gloo thread that holds a tensor then aborts the process.
     code = (
         f"from test_shared_memory import member_that_fails; member_that_fails({str(tmp_path)!r}, {str(train)!r}, {{}})"
     )
@@ -208,7 +208,7 @@ def test_a_damaged_image_ends_all_processes_with_its_name(train, tmp_path):
         assert "UserError" in text and "img00000007.png cannot be read (its content does not match its CRC)" in text
 
 
-def test_kill_leaves_nothing(train, tmp_path):
+def test_killed_processes_leave_nothing(train, tmp_path):
     before = set(os.listdir("/dev/shm"))
     with two_processes(tmp_path, train, "killed") as processes:
         deadline = time.monotonic() + 120
@@ -222,11 +222,11 @@ def test_kill_leaves_nothing(train, tmp_path):
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "mscd" in name]
 
 
-def test_a_process_alone_fills_memory_of_its_own():
+def test_a_lone_process_fills_private_memory():
     maps = len(private_maps())
     tensor = shared_by_node((2, 3), lambda array: array.__setitem__(slice(None), 7), SINGLE_PROCESS)
     assert torch.equal(tensor, torch.full((2, 3), 7, dtype=torch.uint8)) and len(private_maps()) == maps
-    tensor[0] = 1  # it can be written to
+    tensor[0] = 1  # it is writable
     assert np.array_equal(tensor.numpy().sum(1), [3, 21])
 
 
