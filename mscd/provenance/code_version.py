@@ -1,4 +1,4 @@
-"""What code a job runs: its identity, and a copy of the package that stays as it was when the job was submitted."""
+"""The code that a job runs: its identity, and a copy of the package as it was when the job was submitted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mscd import __version__
 from mscd.files.atomic import writing
 
 PACKAGE = Path(__file__).parents[1]
-# Next to the package in a copy: what was known of the original, which a copy cannot find out, having no git.
+# Next to the package in a copy: the original's identity, which the copy, having no git, cannot determine.
 COPIED_IDENTITY = PACKAGE.parent / "identity.json"
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeIdentity:
-    """Which code it is: the package's version, the git commit of its checkout, and the digest of its files.
+    """Identifies the code: the package's version, the git commit of its checkout, and the digest of its files.
 
-    commit: 40 hex digits, "+" behind them where the package's Python files differ from that commit, None where the
-    package is in no git checkout; digest: sha256 (hex) over names and contents of the Python files.
+    commit: 40 hex digits, followed by "+" if the package's Python files differ from that commit, or None if the package
+    is not in a git checkout; digest: sha256 (hex) over the names and contents of the Python files.
     """
 
     version: str
@@ -39,18 +39,18 @@ class CodeIdentity:
 
 @functools.cache
 def code_identity() -> CodeIdentity:
-    """The code of this package as of this process's first call; later edits do not affect what it runs."""
+    """Return the identity of this package as of this process's first call; later edits do not affect it."""
     return _identity(_sources())
 
 
 def copy_package(folder: Path) -> Path:
-    """Copy the package to `folder`/mscd, where no copy is yet, with its identity; returns `folder` as absolute path.
+    """Copy the package with its identity to `folder`/mscd, which must not exist; return the absolute path of `folder`.
 
-    Python runs exactly these files with that path first in PYTHONPATH and PYTHONSAFEPATH=1 (or else a package in the
-    working directory may come first). Raises UserError when the copy cannot be written.
+    Python runs exactly these files if that path is first in PYTHONPATH and PYTHONSAFEPATH=1 is set (otherwise a package
+    in the working directory may come first). Raises UserError if the copy cannot be written.
     """
     sources = _sources()
-    with writing(folder, "no copy of the code could be written"):
+    with writing(folder, "the code could not be copied here"):
         (folder / PACKAGE.name).mkdir(parents=True)
         for name, content in sources.items():
             target = folder / PACKAGE.name / name
@@ -61,14 +61,14 @@ def copy_package(folder: Path) -> Path:
 
 
 def _sources() -> dict[str, bytes]:
-    """Content of the package's Python files by relative name, sorted; hidden ones are editors' own."""
+    """Return the content of the package's Python files by relative name, sorted, without editors' hidden files."""
     names = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
     visible = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
     return {name: (PACKAGE / name).read_bytes() for name in visible}
 
 
 def _identity(sources: dict[str, bytes]) -> CodeIdentity:
-    """The package's identity with the digest of `sources`."""
+    """Return the package's identity with the digest of `sources`."""
     if COPIED_IDENTITY.exists():
         original = CodeIdentity(**json.loads(COPIED_IDENTITY.read_text()))
         return dataclasses.replace(original, digest=_digest(sources))
@@ -84,8 +84,8 @@ def _digest(sources: dict[str, bytes]) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the package belongs to, see CodeIdentity; the log says why there is none."""
-    # An environment inside another repository is not part of it, so check that git tracks our files.
+    """Return the commit of the package's checkout (see CodeIdentity), or None; the log says why there is none."""
+    # An environment inside another repository is not part of it, so check that git tracks these files.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = _git("rev-parse", "--verify", "HEAD")
@@ -96,8 +96,8 @@ def _commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in the package's folder, or None, and in the log why, where it fails or there is none."""
-    # Inside a hook, git's variables point at the hook's repository. A status must not hold the user's index locked.
+    """Return git's output in the package's folder, or None, with the reason in the log, if git fails or is missing."""
+    # Inside a hook, git's variables point at the hook's repository. A status must not lock the user's index.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     command = ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments]

@@ -1,6 +1,6 @@
-"""Under which terms known files are published, and what metadata says of the origin of a third-party file.
+"""The terms under which known files are published, and the origin of a third-party file as metadata records it.
 
-Only what their publishers say: no terms are guessed, and a mirror's claims about somebody else's files do not count.
+Only what the publishers say counts: no terms are guessed, and a mirror's claims about others' files are ignored.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 CC_BY_NC_SA = "CC BY-NC-SA 4.0 (non-commercial)"
 _NVIDIA = "nvlabs-fi-cdn.nvidia.com"
-# By the beginning of host and path; the longest one that fits counts.
+# Terms by the beginning of host and path; the longest match wins.
 _TERMS = {
     f"{_NVIDIA}/edm/": CC_BY_NC_SA,
     f"{_NVIDIA}/stylegan2-ada-pytorch/": "NVIDIA Source Code License (non-commercial)",
@@ -30,7 +30,7 @@ _TERMS = {
 
 
 def license_of(source: str | os.PathLike[str]) -> str | None:
-    """The terms under which the file at a known http(s) address is published; None where the address is not known."""
+    """Return the terms under which the file at a known http(s) URL is published; None if the URL is not known."""
     parts = urlsplit(os.fspath(source))
     if parts.scheme not in ("http", "https"):
         return None
@@ -40,14 +40,14 @@ def license_of(source: str | os.PathLike[str]) -> str | None:
 
 
 def license_text(source: str | os.PathLike[str], license: str | None = None) -> str:
-    """What to say of a file's licence: the one given, else that of its address, else where to look."""
+    """Return what to say about a file's licence: the one given, else that of its URL, else where to look."""
     return license or license_of(source) or f"not known: see {source}"
 
 
 class Origin(TypedDict):
-    """What metadata says of a third-party file.
+    """The origin of a third-party file, as metadata records it.
 
-    source: its address, or of a file of this machine its name alone; sha256: None for a folder; license: its terms.
+    source: its URL, or for a file on this machine only its name; sha256: None for a folder; license: its terms.
     """
 
     source: str
@@ -56,7 +56,7 @@ class Origin(TypedDict):
 
 
 def origin(source: str | os.PathLike[str], sha256: str | None, license: str | None = None) -> Origin:
-    """What metadata says of the file: of one of this machine no folder, as folders are nobody else's business."""
+    """Return the file's origin for metadata, without the folders of a local file: they are nobody else's business."""
     source = os.fspath(source)
     parts = urlsplit(source)
     if parts.scheme not in ("http", "https"):

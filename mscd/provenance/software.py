@@ -1,4 +1,4 @@
-"""Which software made a number."""
+"""The software that a number depends on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import mscd
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of the software that a number depends on, by name."""
-    import scipy  # imported here: who only reads files needs neither
+    """Return the versions of the software that a number depends on, by name."""
+    import scipy  # imported here: readers of files need neither
     import torch
 
     packages = {module.__name__: str(module.__version__) for module in (mscd, np, scipy, torch)}

@@ -1,7 +1,7 @@
-"""How a file's bytes come from an http(s) address: in several attempts, and never another file than the one asked for.
+"""Downloads over http(s): in several attempts, and never a file other than the one requested.
 
-pooch transfers the bytes. Its own retries and temporary files are not used: they repeat a 404, and a killed download
-would leave files of unknown names that only their owner can read.
+pooch transfers the bytes. Its own retries and temporary files are not used: it would retry a 404, and a killed download
+would leave files with unpredictable names that only their owner can read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mscd.errors import UserError
 
 ATTEMPTS = 5
 BACK_OFF = 1.0  # seconds before the second attempt, doubled before each further one
-CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0  # seconds: for a connection, and without a single byte on it
+CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 60.0  # seconds: to connect, and without receiving a byte
 log = logging.getLogger(__name__)
 
 
 def transfer(source: str, file: IO[bytes], path: Path, *, known: bool) -> None:
-    """Write the content of an address to `file`, in several attempts where that may help.
+    """Write the content of a URL to `file`, retrying where that may help.
 
-    known: whether the content can be held against a sha256 afterwards. If not, the answer has to look like the file.
+    known: whether the content can be checked against a sha256 afterwards. If not, the response must look like the file.
     """
 
     def answered(answer: requests.Response, **_: object) -> None:
@@ -41,7 +41,7 @@ def transfer(source: str, file: IO[bytes], path: Path, *, known: bool) -> None:
         progressbar=True,
         chunk_size=1 << 20,
         timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
-        headers={"Accept-Encoding": "identity"},  # the file's own bytes, not packed on the way
+        headers={"Accept-Encoding": "identity"},  # the file's own bytes, not compressed for transfer
         hooks={"response": answered},
     )
     for attempt in range(1, ATTEMPTS + 1):
@@ -50,7 +50,7 @@ def transfer(source: str, file: IO[bytes], path: Path, *, known: bool) -> None:
         try:
             downloader(source, file, None)
             if not known and file.tell() == 0:
-                raise _Unfit("the server sends nothing")
+                raise _Unfit("the server sent nothing")
             return
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             reason, lasting = _reason(error)
@@ -65,54 +65,54 @@ def transfer(source: str, file: IO[bytes], path: Path, *, known: bool) -> None:
 
 
 class _Unfit(requests.RequestException):
-    """An answer that may be something else than the file."""
+    """A response that may be something other than the file."""
 
 
 def _check_answer(source: str, answer: requests.Response) -> None:
-    """Raise _Unfit for an answer that nothing is to be pinned by; one of another status is an error anyway."""
+    """Raise _Unfit for a successful response that is too doubtful to pin; any other is an error anyway."""
     asked, kind = urlsplit(source).path, answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if answer.status_code != 200:
-        raise _Unfit(f"the server answers {answer.status_code} {answer.reason}")
+        raise _Unfit(f"the server answered {answer.status_code} {answer.reason}")
     if kind == "text/html" and not asked.lower().endswith((".html", ".htm")):
-        raise _Unfit("the server sends a web page, perhaps to log in")
-    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()  # which has an end of its own
+        raise _Unfit("the server sent a web page, perhaps a login page")
+    chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()  # chunks mark their own end
     if "Content-Length" not in answer.headers and not chunked:
-        raise _Unfit("the server does not say how long it is, so that a part of it would not be told: give its sha256")
+        raise _Unfit("the server sent no Content-Length, so a truncated download would go unnoticed; give its sha256")
 
 
 def _without_query(address: str) -> str:
-    """An address without what may give access to its file."""
+    """Return a URL without the parts that may grant access to its file."""
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _reason(error: Exception) -> tuple[str, bool]:
-    """Why a transfer failed, in a few words, and whether another attempt would fail too."""
+    """Return why a transfer failed, in a few words, and whether another attempt would fail too."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         lasting = status < 500 and status not in (408, 425, 429)  # timeout, too early, too many requests
-        return f"the server answers {status} {error.response.reason}", lasting
+        return f"the server answered {status} {error.response.reason}", lasting
     if isinstance(error, (_Unfit, requests.TooManyRedirects)):
         return str(error).rstrip("."), True
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, urllib3.exceptions.IncompleteRead):
             return f"the connection ended after {cause.partial} of {cause.partial + cause.expected} bytes", False
-        if type(cause) is urllib3.exceptions.ConnectTimeoutError:  # which a refused connection is a kind of
+        if type(cause) is urllib3.exceptions.ConnectTimeoutError:  # exact type: a refused connection is a subclass
             return f"no connection within {CONNECT_TIMEOUT:g} s", False
         if isinstance(cause, urllib3.exceptions.ReadTimeoutError):
-            return f"nothing came for {READ_TIMEOUT:g} s", False
+            return f"no data for {READ_TIMEOUT:g} s", False
     system = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
     text = " ".join((system[-1] if system else str(causes[-1])).split())
     if isinstance(error, requests.exceptions.ProxyError):
         return f"no connection through the proxy: {text}", False
     if isinstance(error, requests.ConnectionError):
         return f"no connection: {text}", isinstance(error, requests.exceptions.SSLError)
-    return text, isinstance(error, ValueError)  # requests' way of saying that an address makes no sense
+    return text, isinstance(error, ValueError)  # how requests reports an invalid URL
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised for, outermost first: requests and urllib3 hide that in several places."""
+    """Yield the error and its causes, outermost first: requests and urllib3 hide them in several places."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

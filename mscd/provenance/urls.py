@@ -13,14 +13,14 @@ FOLDER = "downloads"  # in the working folder
 
 
 def is_address(source: str) -> bool:
-    """Whether a source has to be downloaded: http(s)://."""
+    """Return whether a source must be downloaded, that is, starts with http(s)://."""
     return re.match("https?://", source, re.IGNORECASE) is not None
 
 
 def local_path(source: str | os.PathLike[str]) -> Path:
-    """Where the file of `source` is or will be: downloads/<host>/<path> for http(s)://, else its own path.
+    """Return where the file of `source` is or will be: downloads/<host>/<path> for http(s)://, else its own path.
 
-    Looks at nothing but the text. Raises UserError for an address that names no file or is of another kind.
+    Looks only at the text. Raises UserError for a URL that does not name a file or has an unsupported scheme.
     """
     source = os.fspath(source)
     scheme = re.match("([A-Za-z][A-Za-z0-9+.-]*)://", source)
@@ -29,19 +29,19 @@ def local_path(source: str | os.PathLike[str]) -> Path:
     try:
         parts = urlsplit(source)
     except ValueError as error:
-        raise UserError(f"{source}: not an address ({error}); correct it") from error
+        raise UserError(f"{source}: not a valid URL ({error}); correct it") from error
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/"):
-            raise UserError(f"{source}: names no file of this machine; write file:///folder/name")
+            raise UserError(f"{source}: does not name a file on this machine; write file:///folder/name")
         return Path(unquote(parts.path))
     if parts.scheme not in ("http", "https"):
-        raise UserError(f"{source}: {scheme[1]}:// is not supported; give http://, https://, file:// or a path")
+        raise UserError(f"{source}: {scheme[1]}:// is not supported; use http://, https://, file:// or a path")
     *folders, name = parts.path.split("/")
     folders = [part for part in folders if part]
-    if parts.query:  # another query is another file, and the name has to keep its suffix
+    if parts.query:  # a different query is a different file, and the name must keep its suffix
         folders.append(parts.query.replace("/", "_"))
     if not parts.hostname or not name or {".", ".."} & {*folders, name}:
-        raise UserError(f"{source}: names no file; give the address of one")
-    if "@" in parts.netloc:  # addresses are written into what is made from the files
-        raise UserError(f"the address of {name} on {parts.hostname} holds a password; keep it in ~/.netrc instead")
+        raise UserError(f"{source}: does not name a file; give the URL of one")
+    if "@" in parts.netloc:  # URLs are recorded in what is made from the files
+        raise UserError(f"the URL of {name} on {parts.hostname} contains a password; keep it in ~/.netrc instead")
     return Path(FOLDER, *(part.replace(":", "_") for part in (parts.netloc, *folders, name)))

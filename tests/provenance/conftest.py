@@ -9,7 +9,7 @@ from mscd.provenance import transfer
 
 @pytest.fixture
 def empty_folder(monkeypatch, tmp_path):
-    """The working folder; and nobody waits long for a server."""
+    """Work in an empty folder, with short waits for servers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(transfer, "BACK_OFF", 0.01)

@@ -1,4 +1,4 @@
-"""What code runs: an edit, a copy and a commit are told apart, and a job runs the copy it was submitted with."""
+"""Which code runs: edits, copies and commits are distinguished, and a job runs the copy it was submitted with."""
 
 import json
 import os
@@ -27,7 +27,7 @@ print(json.dumps([mscd.__file__, dataclasses.asdict(code_identity()), "torch" in
 
 
 def asked(folder, cwd, **environment):
-    """What a Python process with `folder` first on its path says: the package's file, and the code's identity."""
+    """Return the package's file and identity, as seen by a Python process with `folder` first on its path."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     variables |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1", **environment}
     command = [sys.executable, "-c", TOLD]
@@ -57,14 +57,14 @@ def copy(tmp_path):
 
 @pytest.fixture
 def plain(copy):
-    """The package in a folder, as an installation has it: nothing beside it."""
+    """The package in a folder with nothing else, as in an installation."""
     (copy / "identity.json").unlink()
     return copy
 
 
 @pytest.fixture
 def checkout(plain):
-    """The package in a git repository of its own, committed."""
+    """The package committed in its own git repository."""
     git(plain, "init", "--quiet")
     (plain / ".gitignore").write_text("__pycache__/\n/venv/\n")
     git(plain, "add", ".")
@@ -85,10 +85,10 @@ def test_a_copy_holds_the_packages_python_files_and_no_others(copy):
 
 def test_the_package_has_no_files_that_a_copy_would_lack():
     files = (path for path in ORIGINAL.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    assert {path.suffix for path in files if path.name != "py.typed"} == {".py"}  # that one is read by type checkers
+    assert {path.suffix for path in files if path.name != "py.typed"} == {".py"}  # py.typed is for type checkers
 
 
-def test_a_copy_says_what_the_original_is_wherever_it_runs_and_whatever_lies_there(copy, tmp_path):
+def test_a_copy_keeps_its_identity_wherever_it_runs(copy, tmp_path):
     other = tmp_path / "work" / "mscd"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("raise ImportError('the wrong one')\n")
@@ -98,7 +98,7 @@ def test_a_copy_says_what_the_original_is_wherever_it_runs_and_whatever_lies_the
     assert identity == CodeIdentity(**json.loads((copy / "identity.json").read_text()))
 
 
-def test_a_module_run_by_name_is_the_copys_too(copy, tmp_path):
+def test_a_module_run_by_name_comes_from_the_copy_too(copy, tmp_path):
     (tmp_path / "mscd").mkdir()
     (tmp_path / "mscd/__init__.py").write_text("raise ImportError('the wrong one')\n")
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
@@ -107,11 +107,11 @@ def test_a_module_run_by_name_is_the_copys_too(copy, tmp_path):
     assert "the wrong one" not in ran.stderr and ran.returncode == 0
 
 
-def test_an_edited_added_removed_or_renamed_file_is_another_digest_and_a_cache_is_not(copy):
+def test_changed_files_change_the_digest_and_caches_do_not(copy):
     before = digest(copy)
     py_compile.compile(copy / "mscd/diffusion/denoising.py", doraise=True)
     assert list(copy.rglob("*.pyc")) and digest(copy) == before
-    (copy / "mscd/networks/.#unet.py").symlink_to("nowhere")  # an editor's
+    (copy / "mscd/networks/.#unet.py").symlink_to("nowhere")  # an editor's file
     assert digest(copy) == before
     seen = {before}
     with open(copy / "mscd/networks/unet.py", "a") as file:
@@ -132,13 +132,13 @@ SOURCES = st.dictionaries(st.text(st.characters(codec="utf-8", exclude_character
 @given(SOURCES, SOURCES)
 @example({"a": b"b"}, {"ab": b""})
 @example({"a": b"", "b": b""}, {"a": b"b\x000\x00"})
-def test_other_names_or_contents_are_another_digest(first, second):
+def test_different_names_or_contents_have_different_digests(first, second):
     assert (code_version._digest(first) == code_version._digest(second)) == (
         list(first.items()) == list(second.items())
     )
 
 
-def test_the_identity_is_of_the_files_as_the_process_found_them(copy):
+def test_the_identity_is_that_of_the_files_as_the_process_found_them(copy):
     body = """
 from mscd.provenance.code_version import PACKAGE, code_identity
 before = code_identity()
@@ -149,7 +149,7 @@ assert code_identity() == before
     assert digest(copy) != code_identity().digest
 
 
-def test_a_copy_of_an_edited_package_holds_the_edit_under_its_own_digest(checkout, tmp_path):
+def test_a_copy_of_an_edited_package_contains_the_edit_in_its_digest(checkout, tmp_path):
     (checkout / "mscd/diffusion/denoising.py").write_text("")
     body = (
         "import pathlib, sys; from mscd.provenance import code_version as c; c.copy_package(pathlib.Path(sys.argv[1]))"
@@ -172,7 +172,7 @@ def test_the_commit_of_a_checkout(checkout):
     assert commit(checkout, GIT_DIR="/nowhere", GIT_WORK_TREE="/nowhere", GIT_INDEX_FILE="/nowhere") == head
 
 
-def test_files_besides_the_packages_python_files_do_not_change_the_commit(checkout):
+def test_files_other_than_the_packages_python_files_do_not_matter(checkout):
     (checkout / "README.md").write_text("new")
     (checkout / "other.py").write_text("new")
     (checkout / "mscd/notes.txt").write_text("new")
@@ -180,7 +180,7 @@ def test_files_besides_the_packages_python_files_do_not_change_the_commit(checko
 
 
 @pytest.mark.parametrize("change", ["edited", "staged", "new", "removed"])
-def test_a_checkout_with_changes_has_a_plus_behind_its_commit(checkout, change):
+def test_a_checkout_with_changes_has_a_plus_after_its_commit(checkout, change):
     file = checkout / "mscd/networks" / ("new.py" if change == "new" else "unet.py")
     file.unlink() if change == "removed" else file.write_text("x = 1\n")
     if change == "staged":
@@ -188,8 +188,8 @@ def test_a_checkout_with_changes_has_a_plus_behind_its_commit(checkout, change):
     assert commit(checkout) == git(checkout, "rev-parse", "HEAD") + "+"
 
 
-def test_asking_for_the_commit_leaves_the_index_to_others(checkout):
-    os.utime(checkout / "mscd/diffusion/denoising.py", (0, 0))  # a plain `git status` would note that in the index
+def test_finding_the_commit_does_not_touch_the_index(checkout):
+    os.utime(checkout / "mscd/diffusion/denoising.py", (0, 0))  # a plain `git status` would record this in the index
     before = (checkout / ".git/index").read_bytes()
     (checkout / ".git/index.lock").write_text("")
     assert commit(checkout) == git(checkout, "rev-parse", "HEAD")
@@ -198,7 +198,7 @@ def test_asking_for_the_commit_leaves_the_index_to_others(checkout):
     assert (checkout / ".git/index").read_bytes() == before
 
 
-def test_there_is_no_commit_outside_a_checkout_without_git_or_before_the_first(plain, tmp_path):
+def test_there_is_no_commit_outside_a_checkout_or_without_git(plain, tmp_path):
     assert commit(plain) is None
     git(plain, "init", "--quiet")
     git(plain, "add", ".")
@@ -215,7 +215,7 @@ def test_an_environment_inside_a_checkout_does_not_belong_to_it(checkout):
     assert commit(installed) is None
 
 
-def test_why_there_is_no_commit_is_in_the_log(plain):
+def test_the_log_says_why_there_is_no_commit(plain):
     body = """
 import logging
 logging.basicConfig(level="INFO")
@@ -236,16 +236,16 @@ def test_an_identity_reads_as_one_line():
     assert str(CodeIdentity("1.0", None, "b" * 64)) == f"mscd 1.0, no git commit, sources {'b' * 12}"
 
 
-def test_a_copy_is_made_where_none_is_and_the_path_that_failed_is_told(copy, tmp_path):
+def test_an_existing_copy_is_kept_and_a_path_that_fails_is_named(copy, tmp_path):
     before = (copy / "mscd/diffusion/denoising.py").read_bytes()
-    with pytest.raises(UserError, match=rf"^{copy}: no copy of the code could be written \(.*File exists"):
+    with pytest.raises(UserError, match=rf"^{copy}: the code could not be copied here \(.*File exists"):
         copy_package(copy)
     assert (copy / "mscd/diffusion/denoising.py").read_bytes() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/a: no copy of the code could be written \(.*Not a directory"):
+    with pytest.raises(UserError, match=r"file/a: the code could not be copied here \(.*Not a directory"):
         copy_package(tmp_path / "file/a")
 
 
-def test_the_path_handed_back_is_absolute(tmp_path, monkeypatch):
+def test_the_returned_path_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert copy_package(Path("a/b")) == tmp_path / "a/b"

@@ -1,4 +1,4 @@
-"""Getting files: where they are put, that they stay the same, and what is refused."""
+"""Fetching files: where they are put, that they stay the same, and what is refused."""
 
 import concurrent.futures
 import logging
@@ -22,7 +22,7 @@ def pins():
     return yaml.safe_load(open("downloads.lock"))
 
 
-def test_a_file_is_fetched_once_pinned_and_lies_at_its_address(server, source):
+def test_a_file_is_fetched_once_pinned_and_kept_at_its_local_path(server, source):
     path = fetched_file(source)
     assert path == local_path(source)
     assert str(path) == f"downloads/{server.address[7:].replace(':', '_')}/nets/teacher.pkl"
@@ -41,25 +41,25 @@ def test_others_may_read_a_fetched_file(source):
         os.umask(before)
 
 
-def test_the_bar_counts_every_byte_also_of_a_server_that_would_pack_them(server, source, capfd):
+def test_the_bar_counts_every_byte_even_if_the_server_would_compress_them(server, source, capfd):
     server.packs = True
     fetched_file(source)
     err = capfd.readouterr().err
     assert "100%" in err and "1.05M/1.05M" in err
 
 
-def test_another_file_than_given_stops_with_both_hashes_and_leaves_nothing(source):
+def test_a_file_without_the_given_hash_is_refused_with_both_hashes(source):
     line = refused(source, sha256=OTHER_SHA256)
-    assert line.startswith(f"{source}: the file there has changed; its sha256 is {SHA256}, given {OTHER_SHA256};")
+    assert line.startswith(f"{source}: not the expected file; its sha256 is {SHA256}, not {OTHER_SHA256} as given;")
     assert files_below("downloads") == []
 
 
-def test_another_file_than_pinned_stops_with_both_hashes_and_leaves_nothing(server, source):
+def test_a_file_without_the_pinned_hash_is_refused_with_both_hashes(server, source):
     os.unlink(fetched_file(source))
     server.instead = OTHER
     line = refused(source)
     assert line.startswith(
-        f"{source}: the file there has changed; its sha256 is {OTHER_SHA256}, downloads.lock says {SHA256};"
+        f"{source}: not the expected file; its sha256 is {OTHER_SHA256}, not {SHA256} as pinned in downloads.lock;"
     )
     assert line.endswith("if it is the one you want, remove its line from downloads.lock")
     assert files_below("downloads") == []
@@ -68,17 +68,19 @@ def test_another_file_than_pinned_stops_with_both_hashes_and_leaves_nothing(serv
     assert fetched_file(source).read_bytes() == OTHER
 
 
-def test_a_changed_file_in_the_folder_is_kept_and_stops_with_both_hashes(server, source):
+def test_a_changed_local_file_is_kept_and_refused_with_both_hashes(server, source):
     path = fetched_file(source)
     path.write_bytes(OTHER)
     line = refused(source)
-    assert line.startswith(f"{path}: not the file it was; its sha256 is {OTHER_SHA256}, downloads.lock says {SHA256};")
+    assert line.startswith(
+        f"{path}: not the expected file; its sha256 is {OTHER_SHA256}, not {SHA256} as pinned in downloads.lock;"
+    )
     assert "move it away to have it fetched again" in line
     assert path.read_bytes() == OTHER
     assert len(server.requests) == 1
 
 
-def test_a_file_put_by_hand_is_taken_without_network_and_pinned():
+def test_a_file_put_there_by_hand_is_used_without_network_and_pinned():
     source = "http://127.0.0.1:1/nets/teacher.pkl"
     path = local_path(source)
     path.parent.mkdir(parents=True)
@@ -88,7 +90,7 @@ def test_a_file_put_by_hand_is_taken_without_network_and_pinned():
     assert OTHER_SHA256 in refused("http://127.0.0.1:1/nets/teacher.pkl", sha256=OTHER_SHA256)
 
 
-def test_plain_paths_and_file_addresses_are_used_in_place_and_pinned(tmp_path, served):
+def test_plain_paths_and_file_urls_are_used_in_place_and_pinned(tmp_path, served):
     plain = served / "nets" / "teacher.pkl"
     spaced = served / "a b.pkl"
     spaced.write_bytes(OTHER)
@@ -99,7 +101,9 @@ def test_plain_paths_and_file_addresses_are_used_in_place_and_pinned(tmp_path, s
     assert pins() == {str(plain): SHA256, address: OTHER_SHA256}
     plain.write_bytes(OTHER)
     line = refused(plain)
-    assert line.startswith(f"{plain}: not the file it was; its sha256 is {OTHER_SHA256}, downloads.lock says {SHA256};")
+    assert line.startswith(
+        f"{plain}: not the expected file; its sha256 is {OTHER_SHA256}, not {SHA256} as pinned in downloads.lock;"
+    )
 
 
 def test_a_folder_is_used_in_place_and_not_pinned(served):
@@ -123,17 +127,17 @@ def test_a_path_without_a_file_is_refused(tmp_path):
         "s3://bucket/b.pkl",
     ],
 )
-def test_addresses_of_no_file_are_refused(source):
+def test_urls_that_do_not_name_a_file_are_refused(source):
     assert refused(source).startswith(f"{source}: ")
     assert os.listdir() == []
 
 
-def test_a_password_in_an_address_is_refused_without_repeating_it():
+def test_a_password_in_a_url_is_refused_without_repeating_it():
     line = refused("http://user:word@host.org/b.pkl")
     assert "~/.netrc" in line and "word@" not in line
 
 
-def test_processes_that_want_the_same_file_fetch_it_once(server, source):
+def test_processes_that_need_the_same_file_fetch_it_once(server, source):
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         commands = [[sys.executable, "-c", FETCH, source]] * 3
         runs = list(pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands))

@@ -1,4 +1,4 @@
-"""What is said of a file's terms and origin."""
+"""What is recorded of a file's terms and origin."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ NVIDIA = "https://nvlabs-fi-cdn.nvidia.com"
         ("https://www.image-net.org/data/ILSVRC/2012/ILSVRC2012_img_train.tar", "non-commercial research"),
     ],
 )
-def test_the_terms_of_known_addresses_are_said(source, words):
+def test_the_terms_of_known_urls_are_stated(source, words):
     assert words in license_of(source)
     assert "\n" not in license_of(source)
 
@@ -53,7 +53,7 @@ def test_given_terms_win():
     assert license_text(source, "bought from NVIDIA") == "bought from NVIDIA"
 
 
-def test_an_origin_holds_source_hash_and_terms():
+def test_an_origin_contains_source_hash_and_terms():
     source = "https://example.org/x/teacher.pkl"
     assert origin(source, "abc", "MIT") == {"source": source, "sha256": "abc", "license": "MIT"}
     assert origin(source, "abc")["license"] == f"not known: see {source}"
@@ -62,12 +62,12 @@ def test_an_origin_holds_source_hash_and_terms():
 @pytest.mark.parametrize(
     "source", ["/home/me/teacher.pkl", "x/teacher.pkl", "file:///home/me/teacher.pkl", Path("../teacher.pkl")]
 )
-def test_an_origin_tells_no_folders_of_this_machine(source):
+def test_an_origin_reveals_no_local_folders(source):
     told = {"source": "teacher.pkl", "sha256": "abc", "license": "not known: see teacher.pkl"}
     assert origin(source, "abc") == told
 
 
-def test_a_folder_is_told_by_its_name(tmp_path, monkeypatch):
+def test_a_folder_is_identified_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path / "photos")
     assert [origin(source, None)["source"] for source in (".", "../photos/", "file:///my%20photos/")] == [

@@ -1,4 +1,4 @@
-"""downloads.lock: what it has of each file, which sha256 counts, and that processes do not lose each other's lines."""
+"""downloads.lock: what it records, which sha256 counts, and that processes do not lose each other's lines."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def test_a_given_sha256_wins_and_needs_no_lock_file(source):
     assert not os.path.exists("downloads.lock")
 
 
-def test_a_given_sha256_that_contradicts_the_pinned_one_stops_before_anything_is_fetched(server, source):
+def test_a_given_sha256_that_contradicts_the_pinned_one_is_refused_first(server, source):
     fetched_file(source)
     line = refused(source, sha256=OTHER_SHA256)
     assert SHA256 in line and OTHER_SHA256 in line and "downloads.lock" in line
@@ -40,8 +40,8 @@ def test_a_given_sha256_that_contradicts_the_pinned_one_stops_before_anything_is
 
 
 @pytest.mark.parametrize("sha256", ["", "abc", SHA256 + "0", "x" * 64])
-def test_what_is_no_sha256_is_refused(server, source, sha256):
-    assert f"{sha256!r} is no sha256" in refused(source, sha256=sha256)
+def test_a_value_that_is_not_a_sha256_is_refused(server, source, sha256):
+    assert f"{sha256!r} is not a sha256" in refused(source, sha256=sha256)
     assert server.requests == []
 
 
@@ -58,7 +58,7 @@ def test_processes_that_pin_at_once_keep_each_others_lines(tmp_path):
     assert not os.path.exists(".downloads.lock.held")
 
 
-def test_a_lock_that_is_held_for_too_long_says_by_whom(source, monkeypatch):
+def test_a_lock_held_for_too_long_names_its_holder(source, monkeypatch):
     monkeypatch.setattr(pins, "PIN_WAIT", 0.05)
     with holding(".downloads.lock.held") as process:
         line = refused(source)

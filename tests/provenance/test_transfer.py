@@ -1,4 +1,4 @@
-"""Getting files from servers that misbehave in every way, and on machines that do."""
+"""Fetching files from servers, and on machines, that misbehave in various ways."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ from mscd.provenance.urls import local_path
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, source, caplog):
-    server.instead, server.truncate = CONTENT * 2, len(CONTENT) + 1000  # more than is written at once
+def test_a_truncated_response_is_fetched_again_and_leaves_nothing(server, source, caplog):
+    server.instead, server.truncate = CONTENT * 2, len(CONTENT) + 1000  # more than one write's worth
 
     def mend(seconds):
         server.truncate, server.instead = None, OTHER
@@ -33,7 +33,7 @@ def test_a_truncated_answer_is_fetched_again_and_nothing_of_it_is_left(server, s
     assert line == f"teacher.pkl: the connection ended after {ended}; attempt 2 of 5 in 0.01 s"
 
 
-def test_a_server_that_always_truncates_ends_in_one_line_and_no_file(server, source):
+def test_a_server_that_always_truncates_gives_one_line_and_no_file(server, source):
     server.truncate = 1000
     line = refused(source)
     assert f"(the connection ended after 1000 of {len(CONTENT)} bytes)" in line
@@ -41,16 +41,16 @@ def test_a_server_that_always_truncates_ends_in_one_line_and_no_file(server, sou
     assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
 
 
-def test_a_stalled_answer_is_given_up_and_fetched_again(server, source):
+def test_a_stalled_response_is_abandoned_and_fetched_again(server, source):
     server.stall = 1000
     line = refused(source)
-    assert "(nothing came for 0.2 s)" in line
+    assert "(no data for 0.2 s)" in line
     assert len(server.requests) == 5
     server.stall = None
     assert fetched_file(source).read_bytes() == CONTENT
 
 
-def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source, monkeypatch):
+def test_temporary_server_errors_are_retried_after_growing_pauses(server, source, monkeypatch):
     pauses = []
     monkeypatch.setattr(transfer.time, "sleep", pauses.append)
     server.failures = 4
@@ -62,10 +62,10 @@ def test_passing_server_errors_are_waited_out_with_growing_pauses(server, source
 @pytest.mark.parametrize(
     "status, requests", [(500, 5), (503, 5), (429, 5), (404, 1), (403, 1), (401, 1)], ids=lambda value: f"{value}"
 )
-def test_lasting_answers_end_in_one_line_and_only_passing_ones_are_repeated(server, source, status, requests):
+def test_errors_end_in_one_line_and_only_temporary_ones_are_retried(server, source, status, requests):
     server.failures, server.failure = float("inf"), status
     line = refused(source)
-    assert line.startswith(f"teacher.pkl: cannot be fetched from {source} (the server answers {status} ")
+    assert line.startswith(f"teacher.pkl: cannot be fetched from {source} (the server answered {status} ")
     assert line.endswith(f"put it at {local_path(source)} and run again")
     assert len(server.requests) == requests
     assert files_below("downloads") == []
@@ -74,16 +74,16 @@ def test_lasting_answers_end_in_one_line_and_only_passing_ones_are_repeated(serv
 @pytest.mark.parametrize(
     "answer, said",
     [
-        ({"status": 204, "instead": b""}, "the server answers 204 No Content"),
-        ({"status": 203}, "the server answers 203 Non-Authoritative Information"),
-        ({"kind": "text/html; charset=utf-8", "instead": b"<h1>Sign in</h1>"}, "the server sends a web page"),
-        ({"instead": b""}, "the server sends nothing"),
-        ({"instead": b"", "length": "chunks"}, "the server sends nothing"),
-        ({"length": "none"}, "the server does not say how long it is"),
+        ({"status": 204, "instead": b""}, "the server answered 204 No Content"),
+        ({"status": 203}, "the server answered 203 Non-Authoritative Information"),
+        ({"kind": "text/html; charset=utf-8", "instead": b"<h1>Sign in</h1>"}, "the server sent a web page"),
+        ({"instead": b""}, "the server sent nothing"),
+        ({"instead": b"", "length": "chunks"}, "the server sent nothing"),
+        ({"length": "none"}, "the server sent no Content-Length"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_may_be_another_file_is_neither_kept_nor_pinned(server, source, answer, said):
+def test_a_doubtful_response_is_neither_kept_nor_pinned(server, source, answer, said):
     for name, value in answer.items():
         setattr(server, name, value)
     line = refused(source)
@@ -93,19 +93,19 @@ def test_what_may_be_another_file_is_neither_kept_nor_pinned(server, source, ans
 
 
 @pytest.mark.parametrize("answer", [{"status": 203}, {"kind": "text/html"}, {"length": "none"}])
-def test_any_answer_is_taken_that_has_the_sha256_given(server, source, answer):
+def test_any_response_with_the_given_sha256_is_accepted(server, source, answer):
     for name, value in answer.items():
         setattr(server, name, value)
     assert fetched_file(source, sha256=SHA256).read_bytes() == CONTENT
 
 
-def test_a_web_page_that_is_asked_for_is_fetched(server, served):
+def test_a_requested_web_page_is_fetched(server, served):
     server.kind = "text/html"
     (served / "page.html").write_bytes(OTHER)
     assert fetched_file(f"{server.address}/page.html").read_bytes() == OTHER
 
 
-def test_an_answer_in_chunks_is_whole_by_its_end(server, source):
+def test_a_chunked_response_is_complete_only_with_its_last_chunk(server, source):
     server.length = "chunks"
     server.truncate = 1000
     assert "cannot be fetched" in refused(source) and len(server.requests) == 5
@@ -114,7 +114,7 @@ def test_an_answer_in_chunks_is_whole_by_its_end(server, source):
     assert fetched_file(source).read_bytes() == CONTENT
 
 
-def test_a_redirected_file_is_pinned_as_asked_for_and_its_place_is_logged(server, source, caplog):
+def test_a_redirected_file_is_pinned_as_requested_and_its_url_is_logged(server, source, caplog):
     server.redirects = {"/moved.pkl": "/nets/teacher.pkl?key=secret"}
     moved = f"{server.address}/moved.pkl"
     with caplog.at_level(logging.INFO):
@@ -124,20 +124,20 @@ def test_a_redirected_file_is_pinned_as_asked_for_and_its_place_is_logged(server
     assert f"moved.pkl: redirected to {source}" in caplog.messages and "secret" not in caplog.text
 
 
-def test_a_redirect_to_a_page_to_log_in_is_refused(server, served, source):
+def test_a_redirect_to_a_login_page_is_refused(server, served, source):
     (served / "login").write_bytes(b"<h1>Sign in</h1>")
     server.redirects, server.kind = {"/nets/teacher.pkl": "/login"}, "text/html"
-    assert "(the server sends a web page, perhaps to log in)" in refused(source)
+    assert "(the server sent a web page, perhaps a login page)" in refused(source)
     assert files_below("downloads") == [] and not os.path.exists("downloads.lock")
 
 
-def test_redirects_without_end_are_not_repeated(server, source):
+def test_endless_redirects_are_not_retried(server, source):
     server.redirects = {"/nets/teacher.pkl": "/nets/teacher.pkl"}
     assert "(Exceeded 30 redirects)" in refused(source)
     assert len(server.requests) == 31
 
 
-def test_a_machine_that_gets_no_connection_is_told_file_address_and_place():
+def test_without_a_connection_the_message_names_file_url_and_path():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         source = f"http://127.0.0.1:{unused.getsockname()[1]}/nets/teacher.pkl"
@@ -148,7 +148,7 @@ def test_a_machine_that_gets_no_connection_is_told_file_address_and_place():
     )
 
 
-def test_a_name_that_is_not_resolved_is_told(monkeypatch):
+def test_an_unresolved_host_name_is_reported(monkeypatch):
     def unresolved(*arguments, **options):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -156,7 +156,7 @@ def test_a_name_that_is_not_resolved_is_told(monkeypatch):
     assert "(no connection: Name or service not known)" in refused("https://host.invalid/teacher.pkl")
 
 
-def test_a_connection_that_times_out_is_told(monkeypatch):
+def test_a_connection_timeout_is_reported(monkeypatch):
     def silent(*arguments, **options):
         raise TimeoutError("timed out")
 
@@ -164,17 +164,17 @@ def test_a_connection_that_times_out_is_told(monkeypatch):
     assert "(no connection within 10 s)" in refused("http://127.0.0.1:9/teacher.pkl")
 
 
-def test_a_proxy_that_is_away_is_told(monkeypatch):
+def test_an_unreachable_proxy_is_reported(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert "(no connection through the proxy: Connection refused)" in refused("http://host.invalid/teacher.pkl")
 
 
-def test_an_address_that_makes_no_sense_is_not_repeated(monkeypatch):
+def test_an_invalid_url_is_not_retried(monkeypatch):
     monkeypatch.setattr(transfer.time, "sleep", pytest.fail)
     assert "cannot be fetched" in refused("http://host.org:port/teacher.pkl")
 
 
-def test_a_killed_download_leaves_no_file_and_the_next_cleans_up_and_finishes(server, source):
+def test_a_killed_download_leaves_no_file_and_the_next_one_cleans_up(server, source):
     server.stall = 500_000
     process = subprocess.Popen([sys.executable, "-c", FETCH, source], stderr=subprocess.DEVNULL)
     assert server.sent.wait(60)
@@ -200,7 +200,7 @@ def test_an_interrupted_download_leaves_nothing(server, source, monkeypatch):
     assert files_below("downloads") == []
 
 
-def test_a_full_disk_is_one_line(server, source):
+def test_a_full_disk_is_reported_in_one_line(server, source):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:

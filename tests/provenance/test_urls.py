@@ -19,5 +19,5 @@ from mscd.provenance.urls import local_path
         ("data:b.pkl", "data:b.pkl"),
     ],
 )
-def test_where_a_source_lies_is_known_from_its_text(source, path):
+def test_the_local_path_depends_only_on_the_string(source, path):
     assert str(local_path(source)) == path
