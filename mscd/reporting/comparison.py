@@ -1,4 +1,4 @@
-"""The picture that shows what the numbers mean: images of the same seeds from teacher and students."""
+"""The picture that shows what the scores mean: images of the same seeds from the teacher and the students."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def compare_images(
     images: int,
     device: str | torch.device = "cpu",
 ) -> None:
-    """A PNG with a row of the first `images` seeds for the teacher at each student's number of evaluations, the best
-    scored snapshot of each student, and the teacher as it scores best.
+    """Write a PNG in which each row shows the first `images` seeds under one network and sampler.
+
+    The rows: the teacher at each student's number of evaluations, the best-scored snapshot of each student, and the
+    teacher with its best-scored sampler.
 
     scores: of `read_scores`; folder: the run's, which holds teacher/ and students/; samplers: those the teacher was
-    scored with. Raises UserError for a network that is missing or damaged.
+    scored with. Raises UserError for a missing or damaged network.
     """
     with tempfile.TemporaryDirectory() as scratch:
         rows = []
@@ -44,7 +46,7 @@ def compare_images(
 def _rows(
     table: pd.DataFrame, folder: Path, samplers: list[SamplerSettings]
 ) -> Iterator[tuple[str, Path, SamplerSettings]]:
-    """(label, network file, how it is sampled) of each row, from the top."""
+    """Yield (label, network file, sampler settings) for each row, from the top."""
     teacher = RunPaths(folder).teacher
     students = best_rows(table)
     how = _settings_of(students.pop(TEACHER), samplers)
@@ -57,11 +59,11 @@ def _rows(
 
 
 def _settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
-    """The settings that a row of the table was sampled with."""
+    """Return the settings with which a row of the table was sampled."""
     return next(how for how in samplers if (_name_of(how), how.steps) == (row["sampler"], row["steps"]))
 
 
 def _name_of(how: SamplerSettings) -> str:
-    """The sampler as a table names it."""
+    """Return the name of the sampler in a table."""
     churn = {"S_churn": how.S_churn, "S_min": how.S_min, "S_max": how.S_max, "S_noise": how.S_noise}
     return sampler_name(how.sampler, churn if how.S_churn > 0 else None)

@@ -24,15 +24,15 @@ from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
 from mscd.reporting.scores import curve, decimals_for, emas, has_posthoc_average
 
 Colour = str | np.ndarray
-# Okabe and Ito's palette: distinct with any common colour blindness. Black and grey are the teacher's.
+# Okabe and Ito's palette, distinct under all common kinds of colour blindness. Black and grey are the teacher's.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 INK, GREY = "#222222", "#777777"
 TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
 BEST: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 13}
-DENSE = 40  # points of a curve that would touch if each were marked
+DENSE = 40  # points of a curve above which their markers would touch
 LEGEND_WIDTH = 30  # characters
-LEGEND_LINES = 12  # curves of one kind that are named
+LEGEND_LINES = 12  # most curves of one kind that are named
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -58,9 +58,11 @@ STYLE = {
 
 
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
-    """A PNG: a student's score against its training, one curve per EMA kept in training (mean, and a band from minimum
-    to maximum over the seed blocks) and the best of those made afterwards, with the teacher's best row and its Euler
-    row of the same NFE."""
+    """Plot a student's score against its training as a PNG.
+
+    Shows one curve per EMA kept in training (mean, and a band from minimum to maximum over the seed blocks), the best
+    EMA made after training, the teacher's best row and its Euler row of the same NFE.
+    """
     mine, table = _student_scores(scores, student), fid_table(scores)
     nfe = int(mine["nfe"].iloc[0])
     with style.context(["default", STYLE]):
@@ -71,7 +73,7 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
             _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
         for _, best in table[(table["model"] == student) & has_posthoc_average(table)].iterrows():
             rows = mine[mine["network_digest"] == best["network"]]
-            _draw_curve(axes, rows, "snapshot_kimg", f"best post hoc: {best['ema']}", color=next(looks)[0], **BEST)
+            _draw_curve(axes, rows, "snapshot_kimg", f"best post-hoc: {best['ema']}", color=next(looks)[0], **BEST)
         for row, line in _teacher_lines(table, nfe):
             name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['mean']:.{decimals_for(row['mean'])}f}"
             axes.axhline(row["mean"], color=INK, linestyle=line, linewidth=1.2, label=name)
@@ -91,13 +93,16 @@ def _student_scores(scores: pd.DataFrame, student: str) -> pd.DataFrame:
 
 
 def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) -> None:
-    """A PNG: a student's score against the relative width of its power-function averages (mean, and a band from minimum
-    to maximum over the seed blocks), one curve per snapshot that has some made after training. Those kept in
-    training are framed, the best of all has a star. Raises UserError where none were made after training."""
+    """Plot a student's score against the relative width of its power-function averages as a PNG.
+
+    Shows one curve per snapshot that has averages made after training (mean, and a band from minimum to maximum over
+    the seed blocks). Averages kept in training are framed, and the best of all is starred. Raises UserError if none
+    were made after training.
+    """
     mine = _student_scores(scores, student)
     kimgs = sorted(mine.loc[has_posthoc_average(mine), "snapshot_kimg"].unique())
     if not kimgs:
-        raise UserError(f"no scores of averages of student {student} made after training (posthoc-...): score some")
+        raise UserError(f"no scores of post-hoc averages (posthoc-...) of student {student}; score some first")
     percent = mine["ema"].map(std_of).astype(float) * 100
     mine = mine.assign(percent=percent)[percent.notna() & mine["snapshot_kimg"].isin(kimgs)]
     with style.context(["default", STYLE]):
@@ -124,8 +129,8 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
 
 
 def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, Colour, str, str]]:
-    """(kimg, colour, marker, label) of each snapshot: distinct colours for a few, else from dark to light, with only
-    some named."""
+    """Yield (kimg, colour, marker, label) for each snapshot: distinct colours for a few snapshots, shades from dark to
+    light for many, of which only some are named."""
     many = len(kimgs) > len(COLOURS)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(kimgs))) if many else COLOURS
     step = math.ceil(len(kimgs) / LEGEND_LINES)
@@ -135,14 +140,17 @@ def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, Colour, str, st
 
 
 def _teacher_lines(table: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
-    """The teacher's best row and its Euler row of `nfe` evaluations, each with its line style; only those there are."""
+    """Return the teacher's best row and its Euler row of `nfe` evaluations, if they exist, each with a line style."""
     best = [(row, "-") for model, row in best_rows(table).items() if model == TEACHER]
     return best + [(row, "--") for _, row in teacher_euler(table, nfe).iterrows()]
 
 
 def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
-    """A PNG: score against network evaluations, the teacher's curve for each of its samplers (mean, and a band from
-    minimum to maximum over the seed blocks) and the best row of each student."""
+    """Plot scores against network evaluations as a PNG.
+
+    Shows one curve per sampler of the teacher (mean, and a band from minimum to maximum over the seed blocks) and the
+    best row of each student.
+    """
     teacher, table = scores[scores["model"] == TEACHER], fid_table(scores)
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
@@ -158,7 +166,7 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
             _draw_curve(axes, rows, "nfe", f"{name}, {trained}{best['ema']}", color=colour, **BEST)
         _plain_log(axes, "x", ticks=scores["nfe"].unique().tolist())
         _plain_log(axes, "y")
-        axes.set(title="Score against cost", xlabel="network evaluations an image (NFE)", ylabel=_score_label(scores))
+        axes.set(title="Score against cost", xlabel="network evaluations per image (NFE)", ylabel=_score_label(scores))
         _legend(figure, axes)
         save_figure(figure, path)
 
@@ -175,14 +183,14 @@ def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, col
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """A legend next to the axes that leaves them room however long its labels."""
+    """Add a legend next to the axes, with labels wrapped so that the axes keep enough room."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [textwrap.fill(label, LEGEND_WIDTH, break_on_hyphens=False, break_long_words=False) for label in labels]
     figure.legend(handles, labels, loc="outside right upper")
 
 
 def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
-    """A logarithmic axis with plain numbers at `ticks` (those that fit), or at round values."""
+    """Make an axis logarithmic, with plain numbers at `ticks` (those that fit) or at round values."""
     axes.set(**{f"{which}scale": "log"})
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
     if ticks is not None:
@@ -196,7 +204,7 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
 
 
 def spread_ticks(ticks: list[float], ratio: float) -> list[float]:
-    """Those of the ascending ticks that are at least `ratio` times the one kept before."""
+    """Return those of the ascending ticks that are at least `ratio` times the previous one kept."""
     kept = ticks[:1]
     for tick in ticks[1:]:
         if tick >= ratio * kept[-1]:

@@ -1,4 +1,4 @@
-"""The export of a student: one folder, as huggingface_hub holds them, that needs torch and safetensors alone."""
+"""The export of a student: one folder, ready for huggingface_hub, that needs only torch and safetensors."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from mscd.reporting.model_card import model_card
 from mscd.reporting.score_table import scores_of_network
 
 STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
-# What a network is made of: imports nothing but torch and the standard library.
+# The code of a network, which imports nothing but torch and the standard library.
 _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (PACKAGE / "networks").glob("*.py"))]
 
 
 def export_student(
     network: str | os.PathLike[str], dest: str | os.PathLike[str], *, table: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write the folder `dest` for a student's network file; returns its path.
+    """Export a student's network file to the folder `dest`; return its path.
 
-    model.safetensors (the file as it is), config.json, README.md (model card, with the rows of `table`, a
-    fid_table.csv, that belong to this network and its teacher), sample.py and the part of mscd that it needs. An
-    earlier export there is replaced. Raises UserError for what is no intact student, for a table without it and for a
-    folder that holds anything else.
+    The folder gets model.safetensors (the unchanged file), config.json, README.md (the model card, with the rows of
+    `table`, a fid_table.csv, for this network and its teacher), sample.py and the part of mscd that it needs. An
+    earlier export is replaced. Raises UserError if `network` is not an intact student, if `table` does not contain it,
+    or if `dest` holds anything other than an earlier export.
     """
     net, metadata = load_network(network)
     if not is_network(metadata) or not (student := metadata.get("student")):
-        raise UserError(f"{network}: not a student, which alone knows its sampler; export one of its students")
+        raise UserError(f"{network}: not a student; only students define their sampler, so export one of its students")
     grid = {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
     sigmas: list[float] = sampling_sigmas(net, student["segments"], **grid).tolist()
     scores = None if table is None else scores_of_network(table, metadata)
@@ -53,7 +53,7 @@ def export_student(
 
 
 def _check_dest(dest: Path) -> None:
-    """Raise UserError where a file that is not mscd's might be replaced."""
+    """Raise UserError if a file that is not mscd's might be replaced."""
     if not dest.exists() or dest.is_dir() and not any(dest.iterdir()):
         return
     try:
@@ -61,10 +61,10 @@ def _check_dest(dest: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         earlier = False
     if not earlier:
-        raise UserError(f"{dest}: holds something else than an export of mscd; name a new folder")
+        raise UserError(f"{dest}: holds something other than an mscd export; give a new folder")
 
 
 def _license() -> str:
-    """The text of this software's license, which must accompany copies of it."""
+    """Return the text of mscd's licence, which must accompany copies of its code."""
     files = importlib.metadata.files("mscd") or []
     return next(file for file in files if file.name == "LICENSE").read_text()

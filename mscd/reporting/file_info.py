@@ -1,7 +1,7 @@
-"""What a file is, by its content whatever its name: networks, states, detectors, references, samples, scores, images.
+"""What a file is, by its content and not its name: networks, states, detectors, references, samples, scores, images.
 
-Behind `mscd info`. Only headers are read, except of a pickled checkpoint, which has no header and is read without
-running it.
+Behind `mscd info`. Only headers are read, except for a pickled checkpoint, which has none and is read without being
+executed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mscd.networks.meta import meta_network, parameter_count
 from mscd.reporting.score_table import COLUMNS
 
 Facts = dict[str, object]  # JSON
-FEW_BYTES = 1000  # of a file's beginning, which its kind is read from
+FEW_BYTES = 1000  # at the beginning of a file, from which its kind is identified
 NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", "data", "origin", "run", "digest")
 TORCHSCRIPT = "TorchScript module (code that runs when it is loaded)"
 PROVENANCE = "provenance.json"  # next to images of `mscd generate`
@@ -49,10 +49,10 @@ SHAPE = ("img_resolution", "img_channels", "label_dim")
 
 
 def describe(path: str | os.PathLike[str]) -> Facts:
-    """What is known of a file or folder: `kind`, then facts as JSON has them, by name.
+    """Return what is known about a file or folder: `kind`, then JSON facts by name.
 
-    What mscd has nothing to do with has no facts. Raises UserError where nothing is there, and for a file that
-    begins as one of mscd's kinds and is damaged.
+    A file of no known kind has no facts. Raises UserError if there is nothing at `path`, and for a file that begins
+    like one of a known kind but is damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -61,17 +61,17 @@ def describe(path: str | os.PathLike[str]) -> Facts:
         with open(path, "rb") as file:
             start = file.read(FEW_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its name") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     for begins, facts in READERS:
         if begins(start):
             return facts(path)
-    return {"kind": "nothing that mscd knows"}
+    return {"kind": "unrecognised file"}
 
 
 def verify(path: str | os.PathLike[str]) -> str:
-    """Read all of a file and hold it against what it says of itself; returns what was compared, in words.
+    """Read the whole file, check it against its own digest, and return in words what was compared.
 
-    Raises UserError when they differ, and where a file holds nothing to compare with.
+    Raises UserError if they differ, or if the file holds nothing to compare with.
     """
     kind = describe(path)["kind"]
     if kind in ("network", "training state", "classifier"):
@@ -85,11 +85,11 @@ def verify(path: str | os.PathLike[str]) -> str:
             if (damaged := archive.testzip()) is not None:
                 raise UserError(f"{path}: damaged ({damaged} does not match its CRC); make or fetch it again")
         return "every part matches its CRC"
-    raise UserError(f"{path}: holds no digest that its content could be compared with")
+    raise UserError(f"{path}: holds no digest to check its content against")
 
 
 def as_text(path: str | os.PathLike[str], facts: Mapping[str, object]) -> str:
-    """The facts of `describe` as lines to read."""
+    """Return the facts of `describe` as readable text."""
     rest = {name.replace("_", " "): _words(value) for name, value in facts.items() if name != "kind"}
     width = max(map(len, rest), default=0)
     lines = [f"{path}: {facts['kind']}"]
@@ -123,10 +123,10 @@ def _words(value: object) -> str:
 
 def _safetensors(path: Path) -> Facts:
     with open_safetensors(path, framework="pt") as (file, header):
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, not a mapping
     sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
     if METADATA_KEY not in header:
-        return {"kind": "safetensors file, not of mscd", "tensors": len(sizes), "numbers": sum(sizes.values())}
+        return {"kind": "safetensors file, not from mscd", "tensors": len(sizes), "numbers": sum(sizes.values())}
     metadata = parse_metadata(header, path)
     if is_network(metadata):
         return {"kind": "network", **_network_facts(metadata)}
@@ -135,7 +135,7 @@ def _safetensors(path: Path) -> Facts:
     if is_classifier(metadata):
         about = {"classifier": metadata["classifier"], "made_from": metadata["made_from"], "digest": metadata["digest"]}
         return {"kind": "classifier", "parameters": sum(sizes.values()), **about}
-    return {"kind": "file of another version of mscd", **metadata}
+    return {"kind": "file from another version of mscd", **metadata}
 
 
 def _network_facts(metadata: NetworkFileMetadata) -> Facts:
@@ -145,7 +145,7 @@ def _network_facts(metadata: NetworkFileMetadata) -> Facts:
 
 
 def _architecture(options: Mapping[str, Any]) -> Facts:
-    """What a network is made of, its parameters counted on one of the same options."""
+    """Return the architecture of a network; its parameters are counted on a network with the same options."""
     rest = {k: v for k, v in options.items() if k not in (*SHAPE, "model_type", "precision")}
     return {
         "architecture": options["model_type"],
@@ -175,7 +175,7 @@ def _pickle(path: Path) -> Facts:
 
 
 def _zip(path: Path) -> Facts:
-    """An .npz, a TorchScript module, or images."""
+    """Return the facts of an .npz, a TorchScript module or a zip of images."""
     try:
         with open(path, "rb") as file:
             names, _ = read_directory(file)
@@ -183,14 +183,14 @@ def _zip(path: Path) -> Facts:
             with zipfile.ZipFile(path) as archive:
                 return _arrays(archive, [name.removesuffix(".npy") for name in names])
     except (*NPZ_FAULTS, KeyError) as error:
-        raise UserError(f"{path}: a zip that is damaged or cut short ({error}); make or fetch it again") from error
+        raise UserError(f"{path}: a damaged or truncated zip ({error}); make or fetch it again") from error
     if any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names):
         return {"kind": TORCHSCRIPT, "bytes": path.stat().st_size}
     return _images(path) if any(map(is_image, names)) else {"kind": "zip without images", "files": len(names)}
 
 
 def _arrays(archive: zipfile.ZipFile, names: list[str]) -> Facts:
-    """Reference statistics, samples, or another .npz, from the headers of its arrays."""
+    """Return the facts of reference statistics, samples or another .npz, from the headers of its arrays."""
 
     def shape(name: str) -> list[int]:
         with archive.open(f"{name}.npy") as file:
@@ -215,7 +215,7 @@ def _npy_shape(file: IO[bytes]) -> tuple[int, ...]:
 
 
 def _sampled(provenance: object) -> Facts:
-    """How samples were made, of their network what names it and where it and its training images come from."""
+    """Return how samples were made, what identifies their network, and the origins of it and its training images."""
     if not isinstance(provenance, dict) or not isinstance(network := provenance.get("network"), dict):
         return {"provenance": None}
     named = {name: network.get(name) for name in ("model", "snapshot_kimg", "ema", "digest")}
@@ -234,7 +234,7 @@ def _images(path: Path) -> Facts:
         try:
             made = _sampled(json.loads(files.read(files.names.index(PROVENANCE))))
         except ValueError as error:
-            raise UserError(f"{path}: its {PROVENANCE} is no JSON ({error}); make the images again") from error
+            raise UserError(f"{path}: its {PROVENANCE} is not valid JSON ({error}); make the images again") from error
     return {"kind": "images", "images": len(dataset), **shape, **made}
 
 
@@ -242,10 +242,10 @@ def _json(path: Path) -> Facts:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: begins as JSON and is none ({error}); damaged or cut short?") from error
+        raise UserError(f"{path}: begins like JSON but is not valid JSON ({error}); damaged or truncated?") from error
     if {"value", "metric", "network_digest"} <= content.keys():
         return {"kind": "score", content["metric"]: content["value"], **content}
-    return {"kind": "JSON, no score", "keys": list(content)}
+    return {"kind": "JSON, not a score", "keys": list(content)}
 
 
 def _table(path: Path) -> Facts:
@@ -262,7 +262,7 @@ def _table(path: Path) -> Facts:
             for model, row in best.items()
         }
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: a table of scores that is damaged or cut short ({error}); make it again") from error
+        raise UserError(f"{path}: a damaged or truncated table of scores ({error}); make it again") from error
     return {"kind": "table of scores", "rows": len(rows), "metric": rows[0]["metric"] if rows else None, **lines}
 
 
@@ -270,7 +270,7 @@ def _is_safetensors(start: bytes) -> bool:
     return len(start) > 9 and start[8:10] == b'{"' and int.from_bytes(start[:8], "little") < 1 << 30
 
 
-# How a file of each kind begins, and the function that reads it.
+# For each kind, a test of the file's beginning and the function that reads the file.
 READERS: list[tuple[Callable[[bytes], bool], Callable[[Path], Facts]]] = [
     (_is_safetensors, _safetensors),
     (lambda start: start.startswith(b"\x80"), _pickle),

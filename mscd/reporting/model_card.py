@@ -10,7 +10,7 @@ from mscd.files.markdown import markdown_table
 from mscd.provenance.code_version import code_identity
 from mscd.reporting.scores import decimals_for
 
-# Beginnings of license texts, and the identifiers that the hub has for them.
+# The hub's licence identifiers, by the beginning of the licence text.
 _HUB_LICENSES = {
     "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
     "CC BY-NC 4.0": "cc-by-nc-4.0",
@@ -24,9 +24,9 @@ _USE = """## Use
     pip install torch safetensors
     python sample.py 0-63 images.ppm
 
-draws the images of seeds 0 to 63, of random classes where there are classes. `mscd/` is the part of the software that
-the network needs, `config.json` holds its settings. Where mscd is installed, `mscd generate model.safetensors` gives
-the same images for the same seeds.
+This samples seeds 0 to 63, with a random class per image if the network has classes. `mscd/` is the part of the
+software that the network needs, and `config.json` holds its settings. If mscd is installed,
+`mscd generate model.safetensors` gives the same images for the same seeds.
 """
 _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
 
@@ -34,9 +34,9 @@ _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "me
 def model_card(
     metadata: NetworkFileMetadata, student: StudentFacts, sigmas: list[float], scores: pd.DataFrame | None
 ) -> str:
-    """README.md of a student whose file has this metadata and is sampled at these noise levels.
+    """Return the README.md of a student with this metadata, sampled at these noise levels.
 
-    scores: its rows and its teacher's, of `scores_of_network`, or None.
+    scores: the rows of the student and its teacher, from `scores_of_network`, or None.
     """
     sections = [_header(metadata), _title(metadata, student), _USE]
     if scores is not None:
@@ -46,7 +46,7 @@ def model_card(
 
 
 def hub_license(metadata: NetworkMetadata) -> dict[str, str]:
-    """The license keys of the hub's header: those of the file that the network was made from, else none is claimed."""
+    """Return the licence keys of the hub's header, from the file that the network was made from; else claim none."""
     if "origin" not in metadata:
         return {"license": "other", "license_name": "not-stated", "license_link": "README.md"}
     for text, identifier in _HUB_LICENSES.items():
@@ -69,13 +69,13 @@ def _title(metadata: NetworkFileMetadata, student: StudentFacts) -> str:
     network, segments = metadata["network"], student["segments"]
     size = f"{network['img_resolution']}×{network['img_resolution']}"
     kind = "RGB" if network["img_channels"] == 3 else "grey"
-    classes = f"{network['label_dim']} classes" if network["label_dim"] else "no classes"
+    classes = f"of {network['label_dim']} classes" if network["label_dim"] else "without classes"
     evaluations = "1 network evaluation" if segments == 1 else f"{segments} network evaluations"
     return (
         f"# {metadata['model']}: {size} images in {evaluations}\n\n"
-        f"A generator of {size} {kind} images of {classes}. It was distilled from an EDM teacher\n"
+        f"A generator of {size} {kind} images {classes}. It was distilled from an EDM teacher\n"
         "([Karras et al. 2022](https://arxiv.org/abs/2206.00364)) by multistep consistency distillation\n"
-        f"([Heek et al. 2024](https://arxiv.org/abs/2403.06807)). An image takes {evaluations}.\n"
+        f"([Heek et al. 2024](https://arxiv.org/abs/2403.06807)). Each image takes {evaluations}.\n"
     )
 
 
@@ -89,8 +89,8 @@ def _scores(scores: pd.DataFrame) -> str:
         cells.append([*texts, *values])
     table = markdown_table(["model", "kimg", *_TABLE[2:]], cells, padded=False)
     return (
-        f"## Scores\n\n{one['metric']}, lower is better, over blocks of {one['images']} images against reference "
-        f"`{one['reference'][:12]}`: minimum, mean and standard\ndeviation over the blocks of seeds. "
+        f"## Scores\n\n{one['metric']}, lower is better: minimum, mean and standard deviation over seed blocks of "
+        f"{one['images']} images,\nagainst reference `{one['reference'][:12]}`. "
         "The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
     )
 
@@ -99,8 +99,9 @@ def _making(metadata: NetworkMetadata, student: StudentFacts, sigmas: list[float
     kimg = metadata.get("snapshot_kimg")
     facts = [
         f"training images: {_data(metadata.get('data'))}",
-        f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, weights `{metadata['ema']}`",
-        f"segments: {student['segments']}, of the Karras grid from {student['sigma_max']:g} to "
+        f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, "
+        f"weight average `{metadata['ema']}`",
+        f"segments: {student['segments']}, on the Karras grid from {student['sigma_max']:g} to "
         f"{student['sigma_min']:g} with rho {student['rho']:g}",
         f"sampler: Euler at noise levels {', '.join(f'{sigma:.6g}' for sigma in sigmas)}",
         f"network digest: `{metadata['digest']}`",
@@ -116,25 +117,25 @@ def _data(data: DataFacts | None) -> str:
         return "not recorded"
     origin = data.get("origin")
     made_from = f", made from {origin['source']} (sha256 `{origin['sha256'] or 'none'}`)" if origin else ""
-    return f"data set of digest `{data['digest']}`{made_from}"
+    return f"data set with digest `{data['digest']}`{made_from}"
 
 
 def _limits(student: StudentFacts) -> str:
     return (
         "## Limits\n\n"
-        f"- It is made to be evaluated at these {student['segments']} noise levels; other samplers or steps give worse "
-        "images.\n"
-        "- It shows what its training images show, with their biases, and may come close to single ones.\n"
-        "- Seeds give the same images on one kind of device; another rounds differently.\n"
-        "- A score compares with others of the same metric and reference only.\n"
+        f"- The network is meant to be evaluated at these {student['segments']} noise levels; other samplers or steps "
+        "give worse images.\n"
+        "- It shows what its training images show, including their biases, and may closely resemble some of them.\n"
+        "- A seed gives the same image on the same kind of device; other kinds round differently.\n"
+        "- Scores can be compared only if their metric and reference are the same.\n"
     )
 
 
 def _license(metadata: NetworkMetadata) -> str:
-    weights, images = "The weights: not stated; whoever publishes them chooses.", "not recorded here."
+    weights, images = "No licence is stated for the weights; whoever publishes them chooses one.", "not recorded here."
     if "origin" in metadata:
         origin = metadata["origin"]
-        weights = f"The weights are made from {origin['source']}, whose terms pass on to them: {origin['license']}."
+        weights = f"The weights are made from {origin['source']} and inherit its terms: {origin['license']}."
     data = metadata.get("data")
     if data and (made_from := data.get("origin")):
         images = f"{made_from['license']} ({made_from['source']})."

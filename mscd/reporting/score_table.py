@@ -1,6 +1,6 @@
-"""What a run comes to: the table of its scores, its best rows, and the numbers that sum it up.
+"""The results of a run: the table of its scores, its best rows, and the numbers that sum it up.
 
-All of it is made from score files alone (one JSON per network, sampler and seed block); equal files give equal bytes.
+All are made from score files alone (one JSON per network, sampler and seed block); equal files give equal bytes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mscd.reporting.scores import ROW, decimals_for, has_posthoc_average, seed_r
 if TYPE_CHECKING:
     from mscd.checkpoints.metadata import NetworkMetadata
 
-# Columns of fid_table.csv, which calls the digests of network and reference by shorter names.
+# Columns of fid_table.csv, where the digests of network and reference have shorter names.
 RENAMED = {"network_digest": "network", "reference_digest": "reference"}
 COLUMNS = [*ROW[:8], "min", "mean", "std", *RENAMED.values()]
-TYPES = {**dict.fromkeys(["model", "ema", *RENAMED.values()], "str"), "snapshot_kimg": "Int64"}  # "8" may be a name
+TYPES = {**dict.fromkeys(["model", "ema", *RENAMED.values()], "str"), "snapshot_kimg": "Int64"}  # a name may be "8"
 HEADER = ["model", "kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std", "network", ""]
-NUMBERS = {1, 4, 5, 6, 7, 8}  # its columns of numbers
-LONGEST = 60  # rows of a Markdown table that are still read; a longer one shows BEST_SHOWN snapshots of each average
+NUMBERS = {1, 4, 5, 6, 7, 8}  # numeric columns of HEADER
+LONGEST = 60  # most rows of a full Markdown table; a longer one shows the BEST_SHOWN best and last per average
 BEST_SHOWN = 3
 
 
 def fid_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """COLUMNS, one row per network, EMA and sampler of `read_scores`, in the same order: minimum, mean and sample
-    standard deviation over the seed blocks (empty where there is one block). `images` are those of one block.
+    """Return the score table: COLUMNS, one row per network, EMA and sampler of `read_scores`, in the same order.
 
-    Of a model's post-hoc averages only the one of lowest mean has a row.
+    min, mean and std (sample standard deviation, empty for a single block) are over the seed blocks; `images` is the
+    number per block. Of a model's post-hoc averages, only the one with the lowest mean has a row.
     """
     groups = scores.groupby(ROW, sort=False, dropna=False)["value"]
     table = groups.agg(["min", "mean", "std"]).reset_index().rename(columns=RENAMED)[COLUMNS]
@@ -46,19 +46,19 @@ def fid_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_rows(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """The row of lowest mean of each model of the table, in its order."""
+    """Return the row with the lowest mean of each model, in the order of the table."""
     return {str(model): rows.iloc[rows["mean"].argmin()] for model, rows in table.groupby("model", sort=False)}
 
 
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The rows of a `fid_table.csv`. Raises as pandas.read_csv does: OSError, ValueError or TypeError."""
+    """Return the rows of a `fid_table.csv`. Raises what pandas.read_csv raises: OSError, ValueError or TypeError."""
     return pd.read_csv(path, dtype=TYPES, keep_default_na=False, na_values=[""])  # a student may be called NA
 
 
 def best_network(table: str | Path, model: str) -> Path:
-    """The network file of the row of lowest mean that a student has in a run's table (`fid_table.csv`).
+    """Return the network file of a student's row with the lowest mean in a run's table (`fid_table.csv`).
 
-    Raises UserError for a table that cannot be read or has no row of the student.
+    Raises UserError if the table cannot be read or has no row of the student.
     """
     try:
         best = best_rows(read_table(table))[model]
@@ -70,14 +70,14 @@ def best_network(table: str | Path, model: str) -> Path:
 
 
 def network_path(row: pd.Series, folder: Path) -> Path:
-    """The network of a student's row of the table of the run in `folder`. The way back is `scores_of_network`."""
+    """Return the network file of a student's row in the table of the run in `folder` (inverse: `scores_of_network`)."""
     return RunPaths(folder).snapshot(row["model"], int(row["snapshot_kimg"]), row["ema"])
 
 
 def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) -> pd.DataFrame:
-    """The rows of a `fid_table.csv` that belong to the very network with this metadata, and its teacher's.
+    """Return the rows of a `fid_table.csv` for exactly the network with this metadata, and those for its teacher.
 
-    Raises UserError for what is no such table and for one without a row of this network.
+    Raises UserError if `table` is not such a table or has no row of this network.
     """
     try:
         rows = read_table(table)
@@ -85,7 +85,7 @@ def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) 
         rows[COLUMNS]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{table}: not a score table of mscd ({reason}); give a run's fid_table.csv") from error
+        raise UserError(f"{table}: not a score table from mscd ({reason}); give a run's fid_table.csv") from error
     if not own.any():
         raise UserError(
             f"{table}: has no score of this network ({metadata['model']}, digest {metadata['digest'][:12]}); give the "
@@ -95,8 +95,8 @@ def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) 
 
 
 def headline(table: pd.DataFrame) -> dict[str, float]:
-    """The run in a few numbers for a run database: `best/<model>` is the lowest mean of each model, and
-    `over_teacher/<student>` how many times the teacher's best that is."""
+    """Return the run in a few numbers for a run database: `best/<model>` is the lowest mean of each model, and
+    `over_teacher/<student>` the ratio of the student's best to the teacher's."""
     best = {model: float(row["mean"]) for model, row in best_rows(table).items()}
     numbers = {f"best/{model}": mean for model, mean in best.items()}
     if TEACHER in best:
@@ -106,14 +106,14 @@ def headline(table: pd.DataFrame) -> dict[str, float]:
 
 
 def teacher_euler(table: pd.DataFrame, nfe: int) -> pd.DataFrame:
-    """The teacher's rows of `nfe` Euler steps: none, or one."""
+    """Return the teacher's rows with `nfe` Euler steps: none or one."""
     return table[(table["model"] == TEACHER) & (table["sampler"] == "euler") & (table["nfe"] == nfe)]
 
 
 def write_table(scores: pd.DataFrame, csv: str | Path, md: str | Path) -> pd.DataFrame:
-    """Write `fid_table(scores)` as CSV (full precision) and as Markdown to be read by people; returns the table.
+    """Write `fid_table(scores)` as CSV (full precision) and as Markdown (for people); return the table.
 
-    Where the table is long the Markdown shows the best and last snapshots only, and says so.
+    If the table is long, the Markdown shows only the best and last snapshots, and says so.
     """
     table = fid_table(scores)
     write_whole(csv, table.to_csv(index=False, lineterminator="\n").encode())
@@ -126,13 +126,13 @@ def _markdown(table: pd.DataFrame, scores: pd.DataFrame, csv: str) -> str:
     one, shown = table.iloc[0], _shown(table)
     decimals = decimals_for(table["mean"].min())
     about = (
-        f"{one['metric']}, lower is better: {one['images']} images a block, {len(blocks)} "
+        f"{one['metric']}, lower is better: {one['images']} images per block, {len(blocks)} "
         f"{'block' if len(blocks) == 1 else 'blocks'} ({seed_ranges(blocks)}), reference {one['reference'][:12]}."
     )
     if len(shown) < len(table):
         about += (
-            f" Of each student's averages the {BEST_SHOWN} best snapshots and the last: {len(shown)} of "
-            f"{len(table)} rows, which are all in {csv}."
+            f" For each average of a student, only the {BEST_SHOWN} best snapshots and the last are shown: "
+            f"{len(shown)} of {len(table)} rows. All rows are in {csv}."
         )
     lines = markdown_table(HEADER, _cells(shown, _marks(table), decimals), right=NUMBERS)
     sentences = _sentences(table, decimals) + _posthoc_sentences(table, scores)
@@ -140,7 +140,7 @@ def _markdown(table: pd.DataFrame, scores: pd.DataFrame, csv: str) -> str:
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a reader is shown: all, or those worth it."""
+    """Return the rows to show: all, or of a long table the teacher's and the best and last of each average."""
     if len(table) <= LONGEST:
         return table
     kept = set(table.index[table["model"] == TEACHER])
@@ -160,7 +160,7 @@ def _cells(table: pd.DataFrame, marks: Mapping[Hashable, str], decimals: int) ->
 
 
 def _marks(table: pd.DataFrame) -> dict[Hashable, str]:
-    """What to write next to the best row of each model, by the row's index; the best student's is "best student"."""
+    """Return the mark of each model's best row, by the row's index; that of the best student is "best student"."""
     best = best_rows(table)
     marks = {row.name: f"best {model}" for model, row in best.items()}
     students = [row for model, row in best.items() if model != TEACHER]
@@ -170,7 +170,7 @@ def _marks(table: pd.DataFrame) -> dict[Hashable, str]:
 
 
 def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
-    """One sentence per student that compares its best row with the teacher's."""
+    """Return one sentence per student that compares its best row with the teacher's."""
     best = best_rows(table)
     if TEACHER not in best:
         return []
@@ -187,11 +187,11 @@ def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
 
 
 def _posthoc_sentences(table: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
-    """One sentence per post-hoc average of the table that was chosen from several, with their number."""
+    """Return one sentence per post-hoc average in the table that was chosen from several, with their number."""
     tried = scores[has_posthoc_average(scores)].groupby("model")["network_digest"].nunique()
     return [
         f"- {row['model']}: {row['ema']} at {row['snapshot_kimg']} kimg is the best of {tried[row['model']]} "
-        "averages made after training that were scored"
+        "scored averages made after training"
         for _, row in table[has_posthoc_average(table)].iterrows()
         if tried[row["model"]] > 1
     ]

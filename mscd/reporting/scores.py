@@ -1,4 +1,4 @@
-"""The scores of a run, read back from their files as the rows of one data frame, and the curves that they make."""
+"""The scores of a run, read from their files as the rows of one data frame, and the curves that they form."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mscd.errors import UserError
 if TYPE_CHECKING:
     from mscd.evaluation.score import Score
 
-# Columns in which the scores of one row of the table agree: they differ in their seed blocks alone.
+# Columns that the scores of one table row share; these scores differ only in their seed blocks.
 ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network_digest"]
 ROW += ["reference_digest"]
-# Columns in which all scores of a table agree, by their names in messages.
+# Columns that all scores of a table share, by their names in messages.
 COMMON = {"metric": "metric", "detector": "detector_digest", "reference": "reference_digest", "images": "images"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _ScoreRow:
-    """A score file as a row of the data frame; sampler: its name with its churn; path: of the file."""
+    """A score file as a row of the data frame. sampler: its name including churn; path: of the file."""
 
     model: str
     snapshot_kimg: int | None
@@ -49,11 +49,11 @@ class _ScoreRow:
 
 
 def read_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The score files of one run, one row each: ROW's columns, `value`, and the seed block: `first_seed`, `last_seed`.
+    """Return the score files of one run, one row each: ROW's columns, `value`, `first_seed` and `last_seed`.
 
-    Sorted: the teacher first, then by student, snapshot, EMA, sampler, NFE and seed block. Raises UserError for an
-    unreadable file, and for scores that do not belong in one table: another detector, reference, metric or image
-    count, rows over different seed blocks, or one score twice.
+    Rows are sorted: the teacher first, then by student, snapshot, EMA, sampler, NFE and seed block. Raises UserError
+    for an unreadable file, and for scores that cannot share a table: different detectors, references, metrics or image
+    counts, rows over different seed blocks, or the same score twice.
     """
     rows = [_read_row(Path(path)) for path in paths]
     if not rows:
@@ -63,8 +63,8 @@ def read_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
             first, other = getattr(rows[0], column), getattr(row, column)
             if other != first:
                 raise UserError(
-                    f"scores of different {name} do not belong in one table: {rows[0].path} has {first}, "
-                    f"{row.path} has {other}; report them apart"
+                    f"scores that differ in {name} cannot share a table: {rows[0].path} has {first}, "
+                    f"{row.path} has {other}; report them separately"
                 )
     rows.sort(key=_sort_key)
     _check_seed_blocks(rows)
@@ -95,11 +95,11 @@ def _read_row(path: Path) -> _ScoreRow:
     except OSError as error:
         raise UserError(f"{path}: cannot read the score: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: not a score file of mscd ({type(error).__name__}: {error}); score again") from error
+        raise UserError(f"{path}: not a score file from mscd ({type(error).__name__}: {error}); score again") from error
 
 
 def sampler_name(sampler: str, churn: Mapping[str, float | None] | None) -> str:
-    """The sampler as a table names it: `euler`, `heun`, or with its churn, `heun S_churn=40 S_min=0.05 ...`."""
+    """Return the sampler's name in a table: `euler`, `heun`, or with churn `heun S_churn=40 S_min=0.05 ...`."""
     if churn is None:
         return sampler
     values = {name: churn[name] for name in CHURN_SETTINGS}
@@ -115,7 +115,7 @@ def _sort_key(row: _ScoreRow) -> tuple[bool, list[str | int], int, str, str, int
 
 
 def _check_seed_blocks(rows: Sequence[_ScoreRow]) -> None:
-    blocks: dict[tuple[object, ...], dict[tuple[int, int], str]] = {}  # by row of the table: file by seed block
+    blocks: dict[tuple[object, ...], dict[tuple[int, int], str]] = {}  # by table row, the file of each seed block
     for row in rows:
         block = (row.first_seed, row.last_seed)
         paths = blocks.setdefault(tuple(getattr(row, name) for name in ROW), {})
@@ -126,40 +126,40 @@ def _check_seed_blocks(rows: Sequence[_ScoreRow]) -> None:
     for other in others:
         if other.keys() != first.keys():
             raise UserError(
-                f"rows of one table need the same seed blocks: {next(iter(first.values()))} belongs to a row of "
-                f"{seed_ranges(first)}, {next(iter(other.values()))} to one of {seed_ranges(other)}"
+                f"all rows of a table must have the same seed blocks: {next(iter(first.values()))} belongs to a row "
+                f"with {seed_ranges(first)}, {next(iter(other.values()))} to one with {seed_ranges(other)}"
             )
 
 
 def seed_ranges(blocks: Iterable[tuple[int, int]]) -> str:
-    """Seed blocks, (first seed, last seed) each, as text: "seeds 0-99, 100-199"."""
+    """Return seed blocks, each (first seed, last seed), as text: "seeds 0-99, 100-199"."""
     return "seeds " + ", ".join(f"{first}-{last}" for first, last in blocks)
 
 
 def has_posthoc_average(rows: pd.DataFrame) -> pd.Series[bool]:
-    """Which rows of a table or of scores are of averages made after training, `posthoc-0.075`."""
+    """Return which rows of a table or of scores belong to averages made after training (`posthoc-0.075`)."""
     return rows["ema"].map(is_posthoc).astype(bool)
 
 
 def emas(scores: pd.DataFrame, student: str) -> list[str]:
-    """The EMAs kept in training that a student was scored with: "ema" first, then the power-function ones by their std.
+    """Return a student's scored EMAs that were kept in training: "ema" first, then the power-function EMAs by std.
 
-    Those made afterwards are compared by their length, not along the training.
+    EMAs made after training are compared by their length, not along the training.
     """
     return sorted(scores.loc[(scores["model"] == student) & ~has_posthoc_average(scores), "ema"].unique())
 
 
 def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int, float]]:
-    """(kimg, mean score over the seed blocks) of every scored snapshot of a student under one EMA, by kimg."""
+    """Return (kimg, mean score over the seed blocks) for every scored snapshot of one EMA, by kimg."""
     means = curve(scores[(scores["model"] == student) & (scores["ema"] == ema)], "snapshot_kimg")["mean"]
     return [(int(kimg), float(mean)) for kimg, mean in zip(means.index.to_list(), means, strict=True)]
 
 
 def curve(scores: pd.DataFrame, along: str | list[str]) -> pd.DataFrame:
-    """Minimum, mean and maximum ("min", "mean", "max") of the scores for each value of column `along`, ascending."""
+    """Return "min", "mean" and "max" of the scores for each value of the column or columns `along`, ascending."""
     return scores.groupby(along)["value"].agg(["min", "mean", "max"]).sort_index()
 
 
 def decimals_for(smallest: float) -> int:
-    """Decimals that leave the smallest value of a column three digits or more."""
+    """Return the number of decimals that leaves the smallest value of a column at least three significant digits."""
     return 2 if smallest <= 0 else max(2, 2 - math.floor(math.log10(smallest)))

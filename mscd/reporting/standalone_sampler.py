@@ -1,7 +1,7 @@
-"""Images of the network beside this file, with only torch and safetensors installed: python sample.py 0-15 images.ppm
+"""Sample the network next to this file, with only torch and safetensors installed: python sample.py 0-15 images.ppm
 
-For seeds 0 to 15, or for one as `7`; the same seed gives the same image. The picture, .ppm or .pgm, shows them from
-left to right; most viewers and Pillow read it.
+Seeds are a range such as 0-15 or a single number; the same seed gives the same image. The picture, a .ppm or .pgm,
+shows the images from left to right; most viewers and Pillow can read it.
 """
 
 import json
@@ -26,7 +26,7 @@ def main(seeds: str, picture: str) -> None:
     ends = [int(seed) for seed in seeds.split("-")]
     first, last, images = min(ends), max(ends), []
     size = max(1, 128**2 // net.img_resolution**2)
-    for start in range(first // size * size, last + 1, size):  # whole pieces: rounding depends on their size
+    for start in range(first // size * size, last + 1, size):  # always full pieces: rounding depends on their size
         draws = [torch.Generator(device).manual_seed(seed) for seed in range(start, start + size)]
         shape, labels = [1, net.img_channels, net.img_resolution, net.img_resolution], None
         x = torch.cat([torch.randn(shape, generator=draw, device=device) for draw in draws]).double() * sigmas[0]
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 3 or not re.fullmatch(r"\d+(-\d+)?", sys.argv[1]):
         sys.exit(__doc__)
     if Path(sys.argv[2]).suffix not in (".ppm", ".pgm"):
-        sys.exit(f"{sys.argv[2]}: a picture's name ends in .ppm or .pgm here")
+        sys.exit(f"{sys.argv[2]}: the picture's name must end in .ppm or .pgm")
     main(*sys.argv[1:])

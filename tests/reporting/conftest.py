@@ -1,4 +1,4 @@
-"""Score files of made-up runs."""
+"""Score files of invented runs."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ BLOCKS = ([0, 99], [100, 199], [200, 299])
 
 @pytest.fixture
 def put(tmp_path):
-    """Writes a score file; returns its path."""
+    """A function that writes a score file and returns its path."""
     number = itertools.count()
 
     def write(value, seeds, model="teacher", kimg=400, ema="ema", sampler="heun", steps=18, **changes):
@@ -40,7 +40,7 @@ def put(tmp_path):
 
 @pytest.fixture
 def run(put):
-    """Score files of a teacher (Heun best, Euler at 8), and students s4, s16 in two snapshots and two EMAs."""
+    """Score files of a teacher (Heun best, Euler at 8), and of students s8 and s16 at two snapshots in two EMAs."""
     paths = []
     for shift, block in enumerate(BLOCKS):
         paths += [put(5.0 + shift, block), put(28.0 + shift, block, sampler="euler", steps=8)]
@@ -53,7 +53,7 @@ def run(put):
 
 @pytest.fixture
 def posthoc(put, run):
-    """`run` with averages made after training: three of s8 in two snapshots, one of s16."""
+    """`run` with averages made after training: three of s8 at two snapshots each, and one of s16."""
     for shift, block in enumerate(BLOCKS):
         for kimg, std in itertools.product((50, 100), (0.03, 0.075, 0.15)):
             value = 8 - kimg / 100 + 20 * abs(std - 0.075) + shift

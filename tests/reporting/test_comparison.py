@@ -1,4 +1,4 @@
-"""The picture that compares models takes the networks and samplers that the table names."""
+"""The picture that compares models: it uses the networks and samplers that the table names."""
 
 import pytest
 from score_frames import scores_of
@@ -36,7 +36,7 @@ def shown(monkeypatch):
 
 
 @pytest.mark.parametrize("best", range(4))
-def test_the_teacher_is_sampled_as_it_scores_best_churn_and_all(shown, tmp_path, best):
+def test_the_teacher_is_sampled_as_it_scores_best_including_churn(shown, tmp_path, best):
     teacher = [
         ("teacher", 0, "ema", name, 8 if name == "euler" else 256, 5.0 - (i == best)) for i, name in enumerate(NAMES)
     ]
@@ -47,7 +47,7 @@ def test_the_teacher_is_sampled_as_it_scores_best_churn_and_all(shown, tmp_path,
     assert how["seeds"] == range(3)
 
 
-def test_published_students_and_posthoc_averages_are_found_beside_the_others(shown, tmp_path):
+def test_published_students_and_posthoc_averages_are_found_too(shown, tmp_path):
     scores = scores_of(
         ("teacher", 0, "ema", "heun", 256, 2.3),
         ("s8", 50, "phema-0.050", "euler", 8, 3.0),

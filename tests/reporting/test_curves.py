@@ -1,4 +1,4 @@
-"""The pictures of a run. What they look like is for eyes; that they are what they say is tested here."""
+"""The figures of a run: they show what they say. What they look like is for the eye to judge."""
 
 import pytest
 from PIL import Image
@@ -13,7 +13,7 @@ STUDENT = [("s8", kimg, ema, "euler", 8, 500 / kimg, 520 / kimg) for kimg in (25
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of the figures that are saved."""
+    """The axes of the saved figures."""
     axes = []
     save = curves.save_figure
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: (axes.append(figure.axes[0]), save(figure, path)))
@@ -24,7 +24,7 @@ def labels(axes):
     return [line.get_label() for line in axes.get_lines()]
 
 
-def test_a_student_is_drawn_with_a_curve_an_ema_and_the_teachers_two_lines(drawn, tmp_path):
+def test_a_students_plot_has_one_curve_per_ema_and_two_teacher_lines(drawn, tmp_path):
     curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
     (axes,) = drawn
     assert labels(axes) == [
@@ -40,7 +40,7 @@ def test_a_student_is_drawn_with_a_curve_an_ema_and_the_teachers_two_lines(drawn
     assert low < 5.25 and high > 29
 
 
-def test_teacher_and_best_students_are_drawn_against_nfe(drawn, tmp_path):
+def test_the_nfe_plot_shows_the_teacher_and_the_best_students(drawn, tmp_path):
     s4 = ("s4", 50, "ema", "euler", 4, 15.0, 16.0)
     curves.score_vs_nfe(
         scores_of(*TEACHER, ("teacher", 400, "ema", "heun", 9, 7.0, 7.5), s4, *STUDENT), tmp_path / "a.png"
@@ -52,7 +52,7 @@ def test_teacher_and_best_students_are_drawn_against_nfe(drawn, tmp_path):
     assert list(best.get_xdata()) == [8] and list(best.get_ydata()) == pytest.approx([10.2])
 
 
-def test_log_axes_have_plain_numbers_that_do_not_collide(drawn, tmp_path):
+def test_log_axes_have_plain_numbers_that_do_not_overlap(drawn, tmp_path):
     curves.score_vs_nfe(scores_of(*TEACHER, *STUDENT, ("s9", 50, "ema", "euler", 9, 9.9, 9.9)), tmp_path / "a.png")
     (axes,) = drawn
     assert [axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()] == ["8", "9", "35"]
@@ -69,7 +69,7 @@ def test_figures_need_neither_a_teacher_nor_a_second_snapshot(rows, tmp_path):
             assert picture.size == (1260, 660)
 
 
-def test_a_student_without_scores_is_refused_naming_those_there_are(tmp_path):
+def test_a_student_without_scores_is_refused_naming_the_others(tmp_path):
     with pytest.raises(UserError, match="no scores of student s5; there are scores of teacher, s8"):
         curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s5")
 
@@ -94,19 +94,19 @@ POSTHOC = [
 ]
 
 
-def test_score_against_ema_length_has_a_curve_a_snapshot_the_stored_ones_and_the_best(drawn, tmp_path):
+def test_ema_length_plot_has_snapshot_curves_stored_points_and_the_best(drawn, tmp_path):
     curves.score_vs_ema_length(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
     (axes,) = drawn
     assert labels(axes) == ["25 kimg", "50 kimg", "kept in training", "best: posthoc-0.060 at 25 kimg, 2.00"]
     first, _, stored, best = axes.get_lines()
-    assert list(first.get_xdata()) == pytest.approx([3, 5, 6, 10])  # the stored one of 5 % among them, "ema" not
+    assert list(first.get_xdata()) == pytest.approx([3, 5, 6, 10])  # includes the stored one of 5 % but not "ema"
     assert list(first.get_ydata()) == pytest.approx([5, 20.4, 2, 6])
     assert list(stored.get_xdata()) == [5, 5] and list(stored.get_ydata()) == pytest.approx([20.4, 10.2])
     assert (best.get_xdata()[0], best.get_ydata()[0]) == pytest.approx((6, 2))
     assert axes.get_xlabel() == "relative width of the average (%)" and axes.get_ylabel().startswith("FD(classifier)")
 
 
-def test_many_snapshots_are_told_apart_by_shade_and_only_some_are_named(drawn, tmp_path):
+def test_many_snapshots_differ_in_shade_and_only_some_are_named(drawn, tmp_path):
     rows = [("s8", kimg, f"posthoc-{std:.3f}", "euler", 8, 100 / kimg) for kimg in range(1, 31) for std in (0.05, 0.1)]
     curves.score_vs_ema_length(scores_of(*rows), tmp_path / "a.png", "s8")
     (axes,) = drawn
@@ -116,20 +116,20 @@ def test_many_snapshots_are_told_apart_by_shade_and_only_some_are_named(drawn, t
     assert named == [f"{kimg} kimg" for kimg in range(3, 31, 3)]
 
 
-def test_a_student_without_posthoc_scores_has_no_score_against_ema_length(tmp_path):
-    with pytest.raises(UserError, match="no scores of averages of student s8 made after training"):
+def test_a_student_without_posthoc_scores_has_no_ema_length_plot(tmp_path):
+    with pytest.raises(UserError, match="no scores of post-hoc averages .* of student s8; score some first"):
         curves.score_vs_ema_length(scores_of(*TEACHER, *STUDENT), tmp_path / "a.png", "s8")
 
 
-def test_the_best_posthoc_average_is_a_mark_beside_the_curves_along_the_training(drawn, tmp_path):
+def test_the_best_posthoc_average_is_a_star_next_to_the_training_curves(drawn, tmp_path):
     curves.score_vs_kimg(scores_of(*TEACHER, *STUDENT, *POSTHOC), tmp_path / "a.png", "s8")
     (axes,) = drawn
-    assert labels(axes)[:3] == ["ema", "phema-0.050", "best post hoc: posthoc-0.060"]
+    assert labels(axes)[:3] == ["ema", "phema-0.050", "best post-hoc: posthoc-0.060"]
     mark = axes.get_lines()[2]
     assert (list(mark.get_xdata()), list(mark.get_ydata()), mark.get_marker()) == ([25], [pytest.approx(2)], "*")
 
 
-def test_two_samplers_of_equal_cost_have_marks_of_their_own_and_names_that_leave_room(drawn, tmp_path):
+def test_samplers_of_equal_cost_have_distinct_marks_and_wrapped_names(drawn, tmp_path):
     heun, churned = ("teacher", 0, "ema", "heun", 256, 2.3), ("teacher", 0, "ema", CHURN, 256, 1.4)
     published = ("published-eight-step-student", 157698, "ema", "euler", 8, 2.3), ("other", 0, "ema", "euler", 2, 6.0)
     scores = scores_of(*TEACHER, heun, churned, *published)
@@ -148,7 +148,7 @@ def test_two_samplers_of_equal_cost_have_marks_of_their_own_and_names_that_leave
     assert axes.get_position().width > 0.5
 
 
-def test_a_long_run_is_drawn_as_lines_without_marks(drawn, tmp_path):
+def test_a_long_run_is_drawn_as_lines_without_markers(drawn, tmp_path):
     for last in (40, 41):
         rows = [("s8", 1000 * kimg, "ema", "euler", 8, 9 / kimg, 10 / kimg) for kimg in range(1, last + 1)]
         curves.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")

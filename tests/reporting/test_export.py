@@ -1,4 +1,4 @@
-"""What a student's export holds, and that it works where only torch and safetensors are installed."""
+"""The export of a student: its content, and that it works with only torch and safetensors installed."""
 
 import ast
 import importlib.metadata
@@ -36,7 +36,7 @@ COLUMNS = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,
 
 
 def student_file(path, kind=GREY, **metadata):
-    """A student's network file of random weights; its metadata."""
+    """Write a student's network file of random weights; return its metadata."""
     generator = torch.Generator().manual_seed(0)
     net = EDMPrecond(**kind, model_channels=16, num_blocks=1)
     for parameter in net.parameters():
@@ -54,14 +54,14 @@ def network(tmp_path):
 
 
 def exported_card(path, tmp_path, **options):
-    """(YAML header, text) of the model card."""
+    """Return (YAML header, text) of the model card."""
     text = (export_student(path, tmp_path / "export", **options) / "README.md").read_text()
     _, header, body = re.split("^---$\n", text, maxsplit=2, flags=re.MULTILINE)
     return yaml.safe_load(header), body
 
 
 def allowed_packages():
-    """The distributions torch and safetensors, and all that they cannot be installed without."""
+    """Return the names of torch, safetensors and the distributions that they require."""
     allowed, asked = set(), ["torch", "safetensors"]
     while asked:
         name = re.sub("[-_.]+", "-", asked.pop()).lower()
@@ -72,7 +72,7 @@ def allowed_packages():
     return allowed
 
 
-# Without `site` no .pth file is read, so that this repository is not on the path.
+# Without `site`, .pth files are not read, so this repository is not on the path.
 ELSEWHERE = """
 import json, runpy, sys
 folder, packages, blocked, *arguments = sys.argv[1:]
@@ -92,7 +92,7 @@ assert not blocked & {name.partition(".")[0] for name in sys.modules}
 
 
 def sampled_elsewhere(folder, seeds, picture):
-    """Run the exported sample.py where nothing but torch and safetensors can be imported; the picture's pixels."""
+    """Run the exported sample.py with only torch and safetensors importable; return the picture's pixels."""
     tops = importlib.metadata.packages_distributions()
     allowed = allowed_packages()
     owners = {top: {re.sub("[-_.]+", "-", name).lower() for name in names} for top, names in tops.items()}
@@ -107,7 +107,7 @@ def sampled_elsewhere(folder, seeds, picture):
 
 
 @pytest.mark.parametrize("kind", [GREY, COLOUR], ids=["grey with classes", "colour without"])
-def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safetensors_alone(tmp_path, kind):
+def test_the_exported_script_draws_mscds_images_with_only_its_dependencies(tmp_path, kind):
     student_file(tmp_path / "ema.safetensors", kind)
     folder = export_student(tmp_path / "ema.safetensors", tmp_path / "elsewhere" / "export")
     picture = sampled_elsewhere(folder, "5-11", tmp_path / "images.ppm")
@@ -119,13 +119,13 @@ def test_the_exported_script_draws_the_very_images_of_mscd_with_torch_and_safete
     assert np.array_equal(picture, grid.reshape(24, 24, -1).squeeze())
 
 
-def test_the_network_file_is_exported_as_it_is(network, tmp_path):
+def test_the_network_file_is_exported_unchanged(network, tmp_path):
     folder = export_student(network, tmp_path / "export")
     assert (folder / "model.safetensors").read_bytes() == network.read_bytes()
     assert load_network(folder / "model.safetensors").network.init_kwargs["label_dim"] == 10
 
 
-def test_the_carried_files_are_those_of_the_package(network, tmp_path):
+def test_the_carried_files_equal_those_of_the_package(network, tmp_path):
     folder, package = export_student(network, tmp_path / "export"), Path(mscd.__file__).parent
     carried = sorted(path.relative_to(folder).as_posix() for path in folder.glob("mscd/**/*.py"))
     assert "mscd/networks/precond.py" in carried
@@ -174,15 +174,17 @@ NOT_STATED = {"license": "other", "license_name": "not-stated", "license_link": 
 IMAGES = {"source": "https://host.org/photos.zip", "sha256": "ef" * 32, "license": "CC BY-NC 4.0"}
 
 
-def test_no_licence_is_claimed_that_nobody_gave(network, tmp_path):
+def test_no_licence_is_claimed_if_none_was_given(network, tmp_path):
     header, body = exported_card(network, tmp_path)
     assert licence_of(header) == NOT_STATED
     assert set(header) == {*NOT_STATED, "library_name", "pipeline_tag", "tags"}
-    assert "The weights: not stated; whoever publishes them chooses." in body and "made from" not in body
+    assert (
+        "No licence is stated for the weights; whoever publishes them chooses one." in body and "made from" not in body
+    )
     assert "The terms of the training images: not recorded here." in body
 
 
-def test_the_terms_of_the_training_images_are_named_and_not_taken_for_the_weights(tmp_path):
+def test_the_terms_of_the_training_images_are_not_those_of_the_weights(tmp_path):
     path = tmp_path / "ema.safetensors"
     student_file(path, data={"digest": "cd" * 32, "origin": IMAGES})
     header, body = exported_card(path, tmp_path)
@@ -203,14 +205,14 @@ def test_the_terms_of_the_training_images_are_named_and_not_taken_for_the_weight
         ("not known: see x", None),
     ],
 )
-def test_the_teachers_licence_passes_on_to_the_student(tmp_path, license, header):
+def test_the_student_inherits_the_teachers_licence(tmp_path, license, header):
     path = tmp_path / "ema.safetensors"
     student_file(path, origin={**ORIGIN, "license": license})
     found, body = exported_card(path, tmp_path)
     other = {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
     assert licence_of(found) == (header or other)
-    assert f"made from {ORIGIN['source']}, whose terms pass on to them: {license}." in body
-    assert ORIGIN["sha256"] in body and "The weights: " not in body
+    assert f"made from {ORIGIN['source']} and inherit its terms: {license}." in body
+    assert ORIGIN["sha256"] in body and "No licence is stated" not in body
 
 
 def test_the_card_says_how_the_student_was_made(network, tmp_path):
@@ -221,7 +223,7 @@ def test_the_card_says_how_the_student_was_made(network, tmp_path):
     assert "# s3: 8×8 images in 3 network evaluations" in body and "grey images of 10 classes" in body
 
 
-def test_what_is_not_recorded_is_said_so(tmp_path):
+def test_the_card_says_what_is_not_recorded(tmp_path):
     student_file(tmp_path / "ema.safetensors", snapshot_kimg=None, data={"digest": None})
     body = exported_card(tmp_path / "ema.safetensors", tmp_path)[1]
     assert "training images: not recorded" in body and "training: not recorded" in body and "None" not in body
@@ -246,7 +248,7 @@ def test_the_card_has_the_scores_of_this_network_and_its_teacher(network, tmp_pa
         "| teacher | 300 | ema | heun | 18 | 35 | 1.98 | 2.33 | 0.30 |",
         "| s3 | 7 | ema | euler | 3 | 3 | 3.50 | 4.21 | 0.60 |",
     ]
-    assert "FD(classifier), lower is better, over blocks of 1797 images" in body
+    assert "lower is better: minimum, mean and standard deviation over seed blocks of 1797 images" in body
 
 
 def test_without_a_table_the_card_has_no_scores(network, tmp_path):
@@ -261,11 +263,11 @@ def test_a_table_without_this_network_is_refused(network, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"a,b\n1,2\n", b"\xff\xfe", f"{COLUMNS}\n1,x,,,,,,,,,,,\n".encode()])
-def test_what_is_no_table_is_refused_in_one_line(network, tmp_path, content):
+def test_a_file_that_is_not_a_table_is_refused_in_one_line(network, tmp_path, content):
     table = tmp_path / "fid_table.csv"
     if content is not None:
         table.write_bytes(content)
-    with pytest.raises(UserError, match="not a score table of mscd") as caught:
+    with pytest.raises(UserError, match="not a score table from mscd") as caught:
         export_student(network, tmp_path / "export", table=table)
     assert "\n" not in str(caught.value)
 
@@ -288,15 +290,15 @@ def test_a_damaged_network_is_not_exported(network, tmp_path):
 def test_a_second_export_replaces_the_first(network, tmp_path):
     first = export_student(network, tmp_path / "export")
     before = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    (first / "README.md").write_text("of an earlier score table")
+    (first / "README.md").write_text("from an earlier score table")
     export_student(network, tmp_path / "export")
     assert before == {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
 
 
-def test_a_folder_of_something_else_is_left_alone(network, tmp_path):
+def test_a_folder_that_holds_something_else_is_left_alone(network, tmp_path):
     folder = tmp_path / "papers"
     folder.mkdir()
     (folder / "README.md").write_text("mine")
-    with pytest.raises(UserError, match="holds something else than an export"):
+    with pytest.raises(UserError, match="holds something other than an mscd export"):
         export_student(network, folder)
     assert [path.name for path in folder.iterdir()] == ["README.md"]

@@ -1,4 +1,4 @@
-"""What files are, told by their content."""
+"""Files are identified by their content."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ def network(tmp_path, net):
     return path
 
 
-def test_a_network_is_told_with_its_parameters_origin_and_training(network, net):
+def test_a_network_is_shown_with_its_parameters_origin_and_training(network, net):
     facts = describe(network)
     assert facts["kind"] == "network" and facts["architecture"] == "SongUNet" and facts["precision"] == "fp32"
     assert facts["parameters"] == sum(p.numel() for p in net.parameters())
@@ -64,7 +64,7 @@ def test_the_name_of_a_file_does_not_matter(network, tmp_path):
     assert describe(renamed)["kind"] == "network"
 
 
-def test_headers_are_enough_and_only_verifying_reads_the_content(network):
+def test_headers_suffice_and_only_verify_reads_the_content(network):
     whole = describe(network)
     content = bytearray(network.read_bytes())
     content[-100] ^= 1
@@ -78,7 +78,7 @@ def test_an_undamaged_network_is_verified(network):
     assert verify(network) == "its content matches its digest"
 
 
-def test_a_training_state_is_told_with_its_place_in_the_run(tmp_path, net):
+def test_a_training_state_is_shown_with_its_progress_and_code(tmp_path, net):
     net = copy.deepcopy(net)
     averages = ("ema", "phema-0.050")
     state = TrainingState(
@@ -93,7 +93,7 @@ def test_a_training_state_is_told_with_its_place_in_the_run(tmp_path, net):
     assert facts["code"]["digest"] and verify(path)
 
 
-def test_a_classifier_is_told_with_its_data(tmp_path):
+def test_a_classifier_is_shown_with_its_data(tmp_path):
     path = tmp_path / "classifier.safetensors"
     classifier = Classifier(8, 1, 10)
     save_classifier(path, classifier, {"data": "abc", "held_out_accuracy": 0.98})
@@ -103,7 +103,7 @@ def test_a_classifier_is_told_with_its_data(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["student_phema", "teacher_adm", "teacher_ncsnpp"])
-def test_a_pickled_checkpoint_is_told_without_running_it(name):
+def test_a_pickled_checkpoint_is_identified_without_executing_it(name):
     facts = describe(PICKLES / f"{name}.pkl")
     assert facts["kind"] == "pickled checkpoint" and facts["ema"] == "ema" and facts["images"]["resolution"] == 16
     assert facts["architecture"] == ("SongUNet" if name == "teacher_ncsnpp" else "DhariwalUNet")
@@ -111,7 +111,7 @@ def test_a_pickled_checkpoint_is_told_without_running_it(name):
     assert (facts["snapshot_kimg"], facts.get("nimg")) == ((157698, 157698048) if facts["student"] else (None, None))
 
 
-def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
+def test_references_are_shown_with_or_without_provenance(tmp_path):
     statistics = FeatureStatistics(3)
     statistics.update(np.arange(12.0).reshape(4, 3))
     provenance = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "channels": 1}
@@ -123,7 +123,7 @@ def test_references_are_told_with_or_without_where_they_come_from(tmp_path):
 
 
 @pytest.mark.parametrize("provenance", [[1], "text", 7, {}, {"network": "mine"}, {"network": {"data": 1}}])
-def test_provenance_of_another_form_is_told_as_none(tmp_path, provenance):
+def test_provenance_of_another_form_is_shown_as_none(tmp_path, provenance):
     text = np.array(json.dumps(provenance))
     np.savez(tmp_path / "samples.npz", arr_0=np.zeros([5, 8, 8, 3], np.uint8), provenance=text)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3), provenance=text)
@@ -135,15 +135,15 @@ def test_provenance_of_another_form_is_told_as_none(tmp_path, provenance):
     assert describe(tmp_path / "statistics.npz") == {"kind": "reference statistics", "features": 3, **whole}
 
 
-def test_generated_images_with_a_damaged_provenance_are_one_line(tmp_path):
+def test_generated_images_with_a_damaged_provenance_are_a_one_line_error(tmp_path):
     packing.pack("digits", tmp_path / "digits.zip", max_images=3)
     with zipfile.ZipFile(tmp_path / "digits.zip", "a") as archive:
         archive.writestr("provenance.json", "{")
-    with pytest.raises(UserError, match=r"digits.zip: its provenance.json is no JSON [^\n]*$"):
+    with pytest.raises(UserError, match=r"digits.zip: its provenance.json is not valid JSON [^\n]*$"):
         describe(tmp_path / "digits.zip")
 
 
-def test_where_training_images_come_from_is_told_of_networks_and_samples(tmp_path, net):
+def test_networks_and_samples_show_the_origin_of_the_training_images(tmp_path, net):
     images = {"source": "https://example.org/photos.zip", "sha256": "1" * 64, "license": "CC BY 4.0"}
     about = {**ABOUT, "data": {"digest": "abc", "origin": images}}
     save_network(tmp_path / "network.safetensors", net, about)
@@ -156,7 +156,7 @@ def test_where_training_images_come_from_is_told_of_networks_and_samples(tmp_pat
     assert describe(tmp_path / "samples.npz")["data_origin"] == images
 
 
-def test_samples_are_told_with_their_network_and_its_origin(tmp_path):
+def test_samples_are_shown_with_their_network_and_its_origin(tmp_path):
     made = {"format": "mscd-samples-1", "network": {**ABOUT, "digest": "d"}, "sampler": "euler", "steps": 4, "nfe": 4}
     write_samples(tmp_path / "samples.npz", np.zeros([5, 8, 8, 1], np.uint8), made)
     facts = describe(tmp_path / "samples.npz")
@@ -165,7 +165,7 @@ def test_samples_are_told_with_their_network_and_its_origin(tmp_path):
     assert facts["origin"] == ORIGIN
 
 
-def test_samples_of_others_are_told_by_their_shape(tmp_path):
+def test_third_party_samples_are_identified_by_their_arrays(tmp_path):
     np.savez(tmp_path / "samples.npz", np.zeros([5, 8, 8, 3], np.uint8))
     assert describe(tmp_path / "samples.npz") == {"kind": "samples", "shape": [5, 8, 8, 3], "provenance": None}
 
@@ -179,20 +179,20 @@ def test_images_are_counted_in_zips_and_folders(tmp_path):
     assert describe(tmp_path / "folder") == facts
 
 
-def test_generated_images_are_told_with_their_network(tmp_path, network):
+def test_generated_images_are_shown_with_their_network(tmp_path, network):
     generate(network, tmp_path / "images.zip", seeds=range(3))
     facts = describe(tmp_path / "images.zip")
     assert (facts["images"], facts["sampler"], facts["nfe"], facts["seeds"]) == (3, "euler", 4, [0, 2])
     assert facts["network"]["model"] == "s4" and facts["origin"] == ORIGIN
 
 
-def test_a_score_is_told_by_its_metric(tmp_path):
+def test_a_score_is_shown_with_its_metric(tmp_path):
     score = {"value": 2.5, "metric": "FID", "network_digest": "d", "images": 50000}
     (tmp_path / "score.json").write_text(json.dumps(score))
     assert describe(tmp_path / "score.json") == {"kind": "score", "FID": 2.5, **score}
 
 
-def test_a_table_is_told_by_the_best_of_each_model(tmp_path):
+def test_a_table_is_shown_with_the_best_of_each_model(tmp_path):
     columns = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,network,reference"
     rows = ["s8,25,ema,euler,8,8,100,FID,1,3.5,0,n,r", "s8,50,ema,euler,8,8,100,FID,1,2.5,0,n,r"]
     (tmp_path / "table.csv").write_text("\n".join([columns, *rows]) + "\n")
@@ -217,54 +217,54 @@ def foreign_safetensors(path):
             "TorchScript module (code that runs when it is loaded)",
             marks=pytest.mark.filterwarnings("ignore:.*deprecated"),
         ),
-        (foreign_safetensors, "safetensors file, not of mscd"),
-        (lambda path: path.write_text("{}"), "JSON, no score"),
-        (lambda path: path.write_bytes(b"\x7fELF"), "nothing that mscd knows"),
-        (lambda path: path.write_bytes(b""), "nothing that mscd knows"),
+        (foreign_safetensors, "safetensors file, not from mscd"),
+        (lambda path: path.write_text("{}"), "JSON, not a score"),
+        (lambda path: path.write_bytes(b"\x7fELF"), "unrecognised file"),
+        (lambda path: path.write_bytes(b""), "unrecognised file"),
         (lambda path: np.savez(path.open("wb"), x=np.zeros(3)), ".npz, neither samples nor reference statistics"),
         (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", ""), "zip without images"),
     ],
 )
-def test_what_is_not_of_mscd_is_told_as_such(tmp_path, make, kind):
+def test_a_file_that_is_not_mscds_is_identified_as_such(tmp_path, make, kind):
     make(tmp_path / "file")
     assert describe(tmp_path / "file")["kind"] == kind
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_a_detector_of_others_is_verified_by_its_sha256(tmp_path):
+def test_a_third_party_detector_is_verified_by_its_sha256(tmp_path):
     torchscript(tmp_path / "detector.pt")
     assert "not that of FID's Inception" in verify(tmp_path / "detector.pt")
 
 
 @pytest.mark.parametrize("content", [b"PK\3\4broken", b"{broken", b"\x80\x04broken", b'\x40\0\0\0\0\0\0\0{"a":'])
-def test_a_damaged_file_is_one_line(tmp_path, content):
+def test_a_damaged_file_is_a_one_line_error(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UserError, match=r"^\S+/file: [^\n]*$"):
         describe(tmp_path / "file")
 
 
-def test_a_missing_file_is_one_line(tmp_path):
+def test_a_missing_file_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         describe(tmp_path / "nothing")
 
 
-def test_what_holds_no_digest_cannot_be_verified(tmp_path):
+def test_a_file_without_a_digest_cannot_be_verified(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
     with pytest.raises(UserError, match="no digest"):
         verify(tmp_path / "image.png")
 
 
-def test_text_has_a_line_a_fact_and_names_the_kind(network):
+def test_text_has_one_line_per_fact_and_names_the_kind(network):
     lines = as_text(network, describe(network)).splitlines()
     assert lines[0] == f"{network}: network"
     assert "  model          s4" in lines and "  nimg           7,168" in lines
     assert all(len(line) <= 120 for line in lines[1:])
-    assert as_text("x", {"kind": "nothing that mscd knows"}) == "x: nothing that mscd knows"
+    assert as_text("x", {"kind": "unrecognised file"}) == "x: unrecognised file"
 
 
 @pytest.mark.parametrize("line", ["s8,25,ema", "s8,25,ema,euler,8,8,100,FID,many,many,0,,"])
-def test_a_table_cut_short_is_told_in_one_line(tmp_path, line):
+def test_a_truncated_table_is_a_one_line_error(tmp_path, line):
     path = tmp_path / "fid_table.csv"
     path.write_text(",".join(COLUMNS) + f"\n{line}\n")
-    with pytest.raises(UserError, match="fid_table.csv: a table of scores that is damaged or cut short"):
+    with pytest.raises(UserError, match="fid_table.csv: a damaged or truncated table of scores"):
         describe(path)

@@ -10,7 +10,7 @@ from mscd.reporting import score_table
 from mscd.reporting.scores import has_posthoc_average, read_scores
 
 
-def test_table_has_the_designed_columns_and_a_row_a_network_ema_and_sampler(run):
+def test_table_has_its_columns_and_one_row_per_network_ema_and_sampler(run):
     table = score_table.fid_table(read_scores(run))
     assert list(table.columns) == (
         "model snapshot_kimg ema sampler steps nfe images metric min mean std network reference".split()
@@ -49,7 +49,7 @@ def test_one_seed_block_has_no_deviation(put, tmp_path):
     assert "nan" not in (tmp_path / "t.md").read_text()
 
 
-def test_a_network_without_a_snapshot_number_has_an_empty_one(put, tmp_path):
+def test_a_network_without_a_snapshot_number_has_an_empty_cell(put, tmp_path):
     score_table.write_table(read_scores([put(5.0, [0, 99], kimg=None)]), tmp_path / "t.csv", tmp_path / "t.md")
     assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("teacher,,ema,heun")
 
@@ -64,10 +64,10 @@ def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
     assert "| heun " in marked["best teacher"] and " 6.00 " in marked["best teacher"]
     assert "| s16 " in marked["best student"] and "|  100 | ema " in marked["best student"]
     assert "| s8 " in marked["best s8"]
-    assert lines[0].startswith("FD(classifier), lower is better: 100 images a block, 3 blocks (seeds 0-99, 100-199")
+    assert lines[0].startswith("FD(classifier), lower is better: 100 images per block, 3 blocks (seeds 0-99, 100-199")
 
 
-def test_sentences_set_each_student_beside_the_teacher(run, tmp_path):
+def test_sentences_compare_each_student_with_the_teacher(run, tmp_path):
     score_table.write_table(read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     sentences = [line for line in (tmp_path / "t.md").read_text().splitlines() if line.startswith("- ")]
     assert sentences == [
@@ -87,7 +87,7 @@ def test_headline_compares_each_student_with_the_teacher(run):
     }
 
 
-def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
+def test_only_the_best_posthoc_average_of_a_student_joins_the_table(posthoc):
     scores = read_scores(posthoc)
     table = score_table.fid_table(scores)
     made = table[has_posthoc_average(table)]
@@ -100,15 +100,15 @@ def test_of_a_students_posthoc_averages_the_best_alone_joins_the_table(posthoc):
     assert has_posthoc_average(scores).sum() == 3 * 7
 
 
-def test_markdown_says_from_how_many_a_posthoc_average_was_chosen(posthoc, tmp_path):
+def test_markdown_states_how_many_averages_a_posthoc_one_was_chosen_from(posthoc, tmp_path):
     score_table.write_table(read_scores(posthoc), tmp_path / "t.csv", tmp_path / "t.md")
     text = (tmp_path / "t.md").read_text()
     assert "posthoc-0.075" in (tmp_path / "t.csv").read_text() and "posthoc-0.030" not in text
-    chosen = "- s8: posthoc-0.075 at 100 kimg is the best of 6 averages made after training that were scored\n"
+    chosen = "- s8: posthoc-0.075 at 100 kimg is the best of 6 scored averages made after training\n"
     assert text.endswith(chosen) and text.count("made after training") == 1
 
 
-def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put, tmp_path):
+def test_a_long_markdown_table_shows_only_the_best_and_last_snapshots(put, tmp_path):
     paths = [put(5.0, [0, 99])]
     for kimg in range(1, 101):
         for ema in ("ema", "phema-0.050"):
@@ -120,14 +120,15 @@ def test_a_long_markdown_table_keeps_the_best_and_last_snapshots_and_says_so(put
     shown = [["s8", str(kimg), ema] for kimg in (69, 70, 71, 100) for ema in ("ema", "phema-0.050")]
     assert rows == [["teacher", "400", "ema"], *shown]
     assert lines[0].endswith(
-        "Of each student's averages the 3 best snapshots and the last: 9 of 201 rows, which are all in t.csv."
+        "For each average of a student, only the 3 best snapshots and the last are shown: 9 of 201 rows. "
+        "All rows are in t.csv."
     )
     assert len(pd.read_csv(tmp_path / "t.csv")) == 201
     assert "best student" in (tmp_path / "t.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["NA", "nan", "null", "None"])
-def test_a_student_may_have_a_name_that_elsewhere_means_nothing(tmp_path, name):
+def test_a_student_may_have_a_name_that_pandas_reads_as_missing(tmp_path, name):
     rows = [("teacher", "", "ema", 1.0), (name, 25, "ema", 3.0)]
     table = tmp_path / "fid_table.csv"
     pd.DataFrame(rows, columns=["model", "snapshot_kimg", "ema", "mean"]).to_csv(table, index=False)

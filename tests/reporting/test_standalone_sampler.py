@@ -1,4 +1,4 @@
-"""The script that an exported student has: the images of `mscd generate`, and what it takes."""
+"""The script of an exported student: it makes the images of `mscd generate` and checks its arguments."""
 
 import math
 import runpy
@@ -16,13 +16,13 @@ from mscd.reporting.export import export_student
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
-PIECE = 64  # seeds that a CPU samples together at 16x16
+PIECE = 64  # seeds that a CPU samples together at 16x16 pixels
 STUDENT = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """(Network file, its export): pixels change with how many images are sampled together, and which one is where."""
+    """(network file, its export); pixels depend on how many images are sampled together and on their positions."""
     folder = tmp_path_factory.mktemp("student")
     options = {"model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8]}
     net = EDMPrecond(16, 3, 10, "DhariwalUNet", precision="bf16", **options)
@@ -36,7 +36,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generated(student, tmp_path_factory):
-    """The images that mscd makes of seeds 5 to 72, by seed."""
+    """The images that mscd makes from seeds 5 to 72, by seed."""
     path = tmp_path_factory.mktemp("generated") / "images.npz"
     seeds = range(5, PIECE + 9)
     generate(student[0], path, seeds=seeds, device="cpu")
@@ -44,7 +44,7 @@ def generated(student, tmp_path_factory):
 
 
 @pytest.mark.parametrize("seeds", [range(5, 6), range(5, 7), range(60, 70), range(PIECE, PIECE + 9)])
-def test_pixels_are_those_of_mscd_generate_whatever_the_seeds(student, generated, seeds, tmp_path, monkeypatch):
+def test_pixels_equal_those_of_mscd_generate_for_any_seeds(student, generated, seeds, tmp_path, monkeypatch):
     _, folder = student
     monkeypatch.setattr(standalone_sampler, "__file__", str(folder / "sample.py"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_mscd_generate_whatever_the_seeds(student, generated
 
 @pytest.fixture
 def refusal(student, monkeypatch):
-    """What the script says and ends with when it is run with some arguments."""
+    """A function that runs the script with arguments; returns the exit message."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
@@ -71,11 +71,11 @@ def refusal(student, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [[], ["0-3"], ["0-3", "a.ppm", "more"], ["3-", "a.ppm"], ["x", "a.ppm"]])
-def test_arguments_that_are_none_are_answered_with_the_usage(student, refusal, arguments):
+def test_invalid_arguments_are_answered_with_the_usage(student, refusal, arguments):
     assert refusal(*arguments) == standalone_sampler.__doc__
     assert not list(student[1].glob("*.ppm"))
 
 
-def test_another_kind_of_picture_is_refused_in_one_line(student, refusal):
-    assert refusal("0-3", "images.png") == "images.png: a picture's name ends in .ppm or .pgm here"
+def test_another_picture_format_is_refused_in_one_line(student, refusal):
+    assert refusal("0-3", "images.png") == "images.png: the picture's name must end in .ppm or .pgm"
     assert not (student[1] / "images.png").exists()
