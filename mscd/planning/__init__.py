@@ -1,7 +1,8 @@
-"""What a run will cost, from its settings alone: behind `mscd plan`.
+"""What a run will cost, computed from its settings alone. Behind `mscd plan`.
 
-`plan` counts the work, with `cost` for the FLOPs of one evaluation and `disk` for the bytes; `tables` writes it down.
+`plan` counts the work, using `cost` for the FLOPs of one evaluation and `disk` for the bytes; `tables` formats the
+result.
 
-May import training, evaluation, sampling, checkpoints, data, config and what is below them, as `make lint` checks. In
-mscd nothing imports it but the command line, and mscd/__init__ when `mscd.plan` is asked for.
+May import training, evaluation, sampling, checkpoints, data, config and the packages below them (`make lint` checks
+this). Within mscd, only the command line and, on access to `mscd.plan`, mscd/__init__ import it.
 """

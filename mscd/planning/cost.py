@@ -1,4 +1,4 @@
-"""What one evaluation of a network costs, counted on the network itself without memory or arithmetic."""
+"""The cost of one evaluation of a network, counted on the network itself without memory or arithmetic."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mscd.evaluation.classifier import Classifier
 from mscd.networks import EDMPrecond
 from mscd.networks.meta import META
 
-# PyTorch counts matrix products and convolutions, which is all that matters, but attention only on the meta device:
-# there it consists of matrix products, while a CPU's or GPU's kernel for it may go uncounted.
+# PyTorch counts matrix products and convolutions, which is all that matters. Attention is counted only on the meta
+# device, where it consists of matrix products; a CPU's or GPU's kernel for it may go uncounted.
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs per image (a multiply-add is two): of one evaluation, and of one with its backward pass."""
+    """FLOPs per image (a multiply-add counts as two) of one evaluation, and of one with its backward pass."""
 
     forward: int
     forward_backward: int
 
 
 def network_cost(net: EDMPrecond) -> Cost:
-    """Cost of a network of `meta_network`."""
+    """Return the cost of a network made by `meta_network`."""
     image = torch.zeros(1, net.img_channels, net.img_resolution, net.img_resolution, device=META)
     sigma = torch.ones(1, device=META)
     labels = torch.zeros(1, net.label_dim, device=META) if net.label_dim else None
@@ -33,7 +33,7 @@ def network_cost(net: EDMPrecond) -> Cost:
 
 
 def classifier_cost(resolution: int, channels: int, label_dim: int) -> Cost:
-    """Cost of the classifier whose features stand in for Inception's. Raises UserError as Classifier does."""
+    """Return the cost of the classifier whose features replace Inception's. Raises UserError as Classifier does."""
     with META:
         classifier = Classifier(resolution, channels, label_dim)
     image = torch.zeros(1, channels, resolution, resolution, device=META)

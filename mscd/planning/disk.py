@@ -1,6 +1,6 @@
-"""What a run will write to disk, to the byte for networks and states of what is trained here from nothing.
+"""What a run will write to disk, exact to the byte for networks and states trained here from scratch.
 
-Networks that stem from a published one also name their origin, a line or two more.
+Networks made from a published one also record their origin, which takes a line or two more.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mscd.training.leg import KEPT_HANDED, ROLLING, STATE_NAME
 from mscd.training.state import KEPT_ROLLING, MAIN
 
 ZIP_NAME = "00000/img00000000.png"
-ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header, and of its entry in the list at the zip's end
+ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header and of its entry in the zip's central directory
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """`count` files, `what` they are, and the bytes they take together."""
+    """`count` files, `what` they are, and their total size in bytes."""
 
     what: str
     count: int
@@ -40,7 +40,7 @@ class Files:
 def network_metadata(
     net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, segments: int | None
 ) -> dict[str, object]:
-    """Metadata as long as that of the network file that training will write."""
+    """Return metadata of the same length as that of the network file that training will write."""
     data = {"digest": UNKNOWN_DIGEST, "resolution": net.img_resolution, "channels": net.img_channels}
     made = {"model": model, "snapshot_kimg": kimg, "nimg": nimg, "ema": ema, "run": UNKNOWN_DIGEST[:16]}
     student = {"segments": segments, **STUDENT_GRID} if segments else None
@@ -49,7 +49,7 @@ def network_metadata(
 
 
 def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
-    """Length of a training state without a score: the network, its averages and Adam's two moments of each weight."""
+    """Return the size of a training state without a score: network, averages, and Adam's two moments per weight."""
     tensors = {f"{prefix}.{name}": value for prefix in (MAIN, *emas) for name, value in net.state_dict().items()}
     for name, parameter in net.named_parameters():
         tensors |= {f"adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
@@ -59,14 +59,14 @@ def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
 
 
 def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> int:
-    """Length, but for digits of class numbers, of the zip that `data.packing.pack` would write of so many images."""
+    """Return the size of the zip that `data.packing.pack` would write, exact except for digits of class numbers."""
     shape = (resolution, resolution, channels) if channels > 1 else (resolution, resolution)
     label = len(json.dumps([ZIP_NAME, max(classes - 1, 0)])) + len(", ") if classes else 0
     return images * (len(encode_png(np.zeros(shape, np.uint8))) + ZIP_ENTRY + label)
 
 
 def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
-    """What is on disk in the end; images: size of the data set, None leaves it out; scores: how many are made."""
+    """Return what stays on disk. images: size of the data set, None leaves it out; scores: how many are made."""
     weights = TensorLayout(net.state_dict())
     teacher = config.trained_teacher
     last = teacher.legs()[-1] if teacher else None
@@ -87,14 +87,14 @@ def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int)
     for name in config.published_students:
         files.append(Files(str(paths.snapshot(name, "*", EMA)), 1, one))
     if config.scoring.keep_samples:
-        files.append(Files("samples, a seed block each", scores, scores * _block_bytes(config, net)))
+        files.append(Files("samples, one seed block each", scores, scores * _block_bytes(config, net)))
     return files
 
 
 def _trained(
     settings: TeacherSettings | StudentSettings, model: str, net: EDMPrecond, weights: TensorLayout
 ) -> list[Files]:
-    """The networks of every snapshot, and the states that stay."""
+    """Return the networks of every snapshot, and the states that are kept."""
     paths, sizes = RunPaths(Path()), []
     segments = settings.segments if isinstance(settings, StudentSettings) else None
     for leg in settings.legs():
@@ -113,28 +113,29 @@ def _state(settings: TeacherSettings | StudentSettings, net: EDMPrecond) -> int:
 
 
 def _block_bytes(config: Config, net: EDMPrecond) -> int:
-    """The images of a seed block."""
+    """Return the size of the images of a seed block."""
     return config.scoring.images * net.img_channels * net.img_resolution**2
 
 
 def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
-    """What comes and goes: states while a network trains, and the images of a seed block until they are scored.
+    """Return what comes and goes: states while a network trains, and the images of a seed block until they are scored.
 
-    As many blocks as jobs generate at once can wait for their scores; how many do is not among the settings.
+    Each job that generates at the same time can leave a block waiting for its score; the number of such jobs is not
+    among the settings.
     """
     paths, files = RunPaths(Path()), []
     for model, settings in {TEACHER: config.trained_teacher, **config.students}.items():
         if settings:
-            # The newest ones, the best scored one, and one that is being written.
+            # The newest ones, the best-scored one, and the one being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
             files.append(
                 Files(str(paths.training(model) / ROLLING / "*.safetensors"), count, count * _state(settings, net))
             )
     if not config.scoring.keep_samples:
-        files.append(Files("samples, for each job that generates at once", 1, _block_bytes(config, net)))
+        files.append(Files("samples, per concurrent sampling job", 1, _block_bytes(config, net)))
     return files
 
 
 def posthoc_count(config: Config, student: str) -> int:
-    """How many networks of a student are reconstructed after its training."""
+    """Return how many networks of a student are reconstructed after its training."""
     return len(config.posthoc_snapshots(student)) * len(config.posthoc_ema.stds) if config.posthoc_ema else 0

@@ -1,4 +1,4 @@
-"""What a run will cost, from its settings alone: images, steps, network evaluations, FLOPs, disk."""
+"""The cost of a run, computed from its settings alone: images, steps, network evaluations, FLOPs, disk space."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Incep
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of the work; steps of the optimiser are None where nothing is trained.
+    """A part of the work.
 
-    nfe: evaluations of the diffusion networks per image, a backward pass not being one; flops: of all images.
+    steps: optimiser steps, None if nothing is trained; nfe: evaluations of the diffusion networks per image, not
+    counting backward passes; flops: of all images.
     """
 
     name: str
@@ -35,15 +36,16 @@ class Stage:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the diffusion networks."""
+        """Evaluations of the diffusion networks for all images."""
         return self.images * self.nfe
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The cost of a run: `files` stay on disk, `passing` come and go; notes say what is left out.
+    """The cost of a run.
 
-    distillation: FLOPs per training image of a student; scores: how many of them the table is made from.
+    distillation: FLOPs per training image of a student; files: those that stay on disk; passing: those that come and
+    go; scores: how many the table is made from; notes: what is left out.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """Networks that are sampled alike for every seed block: how many, and evaluations per image."""
+    """Networks that are sampled alike for every seed block: their number, and evaluations per image."""
 
     name: str
     networks: int
@@ -67,10 +69,10 @@ class _Scored:
 
 
 def plan(config: Config, *, images: int | None = None, name: str = "config") -> Plan:
-    """The cost of the run that `config` describes. Needs no data, download or GPU.
+    """Return the cost of the run that `config` describes. Needs no data, download or GPU.
 
-    images: size of the data set where the settings do not give it. Raises UserError where the settings, which messages
-    call `name`, do not say what the images are like, and for an impossible network.
+    images: size of the data set if the settings do not state it; name: of the settings, for messages. Raises UserError
+    if the settings do not state what the images are like, and for an impossible network.
     """
     resolution, channels, classes = _image_facts(config.data, name)
     images = _image_count(config.data) or images
@@ -80,7 +82,7 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
     detector = classifier_cost(resolution, channels, classes) if classifier else INCEPTION
     scored = _scored(config)
     scores = len(config.scoring.seed_blocks) * sum(group.networks for group in scored)
-    notes = [] if images else ["The settings do not tell how many images there are: packing them is left out."]
+    notes = [] if images else ["The settings do not state the number of images, so packing them is left out."]
     reference = [_reference(config, images, detector)] if images and not config.reference.statistics else []
     return Plan(
         name=config.name,
@@ -96,13 +98,13 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
 
 
 def _image_facts(data: DataSettings, name: str) -> tuple[int, int, int]:
-    """(resolution, channels, classes) of the packed images."""
+    """Return (resolution, channels, classes) of the packed images."""
     known = DIGITS if data.source == "digits" and data.transform is None else {}
 
     def fact(key: str, stated: int | None) -> int:
         value = known.get(key) if stated is None else stated
         if value is None:
-            raise UserError(f"{name}: data.{key}: a plan needs it, as it looks at no images")
+            raise UserError(f"{name}: data.{key}: must be set, because a plan does not look at the images")
         return value
 
     return fact("resolution", data.known_resolution), fact("channels", data.channels), fact("classes", data.classes)
@@ -113,7 +115,7 @@ def _image_count(data: DataSettings) -> int | None:
 
 
 def _network(config: Config, resolution: int, channels: int, classes: int) -> EDMPrecond:
-    """The teacher, as it is trained here or as its file must be."""
+    """Return the teacher as it is trained here, or as its file must be."""
     options = config.teacher.network.unet_options()
     if trained := config.trained_teacher:
         options |= {"dropout": trained.dropout, "dout_resolutions": trained.dropout_resolutions}
@@ -125,7 +127,7 @@ def _network(config: Config, resolution: int, channels: int, classes: int) -> ED
 
 
 def _reference(config: Config, images: int, detector: Cost) -> Stage:
-    """Features of the data set, and the training of the classifier where it makes them."""
+    """Return the stage that computes the features of the data set and trains the classifier, if it is the detector."""
     flops = images * detector.forward
     if config.reference.detector == "classifier":
         settings = config.reference.classifier
@@ -135,13 +137,13 @@ def _reference(config: Config, images: int, detector: Cost) -> Stage:
 
 
 def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
-    """Each network that is trained, and its scores inside the run."""
+    """Return the stages of each network that is trained, and of its scores inside the run."""
     stages = []
     if trained := config.trained_teacher:
         score_nfe = nfe("heun", HEUN_STEPS)
         stages += _trained(TEACHER, trained, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.students.items():
-        # Two evaluations of the teacher's hop and one of the student without gradient come before the one with it.
+        # Two evaluations for the teacher's hop, one of the student without gradient, and one of the student with it.
         flops = 3 * cost.forward + cost.forward_backward
         stages += _trained(name, student, 4, flops, student.segments, cost, detector)
     return stages
@@ -150,7 +152,7 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
 def _trained(
     name: str, settings: TrainingSettings, evaluations: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
 ) -> list[Stage]:
-    """A training of `evaluations` and `flops` per image; its scores inside the run take `score_nfe` per image."""
+    """Return the stages of a training: it takes `evaluations` and `flops` per image, its own scores `score_nfe`."""
     nimg = settings.legs()[-1].end_nimg
     stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, evaluations, nimg * flops)]
     if count := count_validations(settings):
@@ -160,12 +162,12 @@ def _trained(
 
 
 def _sampled(name: str, images: int, nfe: int, cost: Cost, detector: Cost) -> Stage:
-    """Images that are generated and turned into features."""
+    """Return a stage that generates images and computes their features."""
     return Stage(name, images, None, nfe, images * (nfe * cost.forward + detector.forward))
 
 
 def _scored(config: Config) -> list[_Scored]:
-    """Everything that is scored, as rows of the table."""
+    """Return everything that is scored, one item per row of the plan's table."""
     scored = [_Scored(f"teacher, {sampler.label}", 1, sampler.nfe) for sampler in config.scoring.teacher_samplers]
     for name, student in config.students.items():
         scored.append(_Scored(name, len(student.snapshots()) * len(student.emas()), student.segments))
@@ -182,7 +184,7 @@ def _scoring(config: Config, scored: list[_Scored], cost: Cost, detector: Cost) 
 
 
 def count_validations(settings: TrainingSettings) -> int:
-    """How often a training scores its network: at a tick that crosses validate_kimg, and at a leg's end."""
+    """Return how often a training scores its network: at each tick that crosses validate_kimg and each leg's end."""
     if settings.validate_kimg is None:
         return 0
     every, tick, batch = settings.validate_kimg * 1000, settings.tick_kimg * 1000, settings.batch_size

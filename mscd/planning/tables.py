@@ -1,4 +1,4 @@
-"""A plan as Markdown, to paste into a proposal."""
+"""A plan as Markdown, ready to paste into a proposal."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ UNITS = ["", "k", "M", "G", "T", "P", "E", "Z"]
 
 
 def markdown(plan: Plan, *, gpus: int = 1, images_per_second: float | None = None, tflops: float = 150.0) -> str:
-    """Tables of work, time and disk.
+    """Return tables of work, time and disk space.
 
-    gpus: how many share the work, without loss; images_per_second: that ONE of them distils, which gives its speed in
-    everything else, too; without it a GPU is taken to do `tflops` 10¹² FLOP per second.
+    gpus: how many share the work, with perfect scaling; images_per_second: what ONE of them distils, which also sets
+    the speed of all other work. Without it, a GPU is assumed to do `tflops` 10¹² FLOP per second.
     """
     speed = images_per_second * plan.distillation if images_per_second else tflops * 1e12
     lines = [f"**{plan.name}**: {_network(plan)}", "", *_work(plan, speed, gpus), "", *_assumptions(plan, speed, gpus)]
     if images_per_second:
-        lines[-1] += f" (measured: {images_per_second:g} distilled images a second and GPU)"
+        lines[-1] += f" (measured: {images_per_second:g} distilled images per second per GPU)"
     lines += [f"- {note}" for note in plan.notes]
     return "\n".join([*lines, "", *_disk(plan)]) + "\n"
 
@@ -28,13 +28,13 @@ def _network(plan: Plan) -> str:
     net, cost = plan.net, plan.cost
     return (
         f"{net.init_kwargs['model_type']} for {net.img_resolution}×{net.img_resolution}×{net.img_channels} images of "
-        f"{net.label_dim} classes, {parameter_count(net):,} parameters, {quantity(cost.forward)}FLOP an evaluation"
+        f"{net.label_dim} classes, {parameter_count(net):,} parameters, {quantity(cost.forward)}FLOP per evaluation"
     )
 
 
 def _work(plan: Plan, speed: float, gpus: int) -> list[str]:
     total = sum(stage.flops for stage in plan.stages)
-    header = ["stage", "images", "optimiser steps", "evaluations an image", "network evaluations", "FLOP", "GPU-hours"]
+    header = ["stage", "images", "optimiser steps", "evaluations per image", "network evaluations", "FLOP", "GPU-hours"]
     header += [f"hours on {gpus} GPUs"] if gpus > 1 else []
 
     def row(name: str, cells: list[str], flops: int) -> list[str]:
@@ -53,20 +53,20 @@ def _cells(stage: Stage) -> list[str]:
 
 
 def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
-    machine = f"{gpus} GPUs, without loss between them, each" if gpus > 1 else "1 GPU"
+    machine = f"{gpus} GPUs with perfect scaling, each" if gpus > 1 else "1 GPU"
     forward, both = quantity(plan.cost.forward), quantity(plan.cost.forward_backward)
     return [
-        f"- Counted on the network, a multiply-add as two: {forward}FLOP an evaluation, {both}FLOP with its backward "
-        f"pass. A distilled image takes two evaluations of the teacher, one of the student and one with its backward "
-        f"pass: {quantity(plan.distillation)}FLOP.",
-        f"- Scores: {plan.scores:,}. Their stages hold the detector's work as well; reading data and the metric itself "
+        f"- FLOPs are counted on the network, a multiply-add as two: {forward}FLOP per evaluation, {both}FLOP with its "
+        f"backward pass. A distilled image takes two evaluations of the teacher, one of the student, and another of "
+        f"the student with its backward pass: {quantity(plan.distillation)}FLOP.",
+        f"- Scores: {plan.scores:,}. Their stages include the detector's work; reading data and computing the metric "
         "are left out.",
-        f"- Time: {machine} of {quantity(speed)}FLOP/s",
+        f"- Time: {machine} at {quantity(speed)}FLOP/s",
     ]
 
 
 def _disk(plan: Plan) -> list[str]:
-    rows = [*_files(plan.files, "in the end"), *_files(plan.passing, "beside that, while it runs")]
+    rows = [*_files(plan.files, "at the end"), *_files(plan.passing, "in addition, while it runs")]
     return numbers_table(["on disk", "files", "size"], rows)
 
 
@@ -76,7 +76,7 @@ def _files(files: list[Files], total: str) -> list[list[str]]:
 
 
 def quantity(value: float) -> str:
-    """Four digits and the unit's prefix, as "276.3 E"; powers of 1000."""
+    """Return the value with four digits and a unit prefix for powers of 1000, such as "276.3 E"."""
     prefix = 0
     while value >= 999.95 and prefix < len(UNITS) - 1:
         value, prefix = value / 1000, prefix + 1
@@ -84,10 +84,10 @@ def quantity(value: float) -> str:
 
 
 def amount(hours: float) -> str:
-    """Hours, with the digits that matter."""
+    """Return hours with the digits that matter."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}" if hours >= 0.01 else "< 0.01"
 
 
 def numbers_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table whose first column names what the others count."""
+    """Return the lines of a Markdown table whose first column names what the others count."""
     return markdown_table(header, rows, right=range(1, len(header)), solid_rule=True)

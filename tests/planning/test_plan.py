@@ -1,4 +1,4 @@
-"""What a run will cost: the numbers of a plan against what networks, training and files really do."""
+"""What a run will cost: the numbers of a plan match what networks, training and files really take."""
 
 import functools
 
@@ -36,7 +36,7 @@ TINY = {
 
 
 def with_settings(**sections):
-    """The run TINY with settings of some sections changed."""
+    """The run TINY with the settings of some sections changed."""
     return load_config({**TINY, **{name: {**TINY.get(name, {}), **new} for name, new in sections.items()}})
 
 
@@ -48,7 +48,7 @@ def stages(planned):
 
 
 def test_the_imagenet_teacher_is_counted_as_published():
-    """296 M parameters and 110 G multiply-adds an evaluation (Karras et al. 2024, table 2)."""
+    """296 M parameters and 110 G multiply-adds per evaluation (Karras et al. 2024, table 2)."""
     net = meta_network(img_resolution=64, img_channels=3, label_dim=1000, attn_resolutions=[32, 16, 8], **ADM)
     assert parameter_count(net) == 295_899_267
     cost = network_cost(net)
@@ -66,13 +66,13 @@ def test_attention_is_counted(width):
     assert given - without == blocks * (8 * pixels * channels**2 + 4 * pixels**2 * channels)
 
 
-def test_a_convolution_of_the_classifier_is_two_flops_a_multiply_add():
+def test_a_multiply_add_of_the_classifier_counts_as_two_flops():
     convolutions = 2 * 9 * (64 * 1 * 32 + 16 * 32 * 64 + 16 * 64 * 64)
     linear = 2 * (1024 * 64 + 64 * 10)
     assert classifier_cost(8, 1, 10).forward == convolutions + linear
 
 
-def test_a_distilled_image_takes_the_evaluations_that_the_loss_makes():
+def test_a_distilled_image_takes_as_many_evaluations_as_the_loss_makes():
     planned, calls = plan(load_config(TINY)), []
 
     def denoiser(x, sigma, labels):
@@ -89,7 +89,7 @@ def test_a_distilled_image_takes_the_evaluations_that_the_loss_makes():
 # ---- work
 
 
-def test_images_and_steps_are_those_that_training_makes():
+def test_images_and_steps_are_those_of_training():
     train = stages(plan(load_config(TINY)))["train s2"]
     assert (train.images, train.steps, train.evaluations) == (4200, 14, 16800)
 
@@ -136,28 +136,28 @@ def run_folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["*ema*", "state"])
 @pytest.mark.parametrize("run_dir", ["teacher", "students/s2"])
-def test_sizes_of_networks_and_states_are_those_of_real_ones(run_folder, run_dir, kind):
+def test_sizes_of_networks_and_states_equal_those_of_real_files(run_folder, run_dir, kind):
     pattern = f"{run_dir}/*/{kind}.safetensors"
     (files,) = [files for files in plan(load_config(TINY)).files if files.what == pattern]
     found = [path.stat().st_size for path in run_folder.glob(pattern)]
     assert (files.count, files.bytes) == (len(found), sum(found))
 
 
-def test_size_of_the_packed_data_is_that_of_the_zip(run_folder):
+def test_size_of_the_packed_data_is_close_to_that_of_the_zip(run_folder):
     (files,) = [files for files in plan(load_config(TINY)).files if files.what.startswith("data/")]
     assert abs(files.bytes / (run_folder / "train.zip").stat().st_size - 1) < 0.01
 
 
-def test_samples_count_as_kept_or_as_a_block_for_each_job_in_passing():
+def test_samples_count_as_kept_or_as_one_passing_block_per_job():
     block = 50 * 64
     planned = plan(with_settings(scoring={"keep_samples": True}))
-    assert {f.what: f.bytes for f in planned.files}["samples, a seed block each"] == planned.scores * block
+    assert {f.what: f.bytes for f in planned.files}["samples, one seed block each"] == planned.scores * block
     planned = plan(load_config(TINY))
-    assert {f.what: f.bytes for f in planned.passing}["samples, for each job that generates at once"] == block
-    assert "at most" not in markdown(planned)  # jobs are as many as the machine has room for
+    assert {f.what: f.bytes for f in planned.passing}["samples, per concurrent sampling job"] == block
+    assert "at most" not in markdown(planned)  # there are as many jobs as the machine has room for
 
 
-def test_states_in_passing_hold_the_best_scored_one_where_there_are_scores():
+def test_passing_states_include_the_best_scored_one_if_there_are_scores():
     counts = []
     for validate in (None, 2):
         planned = plan(with_settings(teacher={"validate_kimg": validate}))
@@ -165,7 +165,7 @@ def test_states_in_passing_hold_the_best_scored_one_where_there_are_scores():
     assert counts == [3, 4]
 
 
-# ---- published networks, and what the settings do not tell
+# ---- published networks, and what the settings do not state
 
 
 PUBLISHED = {
@@ -182,20 +182,20 @@ PUBLISHED = {
 }
 
 
-def test_a_published_teacher_is_not_trained_and_a_published_student_is_scored():
+def test_published_teachers_are_not_trained_but_students_are_scored():
     found = stages(plan(load_config(PUBLISHED)))
     assert "train teacher" not in found and "reference (inception)" not in found
     assert found["score p8"].evaluations == 3 * 50 * 8
 
 
-def test_features_of_the_data_count_where_its_size_is_told():
+def test_features_of_the_data_count_if_its_size_is_given():
     planned = plan(load_config(PUBLISHED), images=1000)
     assert stages(planned)["reference (inception)"].images == 1000 and not planned.notes
     assert len(plan(load_config(PUBLISHED)).notes) == 1
 
 
 @pytest.mark.parametrize("key", ["resolution", "channels", "classes"])
-def test_an_unknown_kind_of_images_is_said_by_its_key(key):
+def test_an_unknown_property_of_the_images_is_named_by_its_key(key):
     settings = {**PUBLISHED, "data": {k: v for k, v in PUBLISHED["data"].items() if k != key}}
     with pytest.raises(UserError, match=f"^p.yaml: data.{key}: "):
         plan(load_config(settings), name="p.yaml")
@@ -213,7 +213,7 @@ def test_hours_follow_from_the_measured_speed_of_distillation():
     assert row.split("|")[-2].strip() == f"{seconds / 3600:.3g}"
 
 
-def test_hours_follow_from_a_stated_number_of_flops():
+def test_hours_follow_from_a_given_number_of_flops():
     planned = plan(load_config(TINY))
     text = markdown(planned, tflops=1e-6)
     (row,) = [line for line in text.splitlines() if line.startswith("| **all** ")]
