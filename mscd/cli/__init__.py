@@ -1,9 +1,9 @@
-"""The command line, `mscd`: one module per command, which declares its options, help and examples, and calls one
-function of the library.
+"""The command line, `mscd`. Each command has its own module, which declares the command's options, help and examples
+and calls one function of the library.
 
-Networks: `convert`, `ema`, `generate`, `export`. Images and what they are compared by: `pack`, `reference`, `score`.
-Settings and files: `plan`, `info`. `main` gathers the commands, `options` holds what they share.
+Networks: `convert`, `ema`, `generate`, `export`. Images and their scores: `pack`, `reference`, `score`. Settings and
+files: `plan`, `info`. `main` collects the commands; `options` holds what they share.
 
-May import every package but launch, which is the workflow's. A command imports what it runs inside its function, so
-that help is there at once.
+May import every package except launch, which belongs to the workflow. Each command imports what it runs inside its
+function, so that help appears at once.
 """

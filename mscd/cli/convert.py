@@ -1,4 +1,4 @@
-"""`mscd convert`: a network file of a pickled checkpoint."""
+"""`mscd convert`: convert a pickled checkpoint to a network file."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mscd.cli.options import Command, Count, Digest, new, obtain
 
 @click.command(
     cls=Command,
-    short_help="Turn a pickled checkpoint into a network file.",
+    short_help="Convert a pickled checkpoint to a network file.",
     examples=[
         (
-            "NVIDIA's ImageNet-64 teacher, fetched into downloads/ (its licence is shown):",
+            "NVIDIA's ImageNet-64 teacher, downloaded into downloads/ (its licence is shown):",
             "mscd convert https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-imagenet-64x64-cond-adm.pkl \\\n"
             "     teacher.safetensors",
         ),
         (
-            "A student's snapshot that does not say its number of segments itself:",
+            "A student's snapshot that does not state its number of segments:",
             "mscd convert network-snapshot-157698.pkl student.safetensors --model s8 --segments 8",
         ),
     ],
@@ -28,28 +28,30 @@ from mscd.cli.options import Command, Count, Digest, new, obtain
 @click.argument("dest", type=new(dir_okay=False))
 @click.option(
     "--model",
-    help="What the network is called in tables: `teacher`, or a student's name.  [default: teacher, or student]",
+    help="Name of the network in tables: `teacher`, or a name for a student.  [default: teacher or student]",
     show_default=False,
 )
 @click.option(
     "--segments",
     type=Count(1),
-    help="A student's segments, which are its evaluations an image, if the file does not say them.",
+    help="A student's number of segments (its evaluations per image), if the file does not state it.",
 )
 @click.option(
     "--snapshot-kimg",
     type=Count(1),
-    help="Images it was trained on, in thousands, if the file does not say them.",
+    help="Images it was trained on, in thousands, if the file does not state it.",
 )
-@click.option("--ema", help="Average that the weights are: ema, phema-0.050, ...; without it, what the file says.")
+@click.option(
+    "--ema", help="Weight average that the file holds: ema, phema-0.050, ...; by default, what the file states."
+)
 @click.option(
     "--sha256",
     type=Digest(),
-    help="sha256 that the source has to have; without it, the one that downloads.lock has of the address.",
+    help="Expected sha256 of SOURCE; by default, the one that downloads.lock records for the URL.",
 )
 @click.option(
     "--license",
-    help="Licence of the network, carried into all that is made from it; without it, what is known of the address.",
+    help="Licence of the network, recorded in everything made from it; by default, the known terms of the URL.",
 )
 def convert(
     source: str,
@@ -61,10 +63,10 @@ def convert(
     sha256: str | None,
     license: str | None,
 ) -> None:
-    """Turn a pickled checkpoint of EDM's form into a network file of mscd: DEST, a .safetensors.
+    """Convert a pickled checkpoint in EDM's format to mscd's network file DEST, a .safetensors.
 
-    SOURCE is a path or an http(s) address. Nothing in it is executed: a pickle that asks for anything but tensors and
-    a network's settings is refused. DEST names its origin and licence. A .safetensors of mscd is taken, too.
+    SOURCE is a path or an http(s) URL. Nothing in it is executed: a pickle that asks for anything but tensors and a
+    network's settings is refused. DEST records its origin and licence. SOURCE may also be a .safetensors of mscd.
     """
     from mscd.checkpoints.convert import convert
     from mscd.checkpoints.edm_pickle import is_pickle

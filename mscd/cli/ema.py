@@ -1,4 +1,4 @@
-"""`mscd ema`: an average of another length, from stored ones."""
+"""`mscd ema`: make an EMA of another length from stored ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mscd.cli.options import Command, Count, existing, new
 
 @click.command(
     cls=Command,
-    short_help="Make an average of another length.",
+    short_help="Make an EMA of another length.",
     examples=[
         (
             "The average of width 0.075 at the last snapshot of a run:",
@@ -28,9 +28,9 @@ from mscd.cli.options import Command, Count, existing, new
     "--std",
     type=float,
     required=True,
-    help="Width of the average as a share of the training time, at most 0.28 and of three decimals.",
+    help="Width of the average as a fraction of the training time, at most 0.28, with up to three decimals.",
 )
-@click.option("--kimg", type=Count(1), help="Snapshot at which it ends, in thousands of images; without it, the last.")
+@click.option("--kimg", type=Count(1), help="Snapshot at which it ends, in thousands of images; by default, the last.")
 @click.option(
     "--out",
     type=new(dir_okay=False),
@@ -38,11 +38,11 @@ from mscd.cli.options import Command, Count, existing, new
     show_default=False,
 )
 def ema(stored: tuple[Path, ...], std: float, kimg: int | None, out: Path | None) -> None:
-    """Make an average of another length after training (post-hoc EMA), from the stored ones.
+    """Make an average of another length after training (post-hoc EMA) from the stored ones.
 
-    STORED are the phema-*.safetensors of one run, of as many snapshots as there are: two widths at one snapshot make
-    widths between them, more snapshots make more. It is told how far the result is from the average asked for, and
-    refused where that is too far. Needs the memory of one network.
+    STORED are the phema-*.safetensors of one run, from as many snapshots as there are. Two widths at one snapshot give
+    any width between them; more snapshots extend the range. Reports how well the result approximates the
+    requested average, and refuses if the error is too large. Needs the memory of one network.
     """
     from mscd.checkpoints.posthoc_ema import reconstruct_ema
     from mscd.diffusion.ema_names import posthoc_name

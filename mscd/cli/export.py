@@ -1,4 +1,4 @@
-"""`mscd export`: a folder to publish of a student."""
+"""`mscd export`: export a student for publication."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mscd.cli.options import Command, existing, new
 
 @click.command(
     cls=Command,
-    short_help="Make a folder to publish of a student.",
+    short_help="Export a student as a folder to publish.",
     examples=[
         (
             "The best student of the demo, with its scores:",
@@ -25,14 +25,14 @@ from mscd.cli.options import Command, existing, new
 @click.option(
     "--table",
     type=existing(dir_okay=False),
-    help="fid_table.csv whose rows of this network, and of its teacher, go into the model card.",
+    help="The run's fid_table.csv; its rows for this network and its teacher go into the model card.",
 )
 def export(network: Path, folder: Path, table: Path | None) -> None:
-    """Make a FOLDER that huggingface_hub can hold of a student, usable with only torch and safetensors installed.
+    """Export a student to FOLDER, ready for huggingface_hub and usable with only torch and safetensors installed.
 
-    NETWORK is a student's .safetensors. The folder gets its weights, its settings, a model card (README.md) with
-    licence and scores, and a program that samples it.
+    NETWORK is the student's .safetensors. FOLDER gets its weights, its settings, a model card (README.md) with licence
+    and scores, and a script that samples it.
     """
     from mscd.reporting.export import export_student
 
-    click.echo(f"{export_student(network, folder, table=table)}: see README.md there", err=True)
+    click.echo(f"{export_student(network, folder, table=table)}: exported, see its README.md", err=True)

@@ -1,4 +1,4 @@
-"""`mscd generate`: images sampled from a network."""
+"""`mscd generate`: sample images from a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mscd.diffusion.solvers import SOLVERS, Solver
     short_help="Sample images from a network.",
     examples=[
         (
-            "A grid of 64 images, each by as many evaluations as the student has segments:",
+            "A grid of 64 images, with one network evaluation per segment of the student:",
             "mscd generate s8.safetensors",
         ),
         (
@@ -25,44 +25,54 @@ from mscd.diffusion.solvers import SOLVERS, Solver
             "     --seeds 0-49999 --sampler heun --steps 256 --batch-size 128 --out teacher.npz",
         ),
         (
-            "Pictures of class 207 (golden retriever) as single files:",
+            "Pictures of class 207 (golden retriever) as separate files:",
             "mscd generate s8.safetensors --seeds 0-99 --class 207 --out retrievers/",
         ),
     ],
 )
 @click.argument("network", type=existing(dir_okay=False))
-@click.option("--seeds", type=Seeds(), default="0-63", help="Seeds, one an image; the image depends on nothing else.")
-@click.option("--sampler", type=click.Choice(SOLVERS), help="Solver.  [default: heun; a student's own, euler]")
+@click.option(
+    "--seeds", type=Seeds(), default="0-63", help="Seeds, one per image; each image depends on its seed alone."
+)
+@click.option("--sampler", type=click.Choice(SOLVERS), help="Solver.  [default: heun; for a student, euler]")
 @click.option(
     "--steps",
     type=Count(1),
-    help="Steps of the solver: euler takes as many network evaluations, heun "
-    "twice as many less one.  [default: 18; a student's own, its segments]",
+    help="Steps of the solver. N steps take N network evaluations with euler, "
+    "2N-1 with heun.  [default: 18; for a student, its segments]",
 )
-@click.option("--class", "label", type=Count(0), help="Class of all images, a number; without it, each seed's own.")
+@click.option(
+    "--class", "label", type=Count(0), help="Class of all images, as a number; by default, each seed draws its own."
+)
 @click.option(
     "--s-churn",
     "S_churn",
     type=Number(0),
     default=0.0,
-    help="Noise added on the way (heun): 40 for EDM's best "
-    "ImageNet-64 teacher, with the three below at 0.05, 50 and 1.003.",
+    help="Noise added during sampling (heun). EDM's ImageNet-64 teacher "
+    "scores best with 40, and the next three options at 0.05, 50 and 1.003.",
 )
-@click.option("--s-min", "S_min", type=Number(0), default=0.0, help="Lowest noise level (sigma) with churn.")
-@click.option("--s-max", "S_max", type=Number(0), default=math.inf, help="Highest noise level (sigma) with churn.")
-@click.option("--s-noise", "S_noise", type=Number(0, min_open=True), default=1.0, help="Scale of the churn's noise.")
+@click.option(
+    "--s-min", "S_min", type=Number(0), default=0.0, help="Lowest noise level (sigma) at which churn adds noise."
+)
+@click.option(
+    "--s-max", "S_max", type=Number(0), default=math.inf, help="Highest noise level (sigma) at which churn adds noise."
+)
+@click.option(
+    "--s-noise", "S_noise", type=Number(0, min_open=True), default=1.0, help="Scale of the noise that churn adds."
+)
 @click.option(
     "--batch-size",
     type=Count(1),
     default=64,
-    help="Images that a GPU samples at a time; a CPU takes as many as suit it.",
+    help="Images that a GPU samples at a time; a CPU chooses its own number.",
 )
 @click.option(
     "--out",
     type=new(),
-    help="Where images go, its form by its name: .png, one grid; .npz, an array that "
-    "`mscd score` and others' evaluators read; .zip, or a folder, PNGs as data sets have them.  "
-    "[default: NETWORK's name and .png, in this folder]",
+    help="Where to write the images; the name sets the format: .png, one grid; .npz, an array "
+    "for `mscd score` and third-party evaluators; .zip or a folder, PNGs as in a data set.  "
+    "[default: NETWORK's name with .png, in the current folder]",
 )
 def generate(
     network: Path,
@@ -79,9 +89,9 @@ def generate(
 ) -> None:
     """Sample images from a network, each a function of its seed alone.
 
-    NETWORK is a .safetensors of mscd or a pickled checkpoint of EDM's form, which is read without executing it. A
-    student knows its noise levels and needs no options: it takes exactly one evaluation a segment. Computes on the GPU
-    where there is one, and under torchrun on as many processes, which make the same images as one.
+    NETWORK is a .safetensors of mscd or a pickled checkpoint in EDM's format, which is read without executing it. A
+    student knows its noise levels and needs no options: it takes exactly one evaluation per segment. Uses the GPU if
+    there is one. Under torchrun, all processes share the work and make the same images as a single one.
     """
     from mscd.parallel.group import torchrun_group
     from mscd.sampling.generate import generate

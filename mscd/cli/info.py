@@ -1,4 +1,4 @@
-"""`mscd info`: what files are."""
+"""`mscd info`: show what files are."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mscd.cli.options import Command, existing
 
 @click.command(
     cls=Command,
-    short_help="Tell what files are.",
+    short_help="Show what files are.",
     examples=[
         ("What a file is:", "mscd info results/digits/students/s8/50/ema.safetensors"),
         (
-            "The licence of the network that samples were made with, for a script:",
+            "The licence of the network that made the samples, for a script:",
             "mscd info --json samples.npz | jq -r .origin.license",
         ),
-        ("Whether snapshots have survived a copy:", "mscd info --verify students/s8/*/*.safetensors"),
+        ("Whether copied snapshots are intact:", "mscd info --verify students/s8/*/*.safetensors"),
     ],
 )
 @click.argument("paths", nargs=-1, required=True, type=existing(), metavar="FILE...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object, or for several files a list.")
-@click.option("--verify", is_flag=True, help="Read whole files and compare them with the digests in them.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object, or a list for several files.")
+@click.option("--verify", is_flag=True, help="Read the whole files and check them against the digests they contain.")
 def info(paths: tuple[Path, ...], as_json: bool, verify: bool) -> None:
-    """Tell what files are: networks, training states, detectors, reference statistics, samples, scores, images.
+    """Show what files are: networks, training states, detectors, reference statistics, samples, scores, images.
 
-    Goes by their content, of which no more than headers is read; a pickled checkpoint, which has none, is read without
-    executing it. Of a network it tells architecture, parameters, precision, EMA, training images, data, segments and
-    grid of a student, origin and licence.
+    Files are identified by their content, of which only headers are read; a pickled checkpoint, which has none, is read
+    without executing it. A network is shown with its architecture, parameters, precision, EMA, training images, data,
+    origin and licence, a student also with its segments and grid.
     """
     from mscd.errors import UserError
     from mscd.reporting import file_info
@@ -39,7 +39,7 @@ def info(paths: tuple[Path, ...], as_json: bool, verify: bool) -> None:
     for path in paths:
         try:
             found[path] = {**file_info.describe(path), **({"verified": file_info.verify(path)} if verify else {})}
-        except UserError as error:  # the other files are told all the same
+        except UserError as error:  # the other files are still shown
             unreadable.append(str(error))
             click.echo(error, err=True)
         else:

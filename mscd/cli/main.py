@@ -1,6 +1,6 @@
-"""The command line: what the workflow does, one step at a time, for people without the workflow.
+"""The command line: the workflow's steps one at a time, for use without the workflow.
 
-Only click is imported before a command runs, so that help is there at once.
+Only click is imported before a command runs, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Examples:
     mscd info teacher.safetensors
     mscd generate teacher.safetensors
 
-  `mscd COMMAND --help` has examples of each. docs/command-line.md shows what they print.
+  `mscd COMMAND --help` shows examples of each command. docs/reference/command-line.md shows what they print.
 """
-INTERRUPTED = 130  # exit status of what Ctrl-C ended, as shells have it
+INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line on stderr where the user can help it."""
+    """A command group that reports errors as one line on stderr if the user can fix them."""
 
     def invoke(self, ctx: click.Context) -> None:
-        """Run the command; exit status 1 after a UserError, 130 after Ctrl-C."""
+        """Run the command; exit with status 1 after a UserError and 130 after Ctrl-C."""
         try:
             super().invoke(ctx)
         except UserError as error:
@@ -40,19 +40,19 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the work."""
+        """Return the commands in the order in which they are used."""
         return list(self.commands)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Say where there is more."""
+        """Write the examples, and where to find more."""
         formatter.write(EPILOG)
 
 
 class _OnStderr(logging.Handler):
-    """Log lines as they are, on stderr."""
+    """A handler that writes log messages to stderr as they are."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
+        """Write the record's message."""
         click.echo(self.format(record), err=True)
 
 
@@ -61,9 +61,10 @@ class _OnStderr(logging.Handler):
 def main() -> None:
     """Few-step image generators from diffusion models, by multistep consistency distillation.
 
-    Each command does one step: prepare images, take over a published network, sample it, score the samples. Training,
-    and everything at once, is the workflow's: see README.md. Results go to the files that the options name, messages
-    and progress to stderr. A mistake of the user's is one line on stderr and exit status 1, of usage 2; Ctrl-C is 130.
+    Each command does one step: prepare images, import a published network, sample it, score the samples. Training, or
+    running all steps at once, is done by the workflow: see README.md. Results go to files and stdout, messages and
+    progress to stderr. Exit status 1 means an error that you can fix, explained in one line on stderr; 2 means wrong
+    usage, and 130 means Ctrl-C.
     """
     logger = logging.getLogger("mscd")
     logger.handlers = [_OnStderr()]

@@ -1,4 +1,4 @@
-"""`mscd pack`: a data set of images."""
+"""`mscd pack`: pack images into a data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mscd.data.transforms import TRANSFORMS
     short_help="Pack images into a data set.",
     examples=[
         (
-            "ImageNet as the EDM teachers were trained on, from its tar as it is:",
+            "ImageNet as used to train the EDM teachers, straight from its tar:",
             "mscd pack ILSVRC2012_img_train.tar imagenet-64x64.zip --resolution 64 --transform center-crop",
         ),
         ("CIFAR-10 from its archive:", "mscd pack cifar-10-python.tar.gz cifar10-32x32.zip"),
         (
-            "A folder of photographs, a sub-folder for each class, at most 1,000 of them:",
+            "At most 1,000 photographs, from a folder with one sub-folder per class:",
             "mscd pack photos/ photos-64x64.zip --resolution 64 --transform center-crop --max-images 1000",
         ),
     ],
@@ -32,25 +32,25 @@ from mscd.data.transforms import TRANSFORMS
 @click.option(
     "--resolution",
     type=Size(),
-    help="Size to bring images to, in pixels: a width, or WIDTHxHEIGHT. Without it images keep their own.",
+    help="Size of the packed images in pixels: a width, or WIDTHxHEIGHT. By default, images keep theirs.",
 )
 @click.option(
     "--transform",
     type=click.Choice(TRANSFORMS),
-    help="How images are cropped on the way to --resolution. Without it they are only resized.",
+    help="How images are cropped to fit --resolution. By default, they are only resized.",
 )
-@click.option("--max-images", type=Count(1), help="Take that many images from the start; without it, all.")
+@click.option("--max-images", type=Count(1), help="Take only the first N images; by default, all.")
 @click.option(
-    "--skip-corrupt", is_flag=True, help="Leave out images that cannot be read, and list them, instead of stopping."
+    "--skip-corrupt", is_flag=True, help="Skip images that cannot be read, and list them, instead of stopping."
 )
 @click.option(
     "--workers",
     type=Count(1),
     default=lambda: len(os.sched_getaffinity(0)),
-    show_default="one a core",
-    help="Threads that decode images; the bytes written do not depend on it.",
+    show_default="one per core",
+    help="Threads that decode images; the bytes written do not depend on their number.",
 )
-@click.option("--sha256", type=Digest(), help="sha256 that the source has to have, if it is one file.")
+@click.option("--sha256", type=Digest(), help="Expected sha256 of SOURCE, if it is a single file.")
 def pack(
     source: str,
     dest: Path,
@@ -61,17 +61,17 @@ def pack(
     workers: int,
     sha256: str | None,
 ) -> None:
-    """Pack images into a data set: DEST, a zip of PNGs with their classes, as EDM's tools read and write it.
+    """Pack images into the data set DEST, a zip of PNGs with their classes, as EDM's tools read and write it.
 
-    SOURCE is a folder, zip or tar of images (class = top folder, or as its dataset.json says), ImageNet's or CIFAR-10's
-    archive, MNIST's files, `digits` for the 8x8 digits that come with scikit-learn, or the http(s) address of an
-    archive. Prints what was packed, as JSON.
+    SOURCE is a folder, zip or tar of images (class = top folder, or as its dataset.json says), the archive of ImageNet
+    or CIFAR-10, MNIST's files, `digits` for the 8x8 digits that come with scikit-learn, or the http(s) URL of an
+    archive. Prints a summary of what was packed, as JSON.
     """
     from mscd.data.packing import pack
     from mscd.provenance.urls import is_address
 
     if dest.suffix != ".zip":
-        raise click.BadParameter(f"{dest}: a data set is a .zip", param_hint="DEST")
+        raise click.BadParameter(f"{dest}: a data set's name must end in .zip", param_hint="DEST")
     path = obtain(source, sha256)[0] if is_address(source) or sha256 else source
     summary = pack(
         path,

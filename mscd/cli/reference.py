@@ -1,4 +1,4 @@
-"""`mscd reference`: the statistics that samples are scored against."""
+"""`mscd reference`: make the statistics that samples are scored against."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, 
 
 @click.command(
     cls=Command,
-    short_help="Make statistics to score against.",
+    short_help="Make reference statistics to score against.",
     examples=[
         (
-            "Of a packed data set, under the classifier of a run:",
+            "From a packed data set, with the classifier of a run:",
             "mscd reference results/digits/data/train.zip \\\n"
             "     --detector results/digits/reference/classifier.safetensors --out digits.npz",
         ),
         (
-            "The published statistics of ImageNet-64:",
+            "From the published statistics of ImageNet-64:",
             "mscd reference --published https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz \\\n"
             "     --resolution 64 --detector inception-2015-12-05.pt --out imagenet-64x64.npz",
         ),
@@ -30,11 +30,11 @@ from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, 
 @click.option("--sha256", type=Digest(), help=DETECTOR_SHA256)
 @click.option(
     "--published",
-    help="Path or http(s) address of an .npz with mu and sigma of Inception's features, to take "
-    "over instead of computing them from DATA.",
+    help="Path or http(s) URL of an .npz with mu and sigma of Inception's features, to use "
+    "instead of computing them from DATA.",
 )
-@click.option("--resolution", type=Count(1), help="Width in pixels of the images that --published is of.")
-@click.option("--channels", type=click.Choice([1, 3]), default=3, help="Channels of the images that --published is of.")
+@click.option("--resolution", type=Count(1), help="Width in pixels of the images behind --published.")
+@click.option("--channels", type=click.Choice([1, 3]), default=3, help="Channels of the images behind --published.")
 @click.option("--out", type=new(dir_okay=False), required=True, help="Reference file to write, an .npz.")
 def reference(
     data: Path | None,
@@ -47,16 +47,16 @@ def reference(
 ) -> None:
     """Make the statistics that samples are scored against: mean and covariance of the features of real images.
 
-    DATA is a zip or folder of `mscd pack`. Published statistics are taken over with --published instead. The file says
-    which detector and which images it belongs to, and `mscd score` refuses any others. Uses the GPU where there is one,
-    and several processes under torchrun.
+    DATA is a data set of `mscd pack`, as a zip or a folder. With --published, published statistics are used instead.
+    The output records which detector and images it belongs to, and `mscd score` refuses any others. Uses the GPU if
+    there is one, and several processes under torchrun.
     """
     if data is not None and published is None:
         _compute(data, out, detector, sha256)
     elif data is None and published is not None and resolution is not None:
         _adopt(published, out, detector, sha256, resolution, channels)
     else:
-        raise click.UsageError("give either DATA, or --published and --resolution")
+        raise click.UsageError("give either DATA or both --published and --resolution")
 
 
 def _compute(data: Path, out: Path, detector: str, sha256: str | None) -> None:

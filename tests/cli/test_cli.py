@@ -1,4 +1,4 @@
-"""The command line, as it is typed."""
+"""The command line, run as typed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ ABOUT = {"snapshot_kimg": 7, "nimg": 7000, "data": {"digest": "abc", "resolution
 
 
 def mscd(*arguments, code=0):
-    """Run a command; its result, with stdout and stderr."""
+    """Run a command; return its result, with stdout and stderr."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.exit_code, result.output, result.exception)
     return result
@@ -36,7 +36,7 @@ def mscd(*arguments, code=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Holds teacher.safetensors, student.safetensors, classifier.safetensors and digits.zip."""
+    """A folder with {teacher,student,phema-0.050,phema-0.100,classifier}.safetensors and digits.zip."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cli")
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Number of images of each evaluation of a network, in order; on a CPU more than are asked for."""
+    """The number of images in each evaluation of a network, in order; on a CPU it may exceed the number requested."""
     sizes, forward = [], EDMPrecond.forward
 
     def counted(net, x, sigma, *labels):
@@ -100,7 +100,7 @@ def test_every_option_is_explained_and_every_example_can_be_parsed(name):
         parser.parse_args(args=words[1 : words.index("|")] if "|" in words else words[1:])
 
 
-def test_a_mistake_of_the_users_is_one_line_and_exit_status_1(here):
+def test_an_error_of_the_user_is_one_line_and_exit_status_1(here):
     (here / "broken.safetensors").write_bytes(b"nonsense")
     (here / "broken.yaml").write_text("name: x\ndta: 1\n")
     for arguments in (["generate", "broken.safetensors"], ["plan", "broken.yaml"], ["pack", "nowhere/", "x.zip"]):
@@ -124,7 +124,7 @@ def test_wrong_usage_is_exit_status_2(here, arguments):
     assert "Error" in mscd(*arguments, code=2).stderr
 
 
-def test_ctrl_c_is_exit_status_130_without_a_word(folder, monkeypatch):
+def test_ctrl_c_is_exit_status_130_without_a_message(folder, monkeypatch):
     def interrupted(path):
         raise KeyboardInterrupt
 
@@ -135,7 +135,7 @@ def test_ctrl_c_is_exit_status_130_without_a_word(folder, monkeypatch):
 # ---- pack, convert, info, ema, export, plan
 
 
-def test_pack_packs_and_prints_what(here):
+def test_pack_packs_and_prints_a_summary(here):
     summary = json.loads(mscd("pack", "digits", "digits.zip", "--max-images", 5).stdout)
     assert (summary["images"], summary["resolution"], summary["label_dim"]) == (5, 8, 5)
     assert len(dataset.ImageDataset("digits.zip")) == 5
@@ -150,7 +150,7 @@ def test_pack_takes_transforms_and_refuses_another_sha256(here):
     assert "sha256" in result.stderr
 
 
-def test_convert_makes_a_network_file_of_a_pickle_with_its_origin(here):
+def test_convert_makes_a_network_file_with_the_origin_of_the_pickle(here):
     mscd("convert", PICKLES / "teacher_adm.pkl", "t.safetensors", "--license", "ours alone")
     metadata = read_metadata("t.safetensors")
     assert metadata["model"] == "teacher" and metadata["origin"]["license"] == "ours alone"
@@ -159,13 +159,13 @@ def test_convert_makes_a_network_file_of_a_pickle_with_its_origin(here):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_convert_knows_a_pickle_by_its_content(here):
+def test_convert_recognises_a_pickle_by_its_content(here):
     Path("teacher.network").write_bytes((PICKLES / "teacher_adm.pkl").read_bytes())
     mscd("convert", "teacher.network", "t.safetensors")
     assert read_metadata("t.safetensors")["origin"]["source"] == "teacher.network"
 
 
-def test_convert_fetches_an_address_and_shows_the_licence(here):
+def test_convert_fetches_a_url_and_shows_the_licence(here):
     with running(PICKLES) as server:
         source = f"{server.address}/teacher_adm.pkl"
         result = mscd("convert", source, "t.safetensors", "--license", "CC BY-NC-SA 4.0")
@@ -174,7 +174,7 @@ def test_convert_fetches_an_address_and_shows_the_licence(here):
     assert (origin["source"], origin["license"]) == (source, "CC BY-NC-SA 4.0")
 
 
-def test_convert_knows_a_student_and_takes_its_name(here):
+def test_convert_recognises_a_student_and_takes_its_name(here):
     pickled = PICKLES / "student_phema.pkl"
     mscd("convert", pickled, "a.safetensors")
     mscd("convert", pickled, "b.safetensors", "--model", "s8", "--ema", "phema-0.050", "--snapshot-kimg", 157698)
@@ -208,16 +208,16 @@ def test_info_verifies_whole_files(here, folder):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_damaged_file_keeps_info_from_no_other(here, folder, form):
+def test_info_shows_the_other_files_after_a_damaged_one(here, folder, form):
     (here / "damaged.safetensors").write_bytes((folder / "student.safetensors").read_bytes()[:1000])
     told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", "none.zip", code=2)
-    assert "none.zip" in told.stderr  # a path where nothing is, is a slip of the fingers
+    assert "none.zip" in told.stderr  # a missing path is a typing mistake, so wrong usage
     told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", code=1)
     assert "damaged.safetensors: " in told.stderr and "SongUNet" in told.stdout
 
 
 @pytest.mark.parametrize("arguments", [["digits", "digits.png"], ["digits", "d.zip", "--resolution", "0"]])
-def test_packing_to_no_zip_or_no_size_is_wrong_usage(here, arguments):
+def test_packing_to_another_suffix_or_to_size_zero_is_wrong_usage(here, arguments):
     mscd("pack", *arguments, code=2)
     assert not list(here.iterdir())
 
@@ -240,7 +240,7 @@ def test_plan_prints_tables_for_a_configuration_and_a_machine(here):
     assert "hours on 8 GPUs" in shared and "500 distilled images" in shared
 
 
-def test_plan_names_the_configuration_that_does_not_tell_enough(here):
+def test_plan_names_the_configuration_that_lacks_a_setting(here):
     settings = yaml.safe_load((Path(__file__).parents[2] / "config/config.yaml").read_text())
     (here / "mine.yaml").write_text(yaml.safe_dump({**settings, "data": {"source": "photos", "resolution": 8}}))
     assert mscd("plan", "mine.yaml", code=1).stderr.startswith("mscd: mine.yaml: data.channels: ")
@@ -249,7 +249,7 @@ def test_plan_names_the_configuration_that_does_not_tell_enough(here):
 # ---- generate, reference, score
 
 
-def test_a_student_needs_no_options_and_takes_a_segment_an_evaluation(here, folder, calls):
+def test_a_student_needs_no_options_and_takes_one_evaluation_per_segment(here, folder, calls):
     mscd("generate", folder / "student.safetensors")
     assert len(calls) == STUDENT["segments"]  # all images go through the network together
     assert len(set(Image.open("student.png").size)) == 1  # eight rows of eight
@@ -272,13 +272,13 @@ def test_a_teacher_takes_solver_steps_seeds_and_class(here, folder, calls):
     assert not np.array_equal(read_samples("c.npz")[0], images)
 
 
-def test_images_come_as_a_folder_or_zip_of_a_data_set(here, folder):
+def test_images_are_written_as_the_folder_or_zip_of_a_data_set(here, folder):
     for out in ("images", "images.zip"):
         mscd("generate", folder / "student.safetensors", "--seeds", "0-4", "--out", out)
         assert len(dataset.ImageDataset(out)) == 5
 
 
-def test_a_students_other_steps_are_refused(here, folder):
+def test_other_steps_for_a_student_are_refused(here, folder):
     result = mscd("generate", folder / "student.safetensors", "--steps", 5, "--sampler", "euler", code=1)
     assert "exactly 3" in result.stderr
 
@@ -295,7 +295,7 @@ def test_samples_are_scored_against_statistics_of_data(here, folder):
     assert mscd("score", "0-9.npz", "10-29.npz", *common).stdout == printed
 
 
-def test_published_statistics_are_taken_over_with_their_origin(here, folder):
+def test_published_statistics_are_adopted_with_their_origin(here, folder):
     np.savez("published.npz", mu=np.zeros(64), sigma=np.eye(64))
     about = ["--published", "published.npz", "--resolution", 8, "--channels", 1]
     mscd("reference", *about, "--detector", folder / "classifier.safetensors", "--out", "ref.npz")
@@ -304,8 +304,8 @@ def test_published_statistics_are_taken_over_with_their_origin(here, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_images_of_one(here, folder):
-    network, seeds = folder / "student.safetensors", ["--seeds", "250-261"]  # of two pieces, one a process
+def test_two_processes_make_the_same_images_as_one(here, folder):
+    network, seeds = folder / "student.safetensors", ["--seeds", "250-261"]  # two pieces, one per process
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mscd"]
     arguments = ["generate", str(network), *seeds, "--out", "two.npz"]
