@@ -1,9 +1,9 @@
-"""Settings of a run as pydantic models, how they are read, and where a run's files are.
+"""Settings of a run as pydantic models, how they are loaded, and where a run's files are.
 
-`run` puts the sections together: `data`, `network`, `training`, `reference` and `scoring`, each in a module of its own.
-`base` has what all are made of, `loading` reads them, `error_text` tells what is wrong in a line, `docs` makes
-config/README.md of them. `run_paths` names every file of results/<name>.
+`run` combines the sections, each defined in its own module: `data`, `network`, `training`, `reference` and `scoring`.
+`base` has the building blocks of all sections, `loading` reads a configuration, `error_text` describes an error in one
+line, and `docs` generates config/README.md. `run_paths` names every file in results/<name>.
 
-May import diffusion (what is torch-free there), provenance, parallel, files and errors, and loads no torch: `make lint`
-checks it.
+May import diffusion (its torch-free parts), provenance, parallel, files and errors, and loads no torch; `make lint`
+checks this.
 """

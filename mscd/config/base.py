@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of: checked, frozen settings, their digests and common types."""
+"""Building blocks of the configuration: validated, frozen settings, their digests, and common types."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ Width = Annotated[int, Field(ge=1)]
 
 def _check_three_decimals(std: float) -> float:
     if round(std, 3) != std:
-        raise ValueError(f"has more than the three decimals that a file's name has (got {std})")
+        raise ValueError(f"must have at most three decimals, as file names do (got {std})")
     return std
 
 
@@ -32,23 +32,23 @@ Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 
 def operational(default: Any, description: str) -> Any:
-    """A field that says how long or how closely watched a run is, or what is only checked: no part of its identity."""
+    """A field outside a run's identity: it sets how long or how closely watched the run is, or is only checked."""
     return Field(default, description=description, json_schema_extra={"operational": True})
 
 
 def is_operational(field: FieldInfo) -> bool:
-    """Whether a field was made by `operational`."""
+    """Whether a field was created by `operational`."""
     extra = field.json_schema_extra
     return isinstance(extra, dict) and extra.get("operational") is True
 
 
 class Settings(BaseModel):
-    """A part of the configuration: unknown keys are refused and values never change after loading."""
+    """A section of the configuration. Unknown keys are refused, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=True)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that reach the result, as plain JSON values; two runs with equal identities are the same run."""
+        """The settings that affect the result, as plain JSON values. Runs with equal identities are the same run."""
         kept = {}
         for key, field in type(self).model_fields.items():
             if not is_operational(field):
@@ -67,36 +67,36 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of `value` (settings, or plain JSON values) as canonical JSON."""
+    """First 16 hex digits of the SHA-256 of `value` (settings or plain JSON values) as canonical JSON."""
     canonical = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 SHA256_MEANING = (
-    "sha256 that the file must have, by which a run knows it from then on, wherever it lies; null: it must be what it "
-    "was at its first use, which downloads.lock keeps, and the run knows it by `source`."
+    "Expected sha256 of the file, by which the run then identifies it, wherever it is; null: pinned in downloads.lock "
+    "on first use, and the run identifies the file by `source`."
 )
 
 
 def file_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a file's settings: by its sha256 where that is set, else by its source."""
+    """The identity of a file's settings, in which the file is identified by its sha256 if set, else by its source."""
     left_out = "source" if identity["sha256"] else "sha256"
     return {name: value for name, value in identity.items() if name != left_out}
 
 
 class FileSettings(Settings):
-    """A file that others made."""
+    """A third-party file."""
 
     source: str = Field(
         min_length=1,
-        description="Path of the file, or its address (`https://`, `http://`, `file://`), from which it is downloaded "
-        "once, into downloads/. Without `sha256`, another path or address counts as another file.",
+        description="Path or URL (`https://`, `http://`, `file://`) of the file. A file on the web is downloaded once, "
+        "into downloads/. Without `sha256`, a different path or URL counts as a different file.",
     )
     sha256: Sha256 | None = Field(None, description=SHA256_MEANING)
     license: str | None = operational(
-        None, "Its licence, carried into all that is made from it; null: as far as mscd knows it."
+        None, "Licence of the file, carried into everything made from it; null: the one known to mscd, if any."
     )
 
     def identity(self) -> dict[str, Any]:
-        """The file by its hash or, without one, by its source; and what else is set of it."""
+        """The file, identified by its sha256 if set, else by its source, and its other settings."""
         return file_identity(super().identity())

@@ -12,25 +12,32 @@ class DataSettings(Settings):
 
     source: str = Field(
         min_length=1,
-        description="`digits` (the 1,797 8×8 digits that come with scikit-learn), or the path of a folder, zip or tar "
-        "of images (class = top folder, or the labels of its dataset.json), of ImageNet's or CIFAR-10's archive or of "
-        "MNIST's files (docs/data.md), or the address of such a file.",
+        description="Path or URL of the images: a folder, zip or tar of images (class = top folder, or the labels in "
+        "its dataset.json), ImageNet's or CIFAR-10's archive, or MNIST's files (docs/reference/data.md). `digits`: the "
+        "1,797 8×8 digits that come with scikit-learn.",
     )
     sha256: Sha256 | None = Field(None, description=SHA256_MEANING)
-    license: str | None = operational(None, "Its licence, shown when it is downloaded; null: as far as mscd knows it.")
-    resolution: Width | None = Field(None, description="Width of the packed images; null keeps the images' own.")
-    transform: Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"] | None = Field(
-        None, description="How images are cropped to `resolution`; null only resizes them, whatever their aspect."
+    license: str | None = operational(
+        None, "Licence of the images, shown when they are downloaded; null: the one known to mscd, if any."
     )
-    max_images: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only that many; null uses all.")
+    resolution: Width | None = Field(
+        None, description="Width of the packed images, in pixels; null: the images keep their own."
+    )
+    transform: Literal["center-crop", "center-crop-wide", "center-crop-dhariwal"] | None = Field(
+        None,
+        description="How images are cropped to `resolution`; null: they are only resized, ignoring the aspect ratio.",
+    )
+    max_images: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Number of images to use, from the start; null: all."
+    )
     skip_corrupt: bool = Field(
-        False, description="Leave out images that cannot be read, and list them, instead of stopping."
+        False, description="Whether to leave out and list images that cannot be read, instead of stopping."
     )
     classes: Annotated[int, Field(ge=0)] | None = operational(
-        None, "Classes that there have to be (0: no labels); null: not checked. `mscd plan` needs it."
+        None, "Expected number of classes (0: no labels); null: not checked. `mscd plan` needs it."
     )
     channels: Literal[1, 3] | None = operational(
-        None, "Channels that the images have to have; null: not checked. `mscd plan` needs it."
+        None, "Expected number of channels of the images; null: not checked. `mscd plan` needs it."
     )
 
     @model_validator(mode="after")
@@ -40,14 +47,14 @@ class DataSettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the packed images depend on."""
+        """The settings that the packed images depend on."""
         return file_identity(super().identity())
 
     @property
     def known_resolution(self) -> int | None:
-        """Width of the packed images where the settings alone fix it."""
+        """Width of the packed images, or None if the settings alone do not determine it."""
         return self.resolution or (8 if self.source == "digits" else None)
 
     def packing(self) -> dict[str, Any]:
-        """Keyword arguments of `data.packing.pack` that these settings stand for, all but the source."""
+        """Keyword arguments of `data.packing.pack` given by these settings, except the source."""
         return self.model_dump(exclude={"source", "sha256", "license"})

@@ -1,4 +1,4 @@
-"""config/README.md, made from the models: `python -m mscd.config.docs > config/README.md`."""
+"""Generates config/README.md from the models: `python -m mscd.config.docs > config/README.md`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -20,12 +20,12 @@ from mscd.files.markdown import markdown_table
 DOCS_HEADER = """\
 # Settings
 
-Made from the models in `mscd/config/` by `python -m mscd.config.docs`; change it there.
+This page is generated from the models in `mscd/config/` by `python -m mscd.config.docs`; change it there.
 
-The file that is read is `config/config.yaml`, or what `snakemake --configfile FILE` names. Unknown keys are refused.
-Changing a setting repeats what it reaches and nothing else; those marked *operational* (how long, how often, how
-closely watched) never repeat training that is done. How many processes and threads a job uses is the profile's matter
-(`profiles/`), not this file's.
+Settings are read from `config/config.yaml`, or from FILE with `snakemake --configfile FILE`. Unknown keys are refused.
+Changing a setting repeats what depends on it and nothing else. Settings marked *operational* (how long, how often, how
+closely watched) never repeat training that is done. The number of processes and threads per job is set in the profile
+(`profiles/`), not here. 1 kimg is 1,000 training images.
 """
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -47,7 +47,7 @@ SECTIONS: dict[str, type[Settings]] = {
 
 
 def docs() -> str:
-    """The settings as a Markdown page: one table a section."""
+    """Return the settings as a Markdown page with one table per section."""
     pages = [DOCS_HEADER]
     for title, model in SECTIONS.items():
         rows = [_docs_row(key, field) for key, field in model.model_fields.items()]

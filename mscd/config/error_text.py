@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in one line."""
+"""Describes what is wrong with a configuration, in one line."""
 
 import difflib
 import re
@@ -10,13 +10,13 @@ from pydantic import BaseModel, Tag, ValidationError
 from mscd.config.base import NAME_PATTERN, SHA256_PATTERN
 
 PATTERNS = {
-    NAME_PATTERN: "must be letters, digits, '.', '_' or '-', and start with a letter or digit",
+    NAME_PATTERN: "must consist of letters, digits, '.', '_' and '-', and start with a letter or digit",
     SHA256_PATTERN: "must be 64 lower-case hex digits",
 }
 
 
 def explain_errors(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for a pydantic error: the first problem (unknown keys before all else), and how many more there are."""
+    """Describe a pydantic error in one line: its first problem (unknown keys first), and how many more there are."""
     problems = error.errors(include_url=False, include_context=True)
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     line = _describe_one(problems[0], model)
@@ -52,12 +52,12 @@ def _short(value: Any) -> str:
 
 
 def _path(location: Sequence[str | int]) -> list[str]:
-    """The keys of an error's location as the user typed them."""
+    """The keys of an error's location, as the user typed them."""
     return [str(part) for part in location if part != "[key]" and not _is_tag(part)]
 
 
 def _is_tag(part: str | int) -> bool:
-    """Whether a part of a location is no key but the tag of the member of a union that was tried."""
+    """Whether a part of a location is not a key but the tag of the union member that was tried."""
     return str(part).startswith("<")
 
 
@@ -78,7 +78,7 @@ def _model_at(location: Sequence[str | int], model: type[BaseModel]) -> type[Bas
 def _nearest(location: Sequence[str | int], model: type[BaseModel]) -> str:
     known = _model_at(location, model).model_fields
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f", did you mean {close[0]}?" if close else f" (known here: {', '.join(known)})"
+    return f", did you mean {close[0]}?" if close else f" (known keys: {', '.join(known)})"
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

@@ -1,7 +1,7 @@
-"""All settings of a run, and what holds between its sections.
+"""All settings of a run, and the constraints between its sections.
 
 The models are the only definition of a setting, its default, range and documentation; `python -m mscd.config.docs`
-prints config/README.md from them. Machine matters (processes, threads, nodes, time limits) are resources of rules.
+prints config/README.md from them. Machine settings (processes, threads, nodes, time limits) are resources of rules.
 """
 
 from collections.abc import Mapping
@@ -23,30 +23,32 @@ MOST_STORED = 20  # snapshots; with stds 0.05 and 0.10 the misfit is 3 % at 0.03
 
 
 def _teacher_kind(value: Any) -> str:
-    """Tag of the kind of a teacher's settings; no key of a file can look like it (mscd.config.error_text)."""
+    """Tag of the kind of a teacher's settings. No key in a file can look like a tag (mscd.config.error_text)."""
     published = "source" in value if isinstance(value, Mapping) else isinstance(value, PublishedTeacher)
     return "<published>" if published else "<trained>"
 
 
 class Config(Settings):
-    """Everything that a run is made from."""
+    """All settings of a run."""
 
-    name: Name = Field(description="The run's folder is results/<name>.")
-    data: DataSettings = Field(description="See below.")
-    reference: ReferenceSettings = Field(ReferenceSettings(), description="See below.")
+    name: Name = Field(description="Name of the run, whose folder is results/<name>.")
+    data: DataSettings = Field(description="The training images (see below).")
+    reference: ReferenceSettings = Field(ReferenceSettings(), description="How images are compared (see below).")
     teacher: Annotated[
         Annotated[TeacherSettings, Tag("<trained>")] | Annotated[PublishedTeacher, Tag("<published>")],
         Discriminator(_teacher_kind),
-    ] = Field(description="The diffusion model to distil, trained here or, with `source`, published. See below.")
+    ] = Field(description="The diffusion model to distil: trained here or, with `source`, published (see below).")
     students: Annotated[dict[Name, StudentSettings], Field(min_length=1)] = Field(
-        description="A name, which becomes a folder's, for each student and its settings (below)."
+        description="Students to train: a mapping of names, which become folder names, to settings (see below)."
     )
     published_students: dict[Name, PublishedStudent] = Field(
-        {}, description="Students of others, by the name they get in the table, scored beside those made here."
+        {},
+        description="Third-party students to score next to those trained here: a mapping of names, as shown in the "
+        "table, to settings (see below).",
     )
-    scoring: ScoringSettings = Field(description="See below.")
+    scoring: ScoringSettings = Field(description="What is generated and scored (see below).")
     posthoc_ema: PosthocSettings | None = Field(
-        None, description="EMA lengths to reconstruct after training, a section as below; null: none."
+        None, description="EMA lengths to reconstruct after training (see below); null: none."
     )
 
     @model_validator(mode="after")
@@ -55,11 +57,11 @@ class Config(Settings):
             raise ValueError(f"students: a student cannot be called {TEACHER}")
         for name in self.published_students:
             if name in self.students:
-                raise ValueError(f"published_students: {name} is the name of one of the students, too")
+                raise ValueError(f"published_students: {name} is already the name of a student")
         first, *others = self.students
         for name in others:
             if self.students[name].phema_stds != self.students[first].phema_stds:
-                raise ValueError(f"students.{name}.phema_stds: the students of a run keep the same ones as {first}")
+                raise ValueError(f"students.{name}.phema_stds: must equal those of {first}: all students keep the same")
         if self.posthoc_ema is not None:
             self._check_posthoc(self.posthoc_ema)
         resolution = self.data.known_resolution
@@ -69,16 +71,16 @@ class Config(Settings):
 
     @property
     def paths(self) -> RunPaths:
-        """Where the run's files are, from the folder that Snakemake works in."""
+        """Where the run's files are, relative to the folder that Snakemake works in."""
         return RunPaths(Path("results", self.name))
 
     @property
     def trained_teacher(self) -> TeacherSettings | None:
-        """The teacher's settings if it is trained here."""
+        """The teacher's settings if it is trained here, else None."""
         return self.teacher if isinstance(self.teacher, TeacherSettings) else None
 
     def files(self) -> dict[str, FileSettings | DataSettings]:
-        """What is taken from others, by the key that names it in the settings: files to download, or to find."""
+        """Files that the run is given, to be downloaded or found on disk, by their key in the settings."""
         files: dict[str, FileSettings | DataSettings] = {"data": self.data}
         if isinstance(self.teacher, PublishedTeacher):
             files["teacher"] = self.teacher
@@ -90,14 +92,17 @@ class Config(Settings):
         return files
 
     def posthoc_snapshots(self, student: str) -> list[int]:
-        """kimg of the snapshots of a student at which EMA lengths are reconstructed."""
+        """kimg of the snapshots at which a student's EMA lengths are reconstructed."""
         if self.posthoc_ema is None:
             return []
         return self.posthoc_ema.snapshots or self.students[student].snapshots()[-1:]
 
     def stored_snapshots(self, student: str, kimg: int) -> list[int]:
-        """kimg of the snapshots that an EMA length at `kimg` is reconstructed from: those up to it, or of many as many
-        as are enough for lengths near the kept ones, spread evenly."""
+        """kimg of the snapshots from which an EMA length at `kimg` is reconstructed.
+
+        These are all up to `kimg` or, if there are more, MOST_STORED spread evenly: enough for lengths near the kept
+        ones.
+        """
         snapshots = [stored for stored in self.students[student].snapshots() if stored <= kimg]
         count = min(len(snapshots), MOST_STORED)
         return [snapshots[(number + 1) * len(snapshots) // count - 1] for number in range(count)]
@@ -114,7 +119,7 @@ class Config(Settings):
     def _check_posthoc(self, posthoc: PosthocSettings) -> None:
         for name, student in self.students.items():
             if not student.phema_stds:
-                raise ValueError(f"posthoc_ema: students.{name} keeps no phema_stds to reconstruct from")
+                raise ValueError(f"posthoc_ema: students.{name} has no phema_stds to reconstruct from")
             for kimg in posthoc.snapshots or []:
                 if kimg not in student.snapshots():
                     raise ValueError(f"posthoc_ema.snapshots: students.{name} has no snapshot at {kimg} kimg")
@@ -122,7 +127,7 @@ class Config(Settings):
                 self._check_reach(name, kimg, posthoc.stds)
 
     def _check_reach(self, name: str, kimg: int, stds: list[float]) -> None:
-        """Refuse now what could not be reconstructed when all is trained."""
+        """Refuse lengths that could not be reconstructed, now rather than after training."""
         student = self.students[name]
         stored = [student.images_at(snapshot) for snapshot in self.stored_snapshots(name, kimg)]
         images = [nimg for nimg in stored for _ in student.phema_stds]
@@ -141,8 +146,8 @@ class Config(Settings):
         deepest = 2 ** (len(network.channel_mult) - 1)
         if resolution % deepest:
             raise ValueError(
-                f"teacher.network.channel_mult: {len(network.channel_mult)} levels need a resolution that "
-                f"{deepest} divides (data: {resolution})"
+                f"teacher.network.channel_mult: {len(network.channel_mult)} levels need a resolution divisible by "
+                f"{deepest} (data: {resolution})"
             )
         widths = network.widths(resolution)
         asked = {"teacher.network.attn_resolutions": network.attn_resolutions}
@@ -153,4 +158,4 @@ class Config(Settings):
         for key, values in asked.items():
             for width in values:
                 if width not in widths:
-                    raise ValueError(f"{key}: no level of the network is {width} wide (they are {widths})")
+                    raise ValueError(f"{key}: no level of the network is {width} wide (the widths are {widths})")

@@ -1,4 +1,4 @@
-"""Settings of sampling and scoring, and of averages reconstructed for it."""
+"""Settings of sampling and scoring, and of the averages reconstructed for it."""
 
 from math import inf
 from typing import Annotated
@@ -12,13 +12,13 @@ from mscd.diffusion.solvers import CHURNED, Solver, nfe
 
 
 class SamplerSettings(Settings):
-    """A way to sample the teacher. `euler` takes `steps` network evaluations, `heun` twice as many less one."""
+    """How the teacher is sampled. Per image, `euler` takes `steps` network evaluations and `heun` 2·`steps` − 1."""
 
-    sampler: Solver = Field(description="Solver.")
-    steps: int = Field(ge=1, description="Steps of the solver.")
-    S_churn: NonNegative = Field(0.0, description="Amount of noise added on the way (heun).")
-    S_min: NonNegative = Field(0.0, description="Churn acts from this sigma ...")
-    S_max: float = Field(inf, ge=0, description="... to this one.")
+    sampler: Solver = Field(description="ODE solver.")
+    steps: int = Field(ge=1, description="Number of solver steps.")
+    S_churn: NonNegative = Field(0.0, description="Amount of churn: noise added while sampling (`heun` only).")
+    S_min: NonNegative = Field(0.0, description="Lowest sigma at which churn acts.")
+    S_max: float = Field(inf, ge=0, description="Highest sigma at which churn acts.")
     S_noise: Positive = Field(1.0, description="Scale of the churn noise.")
 
     @model_validator(mode="after")
@@ -31,7 +31,7 @@ class SamplerSettings(Settings):
 
     @property
     def label(self) -> str:
-        """Name of the sampler in paths, e.g. `heun-18`, or with churn `heun-256-churn40`."""
+        """Name of the sampler in paths, e.g. `heun-18` or, with churn, `heun-256-churn40`."""
         churn = f"-churn{self.S_churn:g}" if self.S_churn else ""
         return f"{self.sampler}-{self.steps}{churn}"
 
@@ -44,48 +44,54 @@ class SamplerSettings(Settings):
 class ScoringSettings(Settings):
     """What is generated and scored."""
 
-    images: int = Field(ge=2, description="Images of one seed block.")
+    images: int = Field(ge=2, description="Number of images per seed block.")
     seed_blocks: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        [0, 1, 2], description="Blocks to score: block b is the seeds b·images to (b+1)·images − 1, the same for all."
+        [0, 1, 2],
+        description="Seed blocks to score. Block b has seeds b·images to (b+1)·images − 1, the same for all models.",
     )
     teacher_samplers: Annotated[list[SamplerSettings], Field(min_length=1)] = Field(
-        description="How the teacher is sampled, a list of the settings below. A student always takes S Euler steps."
+        description="Samplers of the teacher, as a list of sections (see below). A student always takes S Euler steps."
     )
     batch_size: Annotated[int, Field(ge=1)] = operational(
-        256, "Images generated at a time on a GPU. A CPU takes as many as suit it; the images are the same."
+        256, "Number of images generated at a time on a GPU. A CPU chooses its own number; the images are the same."
     )
     evaluations_per_job: Annotated[int, Field(ge=1)] | None = operational(
         None,
-        "Network evaluations, about, that one job makes: several jobs share a seed block that takes more, and its "
-        "score is that of a single one. null: a job a block. A change repeats sampling and scoring, to equal scores.",
+        "Approximate number of network evaluations per job. A seed block that takes more is split over several jobs, "
+        "with the same score as from one; null: one job per block. Changing it repeats sampling and scoring, with "
+        "equal scores.",
     )
     keep_samples: bool = operational(
-        False, "Keep the generated images (results/<name>/samples), a file a job: a block that jobs share is in parts."
+        False,
+        "Whether to keep the generated images, in results/<name>/samples: one file per job, so a block that is split "
+        "over several jobs has several files.",
     )
-    grid_images: Annotated[int, Field(ge=1)] = operational(16, "Images a row of the picture that compares models.")
+    grid_images: Annotated[int, Field(ge=1)] = operational(
+        16, "Number of images per row in the figure that compares models."
+    )
 
     @model_validator(mode="after")
     def _check_repeats(self) -> "ScoringSettings":
         if len(set(self.seed_blocks)) != len(self.seed_blocks):
-            raise ValueError("seed_blocks holds a block twice")
+            raise ValueError("seed_blocks lists a block twice")
         labels = [sampler.label for sampler in self.teacher_samplers]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"teacher_samplers holds {label} twice")
+                raise ValueError(f"teacher_samplers lists {label} twice")
         return self
 
     def sampling(self, model: str, label: str) -> SamplerSettings:
-        """What the label of a sampler stands for in the paths of a model: the teacher's are listed, and one that is
-        not, as a student's, has no churn."""
+        """The sampler that a label denotes in the paths of a model: the teacher's of `teacher_samplers`, or one without
+        churn if it is not listed there (a student's never is)."""
         listed = self.teacher_samplers if model == TEACHER else []
         sampler, steps = label.split("-")[:2]
         plain = SamplerSettings.model_validate({"sampler": sampler, "steps": int(steps)})
         return next((asked for asked in listed if asked.label == label), plain)
 
     def parts(self, seeds: range, nfe: int) -> list[range]:
-        """The seeds of a block as the jobs that generate it at `nfe` evaluations per image share them, in order.
+        """Split the seeds of a block, in order, over the jobs that generate it at `nfe` evaluations per image.
 
-        Each but the last takes whole batches: a batch must hold the same seeds however many jobs share a block.
+        All parts but the last are whole batches: a batch must have the same seeds however many jobs share a block.
         """
         step = len(seeds)
         if self.evaluations_per_job is not None:
@@ -98,21 +104,22 @@ class ScoringSettings(Settings):
 
 
 class PosthocSettings(Settings):
-    """EMA lengths that are reconstructed after training, from the power-function EMAs kept in it (`phema_stds`)."""
+    """EMA lengths to reconstruct after training from the power-function EMAs kept during it (`phema_stds`)."""
 
     stds: Annotated[list[PhemaStd], Field(min_length=1)] = Field(
-        description="Relative widths to reconstruct and score; the best of each student joins the table."
+        description="Widths to reconstruct and score, relative to the length of training (as in `phema_stds`). The "
+        "best one of each student is added to the table."
     )
     snapshots: Annotated[list[Kimg], Field(min_length=1)] | None = Field(
-        None, description="At which snapshots (kimg); null: at the last of each student."
+        None, description="Snapshots at which to reconstruct them, in kimg; null: the last one of each student."
     )
 
     @model_validator(mode="after")
     def _check_repeats(self) -> "PosthocSettings":
         if len(set(self.stds)) != len(self.stds):
-            raise ValueError("stds holds one twice")
+            raise ValueError("stds lists a value twice")
         if self.snapshots is not None and len(set(self.snapshots)) != len(self.snapshots):
-            raise ValueError("snapshots holds one twice")
+            raise ValueError("snapshots lists a value twice")
         return self
 
     def emas(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings of training, of the teacher and of students, and of published ones in their place."""
+"""Settings of the teacher and of students, trained here or published."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mscd.errors import UserError
 
 @dataclass(frozen=True)
 class LegRange:
-    """One leg of a run: from which snapshot to which it trains, and the images seen at its end."""
+    """One leg of a run: the snapshots at which it starts and ends, and the images seen at its end."""
 
     start_kimg: int
     end_kimg: int
@@ -25,40 +25,53 @@ class LegRange:
 class TrainingSettings(Settings):
     """How one network is trained. 1 kimg is 1,000 training images."""
 
-    duration_kimg: Kimg = operational(..., "Length of the run. A longer one adds legs and repeats nothing.")
-    snapshot_kimg: Kimg = operational(..., "Length of a leg: a snapshot is left, and scored, at the end of each.")
-    batch_size: int = Field(ge=1, description="Images a step, over all processes.")
-    seed: int = Field(0, ge=0, description="Seed of everything random in the run.")
-    learning_rate: Positive = Field(description="Adam's learning rate after the ramp.")
-    lr_rampup_kimg: NonNegative = Field(0.0, description="The learning rate rises linearly from 0 over that many kimg.")
-    ema_halflife_kimg: NonNegative = Field(description="Half-life of the weights' exponential moving average.")
+    duration_kimg: Kimg = operational(..., "Length of training, in kimg. Increasing it adds legs and repeats nothing.")
+    snapshot_kimg: Kimg = operational(
+        ..., "Length of a leg, in kimg. A snapshot is written, and scored, at the end of each leg."
+    )
+    batch_size: int = Field(ge=1, description="Number of images per step, over all processes.")
+    seed: int = Field(0, ge=0, description="Seed of everything random in training.")
+    learning_rate: Positive = Field(description="Adam's learning rate after the ramp-up.")
+    lr_rampup_kimg: NonNegative = Field(
+        0.0, description="Length of the ramp-up, in kimg, during which the learning rate rises linearly from 0."
+    )
+    ema_halflife_kimg: NonNegative = Field(
+        description="Half-life of the exponential moving average (EMA) of the weights, in kimg."
+    )
     ema_rampup: Positive | None = Field(
-        0.05, description="The half-life is at most this share of the images seen; null: no such limit."
+        0.05, description="Upper limit of the EMA's half-life, as a fraction of the images seen so far; null: no limit."
     )
     phema_stds: list[PhemaStd] = Field(
-        [], description="Relative widths of the power-function EMAs kept beside it; the same for all students."
+        [],
+        description="Widths of the power-function EMAs kept in addition to the EMA, as standard deviations relative to "
+        "the length of training; the same for all students.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability.")
     dropout_resolutions: list[Width] | None = Field(
-        None, description="Widths of the feature maps that dropout acts on; null: all."
+        None, description="Widths of the feature maps to which dropout applies, in pixels; null: all."
     )
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
-        description="Number format inside the U-Net; `tf32`: fp32 whose matrices a GPU multiplies in TensorFloat-32. A "
-        "CPU computes `fp16`, and `bf16` without instructions for it, in fp32.",
+        description="Number format inside the U-Net. `tf32`: fp32, with matrices multiplied in TensorFloat-32 on a "
+        "GPU. A CPU computes `fp16` in fp32, and also `bf16` if it has no instructions for it.",
     )
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
         None,
-        description="Mode of torch.compile for the networks' blocks in training (the last two: with CUDA graphs on a "
-        "GPU); null: they run as they are. Results differ in their last digits; docs/speed.md says what it brings.",
+        description="Mode of torch.compile for the networks' residual blocks in training (the last two use CUDA graphs "
+        "on a GPU); null: not compiled. Results differ in the last digits; docs/explanation/performance.md describes "
+        "the gain.",
     )
-    xflip: bool = Field(False, description="Mirror half of the images at random.")
-    tick_kimg: Kimg = operational(1, "Diagnostics are recorded that often.")
-    state_kimg: Kimg = operational(10, "A state to resume from is written that often.")
-    validate_kimg: Kimg | None = operational(None, "The network is scored inside the run that often; null: never.")
-    validate_images: Annotated[int, Field(ge=2)] = operational(1000, "Images of such a score.")
+    xflip: bool = Field(False, description="Whether to mirror each image with probability 1/2.")
+    tick_kimg: Kimg = operational(1, "Interval at which diagnostics are recorded, in kimg.")
+    state_kimg: Kimg = operational(10, "Interval at which a state to resume from is saved, in kimg.")
+    validate_kimg: Kimg | None = operational(
+        None, "Interval at which the network is scored during training, in kimg; null: never."
+    )
+    validate_images: Annotated[int, Field(ge=2)] = operational(
+        1000, "Number of images per score during training (`validate_kimg`)."
+    )
     max_nonfinite_steps: Annotated[int, Field(ge=1)] = operational(
-        20, "The run stops after that many steps in a row whose gradients are not finite."
+        20, "Number of consecutive steps with non-finite gradients after which training stops."
     )
 
     @model_validator(mode="after")
@@ -66,14 +79,14 @@ class TrainingSettings(Settings):
         if self.duration_kimg % self.snapshot_kimg:
             raise ValueError(
                 f"snapshot_kimg {self.snapshot_kimg} does not divide duration_kimg {self.duration_kimg}: "
-                "legs have to be of one length"
+                "all legs must have the same length"
             )
         if len(set(self.phema_stds)) != len(self.phema_stds):
-            raise ValueError("phema_stds holds one twice")
+            raise ValueError("phema_stds lists a value twice")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that reach the result; `compile` where it is set, so that runs from before it are the same."""
+        """The settings that affect the result; `compile` only if set, so that runs from before it keep theirs."""
         kept = super().identity()
         return kept if self.compile else {name: value for name, value in kept.items() if name != "compile"}
 
@@ -82,7 +95,7 @@ class TrainingSettings(Settings):
         return list(range(self.snapshot_kimg, self.duration_kimg + 1, self.snapshot_kimg))
 
     def legs(self) -> list[LegRange]:
-        """The legs of the run, in order; each ends at a snapshot."""
+        """The legs of the run, in order. Each ends at a snapshot."""
         return [LegRange(kimg - self.snapshot_kimg, kimg, self.images_at(kimg)) for kimg in self.snapshots()]
 
     def images_at(self, kimg: int) -> int:
@@ -95,48 +108,69 @@ class TrainingSettings(Settings):
 
 
 class TeacherSettings(TrainingSettings):
-    """The diffusion model that is trained here and distilled."""
+    """The diffusion model to distil, trained here."""
 
-    network: NetworkSettings = Field(description="See below.")
+    network: NetworkSettings = Field(description="The U-Net (see below).")
     P_mean: float = Field(-1.2, allow_inf_nan=False, description="Mean of ln sigma in training.")
     P_std: Positive = Field(1.2, description="Standard deviation of ln sigma in training.")
-    sigma_data: Positive = Field(0.5, description="Standard deviation of the images in [-1, 1].")
+    sigma_data: Positive = Field(0.5, description="Standard deviation of the pixel values, which are in [-1, 1].")
 
 
 class PublishedTeacher(FileSettings):
-    """A diffusion model that others trained: a pickled EDM checkpoint (it is read, never run), or a network of mscd."""
+    """A third-party diffusion model: a pickled EDM checkpoint (read without running its code), or an mscd network."""
 
-    network: NetworkSettings = Field(description="What the network must be, as below; a file of another is refused.")
+    network: NetworkSettings = Field(
+        description="Expected U-Net, with the keys of `teacher.network`; a file with a different network is refused."
+    )
 
 
 class PublishedStudent(FileSettings):
-    """A few-step model that others distilled, scored beside the students made here."""
+    """A third-party few-step model, scored next to the students trained here."""
 
-    segments: int = Field(ge=1, description="S: segments of the noise range, and network evaluations to sample.")
-    snapshot_kimg: Kimg = Field(description="Its training images in thousands, which the table names it by.")
+    segments: int = Field(
+        ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
+    )
+    snapshot_kimg: Kimg = Field(description="Length of its training, in kimg, by which the table identifies it.")
 
 
 class StudentSettings(TrainingSettings):
     """A few-step model distilled from the teacher."""
 
-    segments: int = Field(8, ge=1, description="S: segments of the noise range, and network evaluations to sample.")
-    teacher_steps_start: int = Field(64, ge=1, description="T at the start: steps of the teacher's grid.")
-    teacher_steps_end: int = Field(1280, ge=1, description="T at the end of the annealing.")
-    anneal_kimg: NonNegative = Field(description="T goes from start to end over that many kimg; 0: T is the end's.")
-    edge_sampling: Literal["edm", "vp", "uniform"] = Field("edm", description="Density that edges are drawn from.")
-    P_mean: float = Field(-1.2, allow_inf_nan=False, description="Mean of ln sigma of the `edm` density.")
-    P_std: Positive = Field(1.2, description="Standard deviation of ln sigma of the `edm` density.")
-    terminal_anchor: bool = Field(True, description="The edge to sigma 0 is drawn with probability 1/T.")
-    terminal_teacher_hop: bool = Field(True, description="Its target is the teacher's denoised image, not the data's.")
-    sigma_max_anchor: Fraction = Field(0.0, description="Probability that an image is put on the first edge.")
+    segments: int = Field(
+        8, ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
+    )
+    teacher_steps_start: int = Field(
+        64, ge=1, description="T at the start of training: number of steps of the teacher's grid."
+    )
+    teacher_steps_end: int = Field(1280, ge=1, description="T at the end of annealing.")
+    anneal_kimg: NonNegative = Field(
+        description="Length of annealing, in kimg, during which T goes from `teacher_steps_start` to "
+        "`teacher_steps_end`; 0: T is always the latter."
+    )
+    edge_sampling: Literal["edm", "vp", "uniform"] = Field(
+        "edm", description="Density from which the edges of the teacher's grid are drawn."
+    )
+    P_mean: float = Field(-1.2, allow_inf_nan=False, description="Mean of ln sigma in the `edm` density.")
+    P_std: Positive = Field(1.2, description="Standard deviation of ln sigma in the `edm` density.")
+    terminal_anchor: bool = Field(True, description="Whether to draw the edge to sigma 0 with probability 1/T.")
+    terminal_teacher_hop: bool = Field(
+        True,
+        description="Whether the target of the edge to sigma 0 is the teacher's denoised image rather than the "
+        "training image.",
+    )
+    sigma_max_anchor: Fraction = Field(
+        0.0, description="Probability that an image is placed on the first edge, at sigma_max."
+    )
     node_anchor: Fraction = Field(
-        0.0, description="Probability that an image is put on a node of the student's grid, where it is sampled."
+        0.0,
+        description="Probability that an image is placed on a node of the student's grid, where the student is "
+        "evaluated in sampling.",
     )
     distance: Literal["pseudo_huber", "l2_root", "l2", "huber"] = Field(
         "pseudo_huber", description="Distance between prediction and target."
     )
     weight: Literal["sqrt_karras", "edm", "karras", "vlike", "snr+1", "snr", "truncated-snr", "uniform", "sqrt_gap"] = (
-        Field("sqrt_karras", description="Weight of the loss by sigma.")
+        Field("sqrt_karras", description="Weight of the loss as a function of sigma.")
     )
 
     @model_validator(mode="after")
@@ -152,14 +186,17 @@ class StudentSettings(TrainingSettings):
                 f"{self.teacher_steps_start}"
             )
         if self.sigma_max_anchor + self.node_anchor > 1:
-            raise ValueError("sigma_max_anchor and node_anchor are probabilities: together they exceed 1")
+            raise ValueError("sigma_max_anchor and node_anchor are probabilities but add up to more than 1")
         return self
 
 
 def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:
-    """UserError where `processes` cannot share a batch evenly, `batch_per_process` at once (0: all its share)."""
+    """Raise UserError if `processes` cannot share a batch evenly.
+
+    batch_per_process: images that a process takes at a time (0: its whole share).
+    """
     if batch_size % (processes * max(batch_per_process, 1)):
-        pieces = f" of {batch_per_process} images at once" if batch_per_process else ""
+        pieces = f" with {batch_per_process} images at a time" if batch_per_process else ""
         raise UserError(
             f"{where}.batch_size: {processes} processes{pieces} cannot share {batch_size} images evenly; "
             "change it, or processes and batch_per_process in the profile"

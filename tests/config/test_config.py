@@ -1,4 +1,4 @@
-"""Settings: what is refused, in which words; what a run's identity holds; that their documentation is current."""
+"""Settings: what is refused and with which message, what a run's identity contains, and that their page is current."""
 
 import typing
 from pathlib import Path
@@ -24,7 +24,7 @@ PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["t
     [
         ("nme", "x", "config: nme: unknown key, did you mean name?"),
         ("students.s8.segmets", 8, "config: students.s8.segmets: unknown key, did you mean segments?"),
-        ("teacher.network.segments", 8, "config: teacher.network.segments: unknown key (known here: model_type, "),
+        ("teacher.network.segments", 8, "config: teacher.network.segments: unknown key (known keys: model_type, "),
         (
             "scoring.teacher_samplers.0.step",
             8,
@@ -37,14 +37,14 @@ PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["t
         ("students.s8.phema_stds", [0.3], "config: students.s8.phema_stds.0: must be less than or equal to 0.28"),
         ("students", {}, "config: students: must not be empty"),
         ("students", None, "config: students: must be a valid dictionary (got None)"),
-        ("students.a/b", STUDENT, "config: students.a/b: must be letters, digits, '.', '_' or '-'"),
+        ("students.a/b", STUDENT, "config: students.a/b: must consist of letters, digits, '.', '_' and '-'"),
         ("students.teacher", STUDENT, "config: students: a student cannot be called teacher"),
-        ("name", "../up", "config: name: must be letters, digits"),
+        ("name", "../up", "config: name: must consist of letters, digits"),
         ("teacher.learning_rate", float("nan"), "config: teacher.learning_rate: must be a finite number (got nan)"),
         ("scoring.seed_blocks", [], "config: scoring.seed_blocks: must not be empty"),
     ],
 )
-def test_wrong_value_is_told_in_one_line(where, value, line):
+def test_wrong_value_is_reported_in_one_line(where, value, line):
     with pytest.raises(UserError) as error:
         load_config(changed(where, value))
     assert str(error.value).startswith(line) and "\n" not in str(error.value)
@@ -56,19 +56,23 @@ def test_wrong_value_is_told_in_one_line(where, value, line):
         ("students.s8.snapshot_kimg", 3, "students.s8: snapshot_kimg 3 does not divide duration_kimg 4"),
         ("students.s8.teacher_steps_start", 7, "students.s8: teacher_steps_start 7 is less than segments 8"),
         ("students.s8.teacher_steps_end", 63, "students.s8: teacher_steps_end 63 is less than teacher_steps_start 64"),
-        ("students.s8.phema_stds", [0.1, 0.1], "students.s8: phema_stds holds one twice"),
-        ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: the students of a run keep the same ones as s8"),
+        ("students.s8.phema_stds", [0.1, 0.1], "students.s8: phema_stds lists a value twice"),
+        ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: must equal those of s8: all students keep the same"),
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
-        ("teacher.network.channel_mult", [1] * 5, "teacher.network.channel_mult: 5 levels need a resolution that 16"),
+        (
+            "teacher.network.channel_mult",
+            [1] * 5,
+            "teacher.network.channel_mult: 5 levels need a resolution divisible by",
+        ),
         ("data.transform", "center-crop", "data: transform center-crop needs a resolution"),
-        ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks holds a block twice"),
-        ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers holds heun-8 "),
+        ("scoring.seed_blocks", [1, 1], "scoring: seed_blocks lists a block twice"),
+        ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers lists heun-8 "),
         ("scoring.teacher_samplers.0.S_churn", 1, "scoring.teacher_samplers.0: S_churn is an option of the heun"),
         ("students.s8.sigma_max_anchor", 0.6, None),
     ],
 )
-def test_impossible_combination_is_told_in_one_line(where, value, line):
+def test_impossible_combination_is_reported_in_one_line(where, value, line):
     if line is None:
         line, settings = "students.s8: sigma_max_anchor and node_anchor", changed(where, value)
         settings["students"]["s8"]["node_anchor"] = 0.6
@@ -82,20 +86,20 @@ def test_impossible_combination_is_told_in_one_line(where, value, line):
 @pytest.mark.parametrize(
     ("where", "value", "line"),
     [
-        ("teacher.seed", 1, "teacher.seed: unknown key (known here: source, sha256, license, network)"),
+        ("teacher.seed", 1, "teacher.seed: unknown key (known keys: source, sha256, license, network)"),
         ("teacher.shas256", "0" * 64, "teacher.shas256: unknown key, did you mean sha256?"),
         ("teacher.sha256", "abc", "teacher.sha256: must be 64 lower-case hex digits (got 'abc')"),
         ("teacher.network.num_block", 1, "teacher.network.num_block: unknown key, did you mean num_blocks?"),
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
-        ("published_students.s8", {"source": "x", "segments": 8, "snapshot_kimg": 1}, "published_students: s8 is the"),
-        ("posthoc_ema", {"stds": [0.0501]}, "posthoc_ema.stds.0: has more than the three decimals that a file's name"),
-        ("posthoc_ema", {"stds": [0.05]}, "posthoc_ema: students.s8 keeps no phema_stds to reconstruct from"),
-        ("posthoc_ema", {"stds": [0.05, 0.05]}, "posthoc_ema: stds holds one twice"),
+        ("published_students.s8", {"source": "x", "segments": 8, "snapshot_kimg": 1}, "published_students: s8 is alre"),
+        ("posthoc_ema", {"stds": [0.0501]}, "posthoc_ema.stds.0: must have at most three decimals, as file names do"),
+        ("posthoc_ema", {"stds": [0.05]}, "posthoc_ema: students.s8 has no phema_stds to reconstruct from"),
+        ("posthoc_ema", {"stds": [0.05, 0.05]}, "posthoc_ema: stds lists a value twice"),
         ("reference.statistics", {"source": "ref.npz"}, "reference: published statistics are of Inception's features"),
     ],
 )
-def test_mistakes_about_files_of_others_are_told_in_one_line(where, value, line):
+def test_wrong_setting_of_a_third_party_file_is_reported_in_one_line(where, value, line):
     settings = changed("teacher", PUBLISHED)
     settings["reference"] = {}
     settings["published_students"] = {}
@@ -104,14 +108,14 @@ def test_mistakes_about_files_of_others_are_told_in_one_line(where, value, line)
     assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
 
 
-def test_an_ema_length_out_of_reach_is_refused_before_anything_is_trained():
+def test_unreachable_ema_length_is_refused_before_training():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.08, 0.01]}
     with pytest.raises(UserError, match="posthoc_ema.stds: students.s8: .* do not reach std 0.01"):
         load_config(settings)
 
 
-def test_the_stored_snapshots_are_enough_for_lengths_near_the_kept_ones():
+def test_stored_snapshots_suffice_for_lengths_near_the_kept_ones():
     config = load_config(REPOSITORY / "config/imagenet64.yaml")
     student = config.students["s8"]
     stored = [student.images_at(kimg) for kimg in config.stored_snapshots("s8", student.duration_kimg)]
@@ -123,14 +127,14 @@ def test_the_stored_snapshots_are_enough_for_lengths_near_the_kept_ones():
     assert misfit(0.03) < 0.03 and all(misfit(std) < 0.01 for std in (0.04, 0.06, 0.075, 0.09, 0.12, 0.14))
 
 
-def test_posthoc_snapshots_are_given_once():
+def test_posthoc_snapshot_listed_twice_is_refused():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.1], "snapshots": [4, 4]}
-    with pytest.raises(UserError, match="posthoc_ema: snapshots holds one twice"):
+    with pytest.raises(UserError, match="posthoc_ema: snapshots lists a value twice"):
         load_config(settings)
 
 
-def test_posthoc_snapshots_have_to_be_snapshots():
+def test_posthoc_snapshots_must_be_snapshots_of_every_student():
     settings = changed("students", {"s8": {**STUDENT, "phema_stds": [0.1]}})
     settings["posthoc_ema"] = {"stds": [0.05], "snapshots": [3]}
     with pytest.raises(UserError, match="posthoc_ema.snapshots: students.s8 has no snapshot at 3 kimg"):
@@ -138,7 +142,7 @@ def test_posthoc_snapshots_have_to_be_snapshots():
     assert load_config(changed("posthoc_ema.snapshots", None, settings)).posthoc_snapshots("s8") == [4]
 
 
-def test_an_ema_length_is_made_of_snapshots_spread_up_to_its_own():
+def test_ema_length_is_reconstructed_from_snapshots_spread_up_to_its_own():
     student = {**STUDENT, "phema_stds": [0.1], "duration_kimg": 210, "snapshot_kimg": 1}
     config = load_config(changed("students", {"s8": student}))
     assert config.stored_snapshots("s8", 3) == [1, 2, 3]
@@ -151,7 +155,7 @@ def test_an_ema_length_is_made_of_snapshots_spread_up_to_its_own():
 
 
 @pytest.mark.parametrize("key", ["teacher", "data"])
-def test_a_file_of_known_hash_may_lie_anywhere(key):
+def test_identity_of_a_file_with_a_hash_does_not_depend_on_its_place(key):
     file = {"teacher": PUBLISHED, "data": {}}[key]
     here, there = (
         digest(
@@ -163,7 +167,7 @@ def test_a_file_of_known_hash_may_lie_anywhere(key):
 
 
 @pytest.mark.parametrize("key", ["teacher", "data"])
-def test_a_file_without_a_hash_is_known_by_its_source(key):
+def test_file_without_a_hash_is_identified_by_its_source(key):
     file = {"teacher": PUBLISHED, "data": {}}[key]
     identities = {digest(load_config(changed(key, {**file, "source": source})).files()[key]) for source in "ab"}
     assert len(identities) == 2
@@ -185,12 +189,12 @@ OPERATIONAL = (
 )
 
 
-def test_identity_holds_everything_but_how_long_and_how_watched():
+def test_identity_excludes_only_operational_settings_and_unset_compile():
     student = load_config(SETTINGS).students["s8"]
     assert set(student.identity()) == set(type(student).model_fields) - {*OPERATIONAL, "compile"}
 
 
-def test_compiling_is_part_of_the_identity_where_it_is_asked_for():
+def test_compile_is_part_of_the_identity_if_set():
     plain, compiled = (
         load_config(changed("students.s8.compile", mode)).students["s8"].identity() for mode in (None, "default")
     )
@@ -198,13 +202,13 @@ def test_compiling_is_part_of_the_identity_where_it_is_asked_for():
 
 
 @pytest.mark.parametrize("key", OPERATIONAL)
-def test_operational_settings_leave_the_identity_alone(key):
+def test_operational_settings_do_not_change_the_identity(key):
     before = load_config(SETTINGS).students["s8"]
     after = load_config(changed(f"students.s8.{key}", 4)).students["s8"]
     assert before.identity() == after.identity() and digest(before) == digest(after)
 
 
-def test_identity_does_not_depend_on_spelling():
+def test_identity_does_not_depend_on_how_values_are_written():
     spelt = {**STUDENT, "learning_rate": "1e-4", "ema_halflife_kimg": 1.0, "lr_rampup_kimg": 0, "xflip": False}
     settings = load_config(changed("students.s8", spelt))
     assert digest(settings.students["s8"]) == digest(load_config(SETTINGS).students["s8"])
@@ -282,7 +286,7 @@ PUBLISHED_RUN = {
     ("batch", "processes", "piece", "fits"),
     [(64, 1, 0, True), (64, 4, 0, True), (64, 3, 0, False), (64, 2, 16, True), (64, 2, 24, False), (64, 2, 64, False)],
 )
-def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
+def test_batch_that_cannot_be_shared_evenly_is_refused(batch, processes, piece, fits):
     if fits:
         check_share("x", batch, processes, piece)
     else:
@@ -290,6 +294,6 @@ def test_batch_is_shared_evenly_or_refused(batch, processes, piece, fits):
             check_share("x", batch, processes, piece)
 
 
-def test_images_may_be_cropped_in_every_way_that_packing_knows():
+def test_transform_accepts_every_transform_of_packing():
     (choices, _) = typing.get_args(DataSettings.model_fields["transform"].annotation)
     assert typing.get_args(choices) == TRANSFORMS

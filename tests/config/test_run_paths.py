@@ -1,4 +1,4 @@
-"""Where a run's files are: results that users have keep their places, and a rule's pattern is the path it matches."""
+"""Where a run's files are: the paths of existing results never change, and wildcards give the pattern of a path."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mscd.config.run_paths import RunPaths
 PATHS = RunPaths(Path("results/digits"))
 
 
-def test_every_file_of_a_run_has_always_had_its_place():
+def test_paths_of_a_run_never_change():
     classifier = ReferenceSettings()
     assert {name: str(path) for name, path in placed(classifier).items()} == {
         "data": "results/digits/data/train.zip",
@@ -56,12 +56,12 @@ def placed(settings):
         ("files/other.torchscript", "other"),
     ],
 )
-def test_a_published_detector_keeps_its_files_name(source, name):
+def test_published_detector_keeps_the_name_of_its_file(source, name):
     settings = ReferenceSettings(detector="inception", inception={"source": source})
     assert PATHS.detector(settings).name == f"{name}.pt"
     assert PATHS.reference(settings) == Path(f"results/digits/reference/{name}.npz")
 
 
-def test_a_pattern_of_wildcards_is_the_path_of_its_values():
+def test_path_of_wildcards_is_the_pattern_of_the_paths_of_their_values():
     pattern = str(PATHS.snapshot("{student}", "{kimg}", "{ema}"))
     assert pattern.format(student="s8", kimg=50, ema="ema") == str(PATHS.snapshot("s8", 50, "ema"))

@@ -1,4 +1,4 @@
-"""Settings of sampling and scoring: what samplers are called, and how images are shared out to jobs."""
+"""Settings of sampling and scoring: the names of samplers, and how images are divided among jobs."""
 
 import pytest
 from run_settings import SETTINGS, changed
@@ -6,7 +6,7 @@ from run_settings import SETTINGS, changed
 from mscd.config.loading import load_config
 
 
-def test_samplers_with_and_without_churn_have_names_of_their_own():
+def test_samplers_with_and_without_churn_have_different_labels():
     heun = {"sampler": "heun", "steps": 256}
     churned = {**heun, "S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
     samplers = load_config(changed("scoring.teacher_samplers", [heun, churned])).scoring.teacher_samplers
@@ -14,7 +14,7 @@ def test_samplers_with_and_without_churn_have_names_of_their_own():
     assert [sampler.nfe for sampler in samplers] == [511, 511]
 
 
-def test_a_samplers_label_stands_for_its_settings_and_for_no_churn_where_none_is_listed():
+def test_label_denotes_the_listed_sampler_or_else_one_without_churn():
     listed = {"sampler": "heun", "steps": 8, "S_churn": 2.5}
     scoring = load_config(changed("scoring.teacher_samplers", [listed])).scoring
     assert scoring.sampling("teacher", "heun-8-churn2.5").S_churn == 2.5
@@ -22,7 +22,7 @@ def test_a_samplers_label_stands_for_its_settings_and_for_no_churn_where_none_is
     assert scoring.sampling("s8-2", "euler-8").S_churn == 0 and scoring.sampling("s8-2", "euler-8").nfe == 8
 
 
-def test_seed_blocks_follow_each_other():
+def test_seed_blocks_are_contiguous():
     scoring = load_config(SETTINGS).scoring
     assert [scoring.seeds(block) for block in (0, 2)] == [range(0, 100), range(200, 300)]
 
