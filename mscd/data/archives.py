@@ -1,4 +1,4 @@
-"""Folders, zips and tars seen alike, as numbered files that are read at random and never unpacked."""
+"""A common view of folders, zips and tars: numbered files, read in any order and never unpacked."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from mscd.data.name_table import NameTable
 from mscd.errors import UserError
 from mscd.files.atomic import sha256_of
 
-LARGEST_FILE = 2**30  # bytes; no image has as many, and one that claims them would take that memory
+LARGEST_FILE = 2**30  # bytes; no image is this large, and a file that declares more would take that much memory
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, struct.error)  # of a damaged file or tar
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # first bytes of what gzip, bzip2 and xz write
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # first bytes of gzip, bzip2 and xz files
 
 
 class DamagedFile(Exception):
-    """One file of a folder or archive cannot be read; the message says why and the caller says which."""
+    """A file in a folder or archive cannot be read. The message says why; the caller adds which file it is."""
 
 
 class FolderFiles:
     """The files under a folder: `names` (relative, with slashes, sorted as text), read by position.
 
-    Links are followed. UserError when a folder cannot be listed, or is a link to a folder that it is in.
+    Links are followed. Raises UserError if a folder cannot be listed, or is a link to a folder that contains it.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         found: list[str] = []
-        chains: dict[str, tuple[tuple[int, int], ...]] = {}  # folder -> (device, inode) of those above it and its own
+        chains: dict[str, tuple[tuple[int, int], ...]] = {}  # folder -> (device, inode) of its parents and itself
         for root, _, names in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
             about, above = os.stat(root), chains.get(os.path.dirname(root), ())
             if (about.st_dev, about.st_ino) in above:
-                raise UserError(f"{root}: a link to a folder that it lies in, without an end: remove it")
+                raise UserError(f"{root}: a link to a folder that contains it, an endless loop: remove it")
             chains[root] = (*above, (about.st_dev, about.st_ino))
             folder = os.path.relpath(root, self.path).replace(os.sep, "/")
             prefix = "" if folder == "." else f"{folder}/"
@@ -77,12 +77,12 @@ class FolderFiles:
 class _Archive:
     """An archive file read by offset, so that threads and forked processes share one descriptor and nothing else.
 
-    Pickled to another process, it opens the file anew. A format's own class reads the directory and hands it to
-    `_adopt`.
+    When pickled to another process, it reopens the file there. The subclass of a format reads the directory and passes
+    it to `_adopt`.
     """
 
     names: NameTable
-    _table: np.ndarray  # a row for each of `names`
+    _table: np.ndarray  # one row per name
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -103,14 +103,14 @@ class _Archive:
         _check_size(size)
         try:
             content = os.pread(self._descriptor, size, offset)
-        except OSError as error:  # a disk that fails
+        except OSError as error:  # a failing disk
             raise DamagedFile(str(error)) from error
         if len(content) < size:
-            raise DamagedFile("the archive ends too early")
+            raise DamagedFile("the archive is truncated")
         return content
 
     def _adopt(self, names: list[str], table: np.ndarray) -> None:
-        """Take over the visible ones of `names`, sorted as text, and their rows of `table`; of equal names the last."""
+        """Keep the visible `names`, sorted as text, and their rows of `table`. Of equal names, keep the last."""
         order = sorted((k for k, name in enumerate(names) if _is_visible(name)), key=names.__getitem__)
         order = [k for k, after in pairwise(order) if names[k] != names[after]] + order[-1:]
         self.names = NameTable(names[k] for k in order)
@@ -124,7 +124,7 @@ class _Archive:
 class ZipFiles(_Archive):
     """The files in a zip: `names` (sorted as text), read by position, each checked against its CRC.
 
-    UserError naming the file if it is no zip.
+    Raises UserError naming the file if it is not a zip.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -147,9 +147,9 @@ class ZipFiles(_Archive):
             except zlib.error as error:
                 raise DamagedFile(str(error)) from error
         elif method != zip_format.STORED:
-            raise DamagedFile(f"compressed by method {method}, which is not supported")
+            raise DamagedFile(f"compression method {method} is not supported")
         if len(content) != size:
-            raise DamagedFile(f"it is {'longer' if len(content) > size else 'shorter'} than the {size} bytes it claims")
+            raise DamagedFile(f"it is {'longer' if len(content) > size else 'shorter'} than the declared {size} bytes")
         if zlib.crc32(content) != crc:
             raise DamagedFile("its content does not match its CRC")
         return content
@@ -161,7 +161,7 @@ class ZipFiles(_Archive):
             if method == zip_format.STORED:
                 return self._read_at(self._content_offset(offset), min(size, stored_size))
         except DamagedFile:
-            pass  # `read` says what is wrong
+            pass  # `read` reports the fault
         return None
 
     def _content_offset(self, offset: int) -> int:
@@ -175,8 +175,8 @@ class ZipFiles(_Archive):
 class TarFiles(_Archive):
     """The files in an uncompressed tar: `names` (sorted as text, without a leading "./"), read by position.
 
-    A tar inside it counts as a folder of its name without ".tar" (as ImageNet's tar of 1,000 tars has them). UserError
-    naming the file if it is no whole tar.
+    A tar inside it counts as a folder with its name less ".tar" (ImageNet is a tar of 1,000 tars). Raises UserError
+    naming the file if it is not a complete tar.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -202,10 +202,10 @@ FileTree = FolderFiles | ZipFiles | TarFiles
 
 
 def _tar_members(file: IO[bytes], path: str | os.PathLike[str], inside: str = "") -> Iterator[tuple[str, int, int]]:
-    """(name, led by `inside`, offset in the outermost file, size) of each file of a tar and of the tars in it."""
+    """Yield (name prefixed by `inside`, offset in the outermost file, size) of each file in a tar and in its tars."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # or each member would stay in memory
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise, every member stays in memory
             name = inside + member_name(member)
             if member.isreg() and not member.issparse():
                 if name.lower().endswith(".tar") and not inside:
@@ -216,26 +216,26 @@ def _tar_members(file: IO[bytes], path: str | os.PathLike[str], inside: str = ""
                     yield name, member.offset_data, member.size
             elif not member.isdir():
                 raise UserError(f"{path}: {name} is a link or a special file, which is not supported: unpack it first")
-        # The library takes a damaged header for the end.
+        # tarfile mistakes a damaged header for the end of the archive.
         file.seek(tar.offset)
         if file.read(512) != bytes(512):
-            raise tarfile.ReadError(f"{inside or 'it'} breaks off at byte {tar.offset}")
+            raise tarfile.ReadError(f"{inside or 'it'} is truncated at byte {tar.offset}")
 
 
 def open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    """A regular file in a tar, open to be read."""
+    """Open a regular file in a tar for reading."""
     file = tar.extractfile(member)
-    assert file is not None  # which it is for folders and special files alone
+    assert file is not None  # None only for folders and special files
     return file
 
 
 def member_name(member: tarfile.TarInfo) -> str:
-    """The name of a tar's member without a leading "./" or "/"; empty for the tar's root."""
+    """The name of a tar member without a leading "./" or "/"; empty for the tar's root."""
     return posixpath.normpath(f"/{member.name}").lstrip("/")
 
 
 def open_files(path: str | os.PathLike[str]) -> FileTree:
-    """The files of a folder, zip or tar. UserError when there is none at `path`, or the tar is compressed."""
+    """Open the files of a folder, zip or tar. Raises UserError if `path` is none of these, or a compressed tar."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such folder, zip or tar of images")
     if os.path.isdir(path):
@@ -248,13 +248,13 @@ def open_files(path: str | os.PathLike[str]) -> FileTree:
 
 
 def is_compressed(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as gzip, bzip2 and xz begin theirs."""
+    """Whether a file starts like a gzip, bzip2 or xz file."""
     with open(path, "rb") as file:
         return file.read(6).startswith(COMPRESSED)
 
 
 def looks_like_tar(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is compressed as a whole, or named or marked as a tar."""
+    """Whether a file is compressed as a whole, or is a tar by its suffix or its magic number."""
     if is_compressed(path) or str(path).lower().endswith(".tar"):
         return True
     with open(path, "rb") as file:
@@ -263,7 +263,7 @@ def looks_like_tar(path: str | os.PathLike[str]) -> bool:
 
 def _check_size(size: int) -> None:
     if size > LARGEST_FILE:
-        raise DamagedFile(f"it has {size} bytes, and at most {LARGEST_FILE} are read")
+        raise DamagedFile(f"it has {size} bytes, more than the limit of {LARGEST_FILE}")
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -271,5 +271,5 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _is_visible(name: str) -> bool:
-    """Whether no part of the path is hidden (a leading dot), as thumbnails and macOS's resource forks are."""
+    """Whether no part of the path is hidden (leading dot, or `__MACOSX`), as thumbnails and resource forks are."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

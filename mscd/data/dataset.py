@@ -1,7 +1,7 @@
-"""The packed data set: the EDM zip, or a folder of the same content, at random access and in batches.
+"""The packed data set: the EDM zip, or a folder with the same content, read by index or in batches.
 
-The zip holds uncompressed PNGs `00000/img00000000.png` (folder = index // 1000) and dataset.json last, either
-{"labels": [[name, class], ...]} or {"labels": null}. Images are square, of one size and channel count.
+The zip contains uncompressed PNGs `00000/img00000000.png` (folder = index // 1000) and, last, dataset.json: either
+{"labels": [[name, class], ...]} or {"labels": null}. All images are square, with the same size and channel count.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mscd.parallel.shared_memory import shared_by_node
 
 
 class ImageDataset:
-    """Images of an EDM zip, or of a folder of the same content, at random access from any thread or process.
+    """Images of an EDM zip, or of a folder with the same content, read by index from any thread or process.
 
     `dataset[i]` is (uint8 array [C, H, W], class or -1). `labels`: int64 [N]; `label_dim`: largest class + 1, or 0
-    without labels. xflip appends a mirrored copy of every image after the last; max_size keeps that many images,
-    chosen by `seed`. The first image sets resolution and channels; any other that differs is refused when it is read.
-    UserError naming what is wrong when the images or dataset.json are missing or damaged.
+    without labels. xflip: append a mirrored copy of every image after the last. max_size: keep that many images, chosen
+    by `seed`. The first image determines resolution and channels; an image that differs is refused when it is read.
+    Raises UserError naming the fault if the images or dataset.json are missing or damaged.
     """
 
     def __init__(
@@ -39,26 +39,26 @@ class ImageDataset:
         names = list(self._files.names)
         self._positions = np.array([k for k, name in enumerate(names) if is_image(name)], np.int64)
         if not len(self._positions):
-            raise UserError(f"{path}: holds no images")
+            raise UserError(f"{path}: contains no images")
         _, labels = read_labels(self._files, [names[k] for k in self._positions])
         raw_labels = np.full(len(self._positions), -1) if labels is None else labels
         self.label_dim = int(raw_labels.max()) + 1
         chosen = np.arange(len(self._positions))
         if max_size is not None and max_size < len(chosen):
-            np.random.RandomState(seed % 2**31).shuffle(chosen)  # EDM's way, so that its subsets are ours
+            np.random.RandomState(seed % 2**31).shuffle(chosen)  # as EDM does, for the same subsets
             chosen = np.sort(chosen[:max_size])
         self._chosen = np.concatenate([chosen, chosen]) if xflip else chosen
         self._unflipped = len(chosen)
         self.labels = raw_labels[self._chosen]
         channels, height, width = self._decode(0).shape
         if height != width:
-            raise UserError(f"{path}: images are {width}x{height}, they have to be square: pack them")
+            raise UserError(f"{path}: images are {width}x{height} but must be square: pack them")
         self._shape: tuple[int, int, int] = (channels, height, width)
         self._memory: torch.Tensor | None = None
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """Number of channels: 1 (grey) or 3 (RGB)."""
         return self._shape[0]
 
     @property
@@ -68,7 +68,7 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the zip's bytes; of a folder, over the names and contents of its files."""
+        """sha256 (hex) of the zip's bytes or, for a folder, over the names and contents of its files."""
         try:
             return self._files.digest()
         except DamagedFile as error:
@@ -78,21 +78,21 @@ class ImageDataset:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if not 0 <= index < len(self):  # ends iteration, and no image twice under two numbers
+        if not 0 <= index < len(self):  # ends iteration; a negative index would alias an image
             raise IndexError(index)
         return np.ascontiguousarray(self._pixels(index)), int(self.labels[index])
 
     def images(self, indices: Iterable[int]) -> torch.Tensor:
-        """Images uint8 [n, C, H, W] by number, read now."""
+        """Read the images with the given numbers, uint8 [n, C, H, W]."""
         indices = list(indices)
         images = np.empty((len(indices), *self._shape), np.uint8)
         self._read_into(images, indices)
         return torch.from_numpy(images)
 
     def images_in_memory(self, limit_bytes: int = 2**30, group: Group = SINGLE_PROCESS) -> torch.Tensor | None:
-        """All images as one uint8 tensor [N, C, H, W], read once and kept; None if they take more than the limit.
+        """All images as one uint8 tensor [N, C, H, W], read once and kept; None if they exceed `limit_bytes`.
 
-        The processes of a group all ask for it, and those of a node share it.
+        All processes of a group must call this, and those on one node share the tensor.
         """
         if len(self) * int(np.prod(self._shape)) > limit_bytes:
             return None
@@ -111,12 +111,12 @@ class ImageDataset:
         return pixels if index < self._unflipped else pixels[:, :, ::-1]
 
     def _read(self, number: int) -> np.ndarray:
-        """Pixels [C, H, W] of the archive's image `number`, which is as the first one; not contiguous."""
+        """Pixels [C, H, W] of the archive's image `number`, checked to have the first one's shape; not contiguous."""
         pixels = self._decode(number)
         if pixels.shape != self._shape:
             raise UserError(
-                f"{self._name(self._positions[number])} has shape {pixels.shape}, the first image {self._shape}: "
-                "all have to be alike"
+                f"{self._name(self._positions[number])} has shape {pixels.shape}, but the first image has "
+                f"{self._shape}: all must have the same shape"
             )
         return pixels
 
@@ -139,11 +139,11 @@ class ImageDataset:
 def batches(
     dataset: ImageDataset, index_batches: Iterable[torch.Tensor], *, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(images uint8 [n, C, H, W], one-hot labels float32 [n, label_dim]) for each tensor [n] of indices, in order.
+    """Yield (images uint8 [n, C, H, W], one-hot labels float32 [n, label_dim]) per tensor [n] of indices, in order.
 
-    Images that fit in memory are taken from there; others are read, ahead of time by that many worker processes, each
-    of which is given the indices of two batches. `index_batches` may be endless; it is read ahead too. pin_memory: make
-    them in memory that a GPU copies from while it computes. UserError as the data set's.
+    Images that fit in memory are taken from there. Others are read ahead of time by `workers` processes, each of which
+    is given the indices of two batches. `index_batches` may be endless; it is read ahead too. pin_memory: create the
+    batches in memory that a GPU copies from while it computes. Raises UserError as the data set does.
     """
     images = dataset.images_in_memory()
     if images is not None:
@@ -153,7 +153,7 @@ def batches(
             torch.index_select(images, 0, indices, out=batch)
             yield batch, _one_hot(labels[indices], dataset.label_dim, pin_memory)
         return
-    # A generator of its own: by default the loader would draw from the global one.
+    # Without a generator of its own, the loader would draw from the global one.
     loader = torch.utils.data.DataLoader(
         _BatchReader(dataset),
         batch_size=None,
@@ -170,7 +170,7 @@ def batches(
 
 
 class _BatchReader(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor] | UserError]):
-    """What a worker process does: a list of indices becomes (images [n, C, H, W], classes [n]) or the UserError met."""
+    """A worker's job: turn a list of indices into (images [n, C, H, W], classes [n]), or the UserError raised."""
 
     def __init__(self, dataset: ImageDataset):
         self.dataset = dataset
@@ -178,7 +178,7 @@ class _BatchReader(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor] | 
     def __getitem__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
         try:
             return self.dataset.images(indices), torch.from_numpy(self.dataset.labels[indices])
-        except UserError as error:  # a loader would bury its one line in a traceback
+        except UserError as error:  # the loader would bury its one line in a traceback
             return error
 
 

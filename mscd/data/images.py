@@ -1,4 +1,4 @@
-"""Images: decoding, cropping to a training resolution, and PNGs whose bytes depend on the pixels alone."""
+"""Images: decoding, cropping to a training resolution, and PNGs whose bytes depend only on the pixels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from PIL import Image, UnidentifiedImageError
 from mscd.data.archives import DamagedFile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would also hand PostScript to a program
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow would also pass PostScript to a program
 _PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-_PACKED_HEAD, _PACKED_TAIL = 48, 8 + len(_PNG_END)  # bytes before and after the rows of a PNG of one block
-_LARGEST_BLOCK = 65535  # of a stored zlib stream
+_PACKED_HEAD, _PACKED_TAIL = 48, 8 + len(_PNG_END)  # bytes before and after the rows of a one-block PNG
+_LARGEST_BLOCK = 65535  # bytes, in a stored zlib stream
 
 
 def is_image(name: str) -> bool:
@@ -25,16 +25,16 @@ def is_image(name: str) -> bool:
 
 
 def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
-    """The 8-bit grey ("L") or "RGB" image in a file's content. Raises DamagedFile when there is none in it.
+    """Decode a file's content to an 8-bit grey ("L") or "RGB" image. Raises DamagedFile if it contains none.
 
-    Palettes, CMYK and YCbCr become RGB. An alpha channel is refused unless it is to be dropped. Of several frames it is
-    the first, as stored: a rotation in the EXIF data is not applied.
+    Palette, CMYK and YCbCr images become RGB. An alpha channel is refused unless `drop_alpha` is set. Of several frames
+    the first is taken. It is returned as stored: a rotation in the EXIF data is not applied.
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         image.load()
-    except UnidentifiedImageError as error:  # whose text is the address of our buffer
-        raise DamagedFile("its content is no image") from error
+    except UnidentifiedImageError as error:  # its text only gives the address of the buffer
+        raise DamagedFile("its content is not an image") from error
     except Exception as error:  # Pillow's readers raise nearly anything on damaged files
         raise DamagedFile(" ".join(str(error).split()) or type(error).__name__) from error
     if image.mode in ("L", "RGB"):
@@ -45,13 +45,13 @@ def decode(content: bytes, drop_alpha: bool = False) -> Image.Image:
     if image.mode in ("P", "CMYK", "YCbCr") and not has_alpha or has_alpha and drop_alpha:
         return image.convert("RGB")
     kind = (
-        "an alpha channel: flatten it first" if has_alpha else f"pixels of kind {image.mode}: convert to 8 bits first"
+        "an alpha channel: flatten it first" if has_alpha else f"pixels of mode {image.mode}: convert to 8 bits first"
     )
     raise DamagedFile(f"it has {kind}")
 
 
 def packed_pixels(content: bytes) -> np.ndarray | None:
-    """Pixels [H, W, 1 or 3], not copied, of an intact PNG of up to 64 KB by `encode_png`; None of all others.
+    """Pixels [H, W, 1 or 3], not copied, of an intact PNG of up to 64 KB from `encode_png`; None for any other file.
 
     `decode` takes ten times as long for the same pixels.
     """
@@ -78,10 +78,10 @@ def _packed_head(height: int, width: int, channels: int) -> bytes:
 
 
 def transformed(image: Image.Image, transform: str | None, size: tuple[int, int] | None) -> Image.Image | None:
-    """`image` brought to `size` (width, height) by one of TRANSFORMS, or None if it is too small for the transform.
+    """Bring `image` to `size` (width, height) by one of TRANSFORMS; None if it is too small for the transform.
 
-    None as transform resizes (Lanczos) whatever the aspect, and not at all when the size fits or none is given, as the
-    crops need one. They make RGB of grey.
+    If transform is None, the image is resized (Lanczos) whatever its aspect ratio, unless it has that size already. If
+    size is None, the image is returned unchanged, since crops need a size. Crops convert grey to RGB.
     """
     if size is None:
         return image
@@ -95,13 +95,13 @@ def transformed(image: Image.Image, transform: str | None, size: tuple[int, int]
 
 
 def _crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The central width × height pixels. An odd pixel too many is cut from the right or bottom."""
+    """The central width × height pixels. If the margin is odd, the extra pixel is cut from the right or bottom."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, (image.width + width) // 2, (image.height + height) // 2))
 
 
 def _center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Image | None:
-    """Central rows squeezed to width × height, on a black square of the width; None for an image too small."""
+    """The central rows squeezed to width × height, on a black square of that width; None if the image is too small."""
     rows = round(width * image.height / image.width)
     if image.width < width or rows < height:
         return None
@@ -112,7 +112,7 @@ def _center_crop_wide(image: Image.Image, width: int, height: int) -> Image.Imag
 
 
 def _center_crop_dhariwal(image: Image.Image, size: int) -> Image.Image:
-    """Halve by box filter while at least twice too large, then bicubic to the short side, then crop (ADM's way)."""
+    """Halve by box filter while at least twice too large, resize the short side by bicubic, then crop, as ADM does."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -122,12 +122,12 @@ def _center_crop_dhariwal(image: Image.Image, size: int) -> Image.Image:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """An uncompressed PNG of uint8 pixels [H, W] (grey) or [H, W, 3] (RGB).
+    """Encode uint8 pixels [H, W] (grey) or [H, W, 3] (RGB) as an uncompressed PNG.
 
-    Written out here, as Pillow's bytes change with its version and the zlib it is built with.
+    Written out here because Pillow's bytes change with its version and the zlib it is built with.
     """
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, pixels.nbytes // height + 1), np.uint8)  # each row is led by its filter type, 0 for none
+    rows = np.zeros((height, pixels.nbytes // height + 1), np.uint8)  # each row starts with its filter type, 0 for none
     rows[:, 1:] = pixels.reshape(height, -1)
     colour_type = 0 if pixels.ndim == 2 else 2
     header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
@@ -138,7 +138,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _stored_zlib(data: bytes) -> bytes:
-    """A zlib stream (RFC 1950) of stored blocks."""
+    """A zlib stream (RFC 1950) that consists of stored blocks."""
     blocks = [data[start : start + _LARGEST_BLOCK] for start in range(0, len(data), _LARGEST_BLOCK)]
     stored = (
         struct.pack("<BHH", block_number == len(blocks), len(block), len(block) ^ 0xFFFF) + block

@@ -1,4 +1,4 @@
-"""Classes of images: those that a dataset.json states, or else those of their folders."""
+"""Classes of images, from a dataset.json or else from their folders."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mscd.data.archives import DamagedFile, FileTree
 from mscd.errors import UserError
 
 _OUR_NAME = re.compile(r"(\d{5,})/img(\d{8,})\.png")
-MAX_CLASSES = 1_000_000  # a class beyond is a mistake, and would take that much memory in every count
+MAX_CLASSES = 1_000_000  # a larger class is a mistake, and would take that much memory in every count
 
 
 def image_name(index: int) -> str:
-    """What image number `index` is called in a packed data set."""
+    """Name of image number `index` in a packed data set."""
     return f"{index // 1000:05d}/img{index:08d}.png"
 
 
 def named_as_packed(names: list[str]) -> bool:
-    """Whether all the names are those that a packed data set gives, with gaps or without."""
+    """Whether all names are ones that a packed data set uses, with or without gaps."""
     found = map(_OUR_NAME.fullmatch, names)
     return all(match and match[0] == image_name(int(match[2])) for match in found)
 
 
 def read_labels(files: FileTree, names: list[str], folder: str = "") -> tuple[bool, np.ndarray | None]:
-    """Whether `folder`dataset.json says anything of labels, and by it the class [N] of each of `names` (None: none).
+    """Read whether `folder` has a dataset.json and, from it, the class [N] of each of `names` (None: no classes).
 
-    folder: ends with a slash, or is empty; `names` are relative to it. Raises UserError when the file is damaged or
-    does not fit the names.
+    folder: ends with a slash or is empty; `names` are relative to it. Raises UserError if the file is damaged or does
+    not match the names.
     """
     if f"{folder}dataset.json" not in files.names:
         return False, None
@@ -48,7 +48,7 @@ def read_labels(files: FileTree, names: list[str], folder: str = "") -> tuple[bo
     if len(labels) < len(entries):
         name = Counter(name for name, _ in entries).most_common(1)[0][0]
         raise UserError(f"{where} names {name} more than once")
-    del entries  # of a million images, the larger part of the memory
+    del entries  # for a million images, most of the memory
     if len(labels) != len(names) or not all(name in labels for name in names):
         without_label, without_image = sorted(set(names) - labels.keys()), sorted(labels.keys() - set(names), key=str)
         first = (without_label or without_image)[0]
@@ -60,7 +60,7 @@ def read_labels(files: FileTree, names: list[str], folder: str = "") -> tuple[bo
 
 
 def labels_of_folders(names: list[str]) -> np.ndarray | None:
-    """Class [N] of each image: place of its top folder among the sorted ones ('' for none); None if all are in one."""
+    """Class [N] of each image: the rank of its top folder ('' for none) in sorted order; None if there is only one."""
     tops = (name.split("/")[0] if "/" in name else "" for name in names)
     classes = {top: number for number, top in enumerate(sorted(set(tops)))}
     if len(classes) < 2:

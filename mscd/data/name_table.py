@@ -1,7 +1,7 @@
-"""Names of files in one buffer.
+"""File names in one buffer.
 
-A list of a million strings takes 100 MB, and reading it changes its strings' reference counts: every forked process
-that reads data would soon have a copy of its own.
+A list of a million strings takes 100 MB, and reading it changes the strings' reference counts: every forked process
+that reads data would soon have its own copy.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class NameTable:
-    """Sorted texts, each made into a string when it is asked for. In memory they are two objects, however many."""
+    """A sorted sequence of texts, each decoded to a string on access. In memory it is two objects, however long."""
 
     def __init__(self, names: Iterable[str]):
-        # As names of files may not be UTF-8; sorted as text, they are sorted as these bytes too.
+        # surrogatepass: file names may not be UTF-8. The order as text is also the order of these bytes.
         encoded = [name.encode("utf-8", "surrogatepass") for name in names]
         bounds = np.cumsum([0, *map(len, encoded)])
         self._bounds = bounds.astype(np.min_scalar_type(bounds[-1]))
@@ -37,7 +37,7 @@ class NameTable:
             start = end
 
     def index(self, name: str) -> int:
-        """Position of a name. Raises ValueError where there is none."""
+        """Position of a name. Raises ValueError if it is not in the table."""
         position = bisect.bisect_left(self, name)
         if position == len(self) or self[position] != name:
             raise ValueError(f"{name!r} is not among the names")

@@ -1,4 +1,4 @@
-"""Packing images into the EDM zip that everything is trained on."""
+"""Packs images into the EDM zip that everything is trained on."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 log = logging.getLogger(__name__)
-_SHARE, _AHEAD = 8, 3  # images that a thread converts at a time, and shares per thread that may wait
-_NAMED = 20  # damaged images that a message names
+_SHARE, _AHEAD = 8, 3  # images per work unit; queued units per thread
+_NAMED = 20  # damaged images that a message lists
 
 
 class DataSummary(TypedDict):
-    """What a packed data set holds. dropped: images too small for the transform; skipped: names of damaged ones."""
+    """What a packed data set contains. dropped: images too small for the transform; skipped: names of damaged ones."""
 
     images: int
     dropped: int
@@ -58,20 +58,20 @@ def pack(
     channels: int | None = None,
     workers: int = 1,
 ) -> DataSummary:
-    """Write the EDM zip `dest` from what sources.open_source reads, whole or not at all.
+    """Pack what sources.open_source reads from `source` into the EDM zip `dest`, atomically.
 
-    resolution: width, or (width, height) as center-crop-wide takes it; transform: one of TRANSFORMS, None only
-    resizes. max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels:
-    how many the data set must have. workers: threads; the bytes written do not depend on it. A source that is an EDM
-    zip already, which nothing would change, is checked and copied as it is.
+    resolution: width, or (width, height) for center-crop-wide. transform: one of TRANSFORMS; None only resizes.
+    max_images: take that many from the start. skip_corrupt: leave out what cannot be read. classes, channels: how many
+    the data set must have. workers: threads; the bytes written do not depend on it. A source that is already an EDM zip
+    and would not change is checked and copied as it is.
 
-    Raises UserError when the source is missing, empty or damaged (unreadable images are named), its labels do not fit,
-    or its images do not come out square, a power of two wide, all alike and as demanded.
+    Raises UserError if the source is missing, empty or damaged (unreadable images are named), if its labels do not
+    match, or if the packed images are not square, a power of two wide, all alike and as required.
     """
     size = _target_size(resolution, transform)
     if max_images is not None and max_images < 1:
-        raise UserError(f"max_images {max_images}: at least 1 image has to be packed")
-    of_edm2 = transform == "center-crop-dhariwal"  # its tool sorts images and treats alpha in its own way
+        raise UserError(f"max_images {max_images}: at least 1 image must be packed")
+    of_edm2 = transform == "center-crop-dhariwal"  # its tool has its own order of images and treatment of alpha
     images = open_source(source, as_text=of_edm2, drop_alpha=of_edm2)
     total = images.count if max_images is None else min(max_images, images.count)
     _check_demand(source, "classes", classes, images.label_dim(np.arange(total)))
@@ -83,7 +83,7 @@ def pack(
 
 
 def _write(job: _Job, file: IO[bytes]) -> _Packed:
-    """The zip: the source itself where nothing changes, else one of the images as PNGs."""
+    """Write the zip: a copy of the source if nothing changes, else a new one with the images as PNGs."""
     if job.changes_nothing and not (packed := job.run(None)).skipped:
         _copy(job.source, file)
         return packed
@@ -99,20 +99,20 @@ def _copy(source: str | os.PathLike[str], file: IO[bytes]) -> None:
         with open(source, "rb") as whole:
             shutil.copyfileobj(whole, file, 2**20)
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); check the disk that it is on") from error
+        raise UserError(f"{source}: cannot be read ({error.strerror}); check the disk it is on") from error
 
 
 def _target_size(resolution: int | tuple[int, int] | None, transform: str | None) -> tuple[int, int] | None:
-    """(width, height) to bring images to."""
+    """The (width, height) to bring images to, or None if they keep their own."""
     if transform not in (None, *TRANSFORMS):
-        raise UserError(f"transform {transform!r} is unknown: use one of {', '.join(TRANSFORMS)}, or none")
+        raise UserError(f"unknown transform {transform!r}: use one of {', '.join(TRANSFORMS)}, or none")
     if resolution is None:
         if transform is not None:
             raise UserError(f"transform {transform} needs a resolution")
         return None
     width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
     if min(width, height) < 1 or (transform is not None and height > width):
-        raise UserError(f"resolution {width}x{height} cannot be made by transform {transform}")
+        raise UserError(f"transform {transform} cannot produce resolution {width}x{height}")
     if transform == "center-crop-dhariwal" and width != height:
         raise UserError(f"center-crop-dhariwal needs a square resolution, got {width}x{height}")
     return width, height
@@ -120,9 +120,9 @@ def _target_size(resolution: int | tuple[int, int] | None, transform: str | None
 
 @dataclass(frozen=True)
 class _Converted:
-    """What became of one image: its [H, W] or [H, W, 3] and, where one is wanted, its PNG.
+    """The result for one image: its shape [H, W] or [H, W, 3] and, if requested, its PNG.
 
-    Without a shape it is too small for the transform or, if `skipped` says why, damaged.
+    An image without a shape is too small for the transform or, if `skipped` says why, damaged.
     """
 
     shape: tuple[int, ...] | None = None
@@ -132,7 +132,7 @@ class _Converted:
 
 @dataclass(frozen=True)
 class _Packed:
-    """What became of all: numbers of those packed, their common [H, W] or [H, W, 3], names of those left out."""
+    """The result for all images: numbers of the packed ones, their common [H, W] or [H, W, 3], names of the skipped."""
 
     numbers: array[int]
     shape: tuple[int, ...]
@@ -141,7 +141,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class _Job:
-    """Bringing the first `total` images of a source to one form."""
+    """Brings the first `total` images of a source to a common form."""
 
     source: str | os.PathLike[str]
     images: Source
@@ -154,13 +154,13 @@ class _Job:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether the source is an EDM zip that is asked for as it is."""
+        """Whether the source is an EDM zip that is requested as it is."""
         width = self.images.packed_size
         whole = self.total == self.images.count and width is not None
         return whole and self.transform is None and self.size in (None, (width, width))
 
     def run(self, archive: StoredZip | None) -> _Packed:
-        """Convert and check all images and add them to the archive, if one is given, as PNGs."""
+        """Convert and check all images and, if an archive is given, add them to it as PNGs."""
         numbers, common = array("q"), None
         skipped: list[str] = []
         reasons: list[str] = []
@@ -181,13 +181,13 @@ class _Job:
                         archive.add(image_name(index), converted.png)
         self._check_damage(skipped, reasons, any_left=bool(numbers))
         if common is None:
-            assert self.size is not None  # as without a size no image is too small
+            assert self.size is not None  # without a size, no image is too small
             width, height = self.size
             raise UserError(f"{self.source}: every image is too small for {self.transform} to {width}x{height}")
         return _Packed(numbers, common, skipped)
 
     def _convert_in_order(self, pool: ThreadPoolExecutor, as_png: bool) -> Iterator[_Converted]:
-        """Each image, in order, by the pool; it is given little ahead, so that little waits in memory."""
+        """Convert the images in the pool and yield them in order. Few are queued, so that few wait in memory."""
         shares: deque[Future[list[_Converted]]] = deque()
         for start in range(0, self.total, _SHARE):
             shares.append(pool.submit(self._convert_share, start, as_png))
@@ -210,31 +210,34 @@ class _Job:
         return _Converted(pixels.shape, encode_png(pixels) if as_png else b"")
 
     def _progress(self, doing: str) -> tqdm[NoReturn]:
-        from tqdm import tqdm  # here, as who only reads data sets needs no bar
+        from tqdm import tqdm  # imported here: readers of data sets need no bar
 
         return tqdm(
             total=self.total,
             unit="img",
             desc=f"{doing} {Path(self.source).name}",
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # a log file needs no more
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,  # often enough for a log file
         )
 
     def _check_shape(self, index: int, shape: tuple[int, ...], first: tuple[int, ...] | None) -> None:
-        """UserError unless a shape is as the first one, which must be square, a power of two wide and as demanded."""
+        """Raise UserError unless a shape equals the first one.
+
+        The first one itself must be square, a power of two wide and as required.
+        """
         if shape == first:
             return
         where = f"{self.source}: {self.images.name(index)} is {_describe_shape(shape)}"
         if first is not None:
-            raise UserError(f"{where}, the images before it {_describe_shape(first)}: all have to be alike")
+            raise UserError(f"{where}, but the images before it are {_describe_shape(first)}: all must be alike")
         height, width = shape[:2]
         if height != width:
-            raise UserError(f"{where}: images have to be square, so choose a transform or resolution")
+            raise UserError(f"{where}: images must be square, so choose a transform or resolution")
         if width & (width - 1):
-            raise UserError(f"{where}: the width has to be a power of two, so choose a resolution")
+            raise UserError(f"{where}: the width must be a power of two, so choose a resolution")
         _check_demand(self.source, "channels", self.channels, _channel_count(shape))
 
     def _check_damage(self, skipped: list[str], reasons: list[str], any_left: bool) -> None:
-        """UserError, or with skip_corrupt and `any_left` a line in the log, if images could not be read."""
+        """If images could not be read, raise UserError or, with skip_corrupt and `any_left`, log a warning."""
         if not reasons:
             return
         found = [f"{name} ({reason})" for name, reason in zip(skipped[:_NAMED], reasons, strict=False)]
@@ -242,12 +245,12 @@ class _Job:
         listed = f"{len(reasons)} of {self.total} images: {', '.join(found)}{more}"
         if not self.skip_corrupt or not any_left:
             raise UserError(f"{self.source}: cannot read {listed}; replace or remove them, or set skip_corrupt")
-        log.warning("%s: left out what cannot be read, %s", self.source, listed)
+        log.warning("%s: skipped what cannot be read: %s", self.source, listed)
 
 
 def _check_demand(source: str | os.PathLike[str], what: str, wanted: int | None, found: int) -> None:
     if wanted not in (None, found):
-        raise UserError(f"{source}: has {found} {what}, not {wanted} as demanded: is it the right data set?")
+        raise UserError(f"{source}: has {found} {what}, expected {wanted}: is it the right data set?")
 
 
 def _channel_count(shape: tuple[int, ...]) -> int:
@@ -259,7 +262,7 @@ def _describe_shape(shape: tuple[int, ...]) -> str:
 
 
 def _labels_json(numbers: array[int], labels: np.ndarray | None) -> bytes:
-    """The text of dataset.json, as json.dumps writes it."""
+    """The content of dataset.json, as json.dumps writes it."""
     if labels is None:
         return b'{"labels": null}'
     text = bytearray(b'{"labels": [')  # not a list of strings: there may be a million

@@ -1,4 +1,4 @@
-"""What data sets are packed from: image trees as folder, zip or tar, and sets that come as arrays."""
+"""What data sets are packed from: image trees (a folder, zip or tar), and data sets that come as arrays."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Images to pack: how many, what to call number i and how to read it, and their classes [count] (None: none).
+    """Images to pack: how many, the name of image i and how to read it, and their classes [count] (None: none).
 
-    read raises DamagedFile. packed_size: width of the images if the source is an EDM zip already.
+    read raises DamagedFile. packed_size: width of the images if the source is already an EDM zip.
     """
 
     count: int
@@ -37,16 +37,16 @@ class Source:
     packed_size: int | None = None
 
     def label_dim(self, numbers: Sequence[int] | np.ndarray) -> int:
-        """Largest class + 1 of these images, 0 without classes."""
+        """Largest class + 1 of the images with these numbers; 0 without classes."""
         return 0 if self.labels is None else int(self.labels[numbers].max()) + 1
 
 
 def open_source(source: str | os.PathLike[str], *, as_text: bool = False, drop_alpha: bool = False) -> Source:
-    """The images of `source`: "digits", MNIST's idx file or the folder that holds it, CIFAR-10's tar, or an image tree.
+    """Open the images of `source`: "digits", MNIST's idx file or its folder, CIFAR-10's tar, or an image tree.
 
-    An image tree is a folder, zip or tar; its images come in the order of their paths, compared folder by folder or
-    as_text. drop_alpha: take images that have an alpha channel, without it. UserError when nothing of that kind can be
-    read there.
+    An image tree is a folder, zip or tar. Its images are ordered by their paths, compared folder by folder or, with
+    as_text, as text. drop_alpha: accept images with an alpha channel, and drop it. Raises UserError if `source` cannot
+    be read as any of these.
     """
     if source == "digits":
         return _array_source("digit", *_digits())
@@ -64,13 +64,13 @@ def open_source(source: str | os.PathLike[str], *, as_text: bool = False, drop_a
 def _array_source(kind: str, pixels: np.ndarray, labels: np.ndarray) -> Source:
     """A source of uint8 pixels [N, H, W] or [N, H, W, 3]."""
     if not len(pixels):
-        raise UserError("the data set holds no images")
+        raise UserError("the data set contains no images")
     return Source(len(pixels), lambda k: f"{kind} {k}", lambda k: Image.fromarray(pixels[k]), labels)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's 1,797 handwritten digits, 8×8 grey, values 0..16 spread over 0..255, and their classes."""
-    package = importlib.util.find_spec("sklearn")  # which is not imported: that takes seconds
+    """scikit-learn's 1,797 handwritten digits (8×8 grey, values 0..16 scaled to 0..255) and their classes."""
+    package = importlib.util.find_spec("sklearn")  # not imported, which would take seconds
     if package is None or package.submodule_search_locations is None:
         raise UserError("the data set 'digits' comes with scikit-learn: pip install scikit-learn")
     table = np.loadtxt(Path(package.submodule_search_locations[0], "datasets/data/digits.csv.gz"), delimiter=",")
@@ -80,11 +80,11 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 def _tree_source(files: FileTree, as_text: bool, drop_alpha: bool) -> Source:
     positions = np.array([k for k, name in enumerate(files.names) if is_image(name)], np.int64)
     if not len(positions):
-        raise UserError(f"{files.path}: holds no images")
+        raise UserError(f"{files.path}: contains no images")
     root = _imagenet_root(files, positions)
     positions = positions[[files.names[k].startswith(root) for k in positions]]
     names = [files.names[k][len(root) :] for k in positions]
-    if not as_text:  # NUL sorts before whatever else a name may hold
+    if not as_text:  # NUL sorts before every character that a name may have
         order = sorted(range(len(names)), key=[name.replace("/", "\0") for name in names].__getitem__)
         positions, names = positions[order], [names[k] for k in order]
     stated, labels = read_labels(files, names, root)
@@ -94,7 +94,7 @@ def _tree_source(files: FileTree, as_text: bool, drop_alpha: bool) -> Source:
         if labels is None and labels_of_folders([name.partition("/")[2] for name in names]) is not None:
             top = f"{root}{names[0].partition('/')[0]}"
             log.warning(
-                "%s: all images are in %s, so they have no classes; if the folders in it are classes, pack it alone",
+                "%s: all images are in %s, so they have no classes; if its subfolders are classes, pack that folder",
                 files.path,
                 top,
             )
@@ -105,9 +105,9 @@ def _tree_source(files: FileTree, as_text: bool, drop_alpha: bool) -> Source:
 
 
 def _imagenet_root(files: FileTree, positions: np.ndarray) -> str:
-    """The folder of ImageNet's training images, ending with a slash, where the source holds it; "" elsewhere.
+    """The folder of ImageNet's training images, ending with a slash, if the source contains it, else "".
 
-    ImageNet keeps validation and test images next to them, which are no classes of their own.
+    ImageNet has validation and test images next to it, which are not classes of their own.
     """
     above = "/" if files.path.resolve().name != "CLS-LOC" else "/CLS-LOC/"
     roots = set()
@@ -116,7 +116,9 @@ def _imagenet_root(files: FileTree, positions: np.ndarray) -> str:
         if found:
             roots.add(f"{before}{found}"[len(above) :])
     if len(roots) > 1:
-        raise UserError(f"{files.path}: holds several CLS-LOC/train folders ({', '.join(sorted(roots))}): choose one")
+        raise UserError(
+            f"{files.path}: contains several CLS-LOC/train folders ({', '.join(sorted(roots))}): choose one"
+        )
     return roots.pop() if roots else ""
 
 

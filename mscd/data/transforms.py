@@ -1,3 +1,3 @@
-"""How images may be cropped to a resolution; imports nothing, so that a command's help may name them."""
+"""Names of the ways to crop images to a resolution. Imports nothing, so that a command's help can list them."""
 
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal")

@@ -1,4 +1,4 @@
-"""The zip format, as far as data sets need it: a directory of over a million files in little memory, read and written.
+"""The zip format as far as data sets need it: reads and writes directories of over a million files in little memory.
 
 The standard library keeps nearly a kilobyte of objects per file, more than a gigabyte for ImageNet.
 """
@@ -13,28 +13,29 @@ from typing import IO
 
 import numpy as np
 
-STORED, DEFLATED = 0, 8  # methods of compression
+STORED, DEFLATED = 0, 8  # compression methods
 LOCAL_HEADER = struct.Struct("<4s2B4HL2L2H")
-_ENTRY = struct.Struct("<4s4B4HL2L5H2L")  # of the directory
+_ENTRY = struct.Struct("<4s4B4HL2L5H2L")  # one entry of the directory
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
-_ELSEWHERE = 0xFFFFFFFF  # a number too large for its field: the zip64 field has it
-_DATE = 1 << 5 | 1  # 1980-01-01, the format's first day
-# Above these the standard library goes over to zip64, and so does this writer: their bytes are the same.
+_ELSEWHERE = 0xFFFFFFFF  # marks a number too large for its field, found in the zip64 field instead
+_DATE = 1 << 5 | 1  # 1980-01-01, the format's earliest date
+# Above these, the standard library switches to zip64. So does this writer, to write the same bytes.
 _LIMIT_64, _COUNT_64 = 2**31 - 1, 2**16 - 1
 
 
 def local_header_length(header: bytes) -> int | None:
-    """Bytes from the start of a file's local header to its content; None if it is no such header."""
+    """Bytes from the start of a file's local header to its content; None if `header` is not such a header."""
     fields = LOCAL_HEADER.unpack(header)
     return LOCAL_HEADER.size + fields[-2] + fields[-1] if fields[0] == b"PK\3\4" else None
 
 
 def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
-    """Names of the files in a zip, and an int64 table [N, 5]: header's offset, sizes stored and unpacked, CRC, method.
+    """Read the names of the files in a zip, and an int64 table [N, 5] of them.
 
-    Folders are left out. Raises ValueError when it is no whole zip.
+    Its columns: offset of the header, stored size, unpacked size, CRC, method. Folders are left out. Raises ValueError
+    if the file is not a complete zip.
     """
     count, size, offset = _find_directory(file)
     length = file.seek(0, os.SEEK_END)
@@ -44,7 +45,7 @@ def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
     for number in range(count):
         start = position + _ENTRY.size
         if start > size:
-            raise ValueError(f"it lists {number} files and claims {count}")
+            raise ValueError(f"it lists {number} files but declares {count}")
         signature, *_, flags, method, _, _, crc, stored, unpacked, name_end, extra_end, comment_end, _, _, _, at = (
             _ENTRY.unpack_from(directory, position)
         )
@@ -57,12 +58,12 @@ def read_directory(file: IO[bytes]) -> tuple[list[str], np.ndarray]:
         if _ELSEWHERE in (stored, unpacked, at):
             unpacked, stored, at = _from_zip64(directory[name_end:extra_end], (unpacked, stored, at))
         if at + stored > length or unpacked >= 2**63:
-            raise ValueError(f"entry {number} of its directory claims more bytes than it can hold")
+            raise ValueError(f"entry {number} of its directory declares an impossible number of bytes")
         if not name.endswith("/"):
             names.append(name)
             table.extend((at, stored, unpacked, crc, method))
     if position != size:
-        raise ValueError(f"its directory is {size} bytes long, the {count} files that it claims take {position}")
+        raise ValueError(f"its directory is {size} bytes long, but the {count} declared files take {position}")
     return names, np.array(table, np.int64).reshape(-1, 5)
 
 
@@ -87,14 +88,14 @@ def _find_directory(file: IO[bytes]) -> tuple[int, int, int]:
             raise ValueError("its zip64 end record is damaged")
         stated, (*_, count, size, offset) = count, _END_64.unpack(record)
         if stated != min(count, 0xFFFF):
-            raise ValueError(f"it claims {stated} files and {count}")
+            raise ValueError(f"it declares both {stated} and {count} files")
     if offset + size != ends:
         raise ValueError("its directory is not where its end record says")
     return count, size, offset
 
 
 def _from_zip64(extra: bytes, fields: tuple[int, ...]) -> list[int]:
-    """`fields` with those that are too large for their place taken from an entry's extra data."""
+    """`fields`, with those that are too large for their place taken from an entry's extra data."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         if kind == 1:
@@ -108,9 +109,10 @@ def _from_zip64(extra: bytes, fields: tuple[int, ...]) -> list[int]:
 
 
 class StoredZip:
-    """Writes a zip of uncompressed files, with fixed dates and modes so that only names and contents reach its bytes.
+    """Writes a zip of uncompressed files. Dates and modes are fixed, so its bytes depend only on names and contents.
 
-    They are the standard library's, zip64 records included. `add` each file, then `close`; names are ASCII.
+    The bytes are those the standard library writes, zip64 records included. `add` each file, then `close`. Names are
+    ASCII.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -121,7 +123,7 @@ class StoredZip:
     def add(self, name: str, content: bytes) -> None:
         """Append a file of less than 2 GiB."""
         encoded, crc, size = name.encode("ascii"), zlib.crc32(content), len(content)
-        common = (0, 0, 0, _DATE, crc, size, size, len(encoded))  # flags, method, time, date, CRC, sizes, name's length
+        common = (0, 0, 0, _DATE, crc, size, size, len(encoded))  # flags, method, time, date, CRC, sizes, name length
         self._file.write(LOCAL_HEADER.pack(b"PK\3\4", 20, 0, *common, 0) + encoded)
         self._file.write(content)
         version, offset, extra = 20, self._offset, b""
@@ -134,7 +136,7 @@ class StoredZip:
         self._count += 1
 
     def close(self) -> None:
-        """Write the directory; the file itself stays open."""
+        """Write the directory. The file itself stays open."""
         count, size, offset = self._count, len(self._directory), self._offset
         self._file.write(self._directory)
         if count > _COUNT_64 or offset > _LIMIT_64 or size > _LIMIT_64:

@@ -1,4 +1,4 @@
-"""A data set that several test files read, packed once."""
+"""A packed data set, shared by several test files."""
 
 import pytest
 
@@ -7,6 +7,6 @@ from mscd.data.packing import pack
 
 @pytest.fixture(scope="session")
 def packed_digits(tmp_path_factory):
-    """The packed digits' file, and what packing says of them."""
+    """Path of the packed digits, and their summary."""
     path = tmp_path_factory.mktemp("digits") / "train.zip"
     return path, pack("digits", path)

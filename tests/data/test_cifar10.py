@@ -1,4 +1,4 @@
-"""CIFAR-10's file: read as its authors publish it, refused when damaged or forged, and never run."""
+"""CIFAR-10's file is read as its authors publish it, refused if damaged or forged, and never executed."""
 
 import gzip
 import os
@@ -31,7 +31,7 @@ def test_cifar10_is_its_five_batches_in_order(tmp_path):
     assert (summary["images"], summary["label_dim"], summary["resolution"]) == (150, 10, 32)
 
 
-def test_cifar10_is_known_by_its_content_compressed_or_not(tmp_path):
+def test_cifar10_is_identified_by_its_content_compressed_or_not(tmp_path):
     images, labels, members = cifar10(2)
     dotted = {f"./{name}": content for name, content in members.items()}
     for source in (tar_bytes(members), gzip.compress(tar_bytes({"./": None, "./._x": b"", **dotted}))):
@@ -53,7 +53,7 @@ def test_batches_pickled_by_todays_python_are_read(protocol, key, tmp_path):
 
 
 class Canary:
-    """Unpickled by a reader that runs what it finds, makes a folder."""
+    """Makes a folder when unpickled by a reader that runs what it finds."""
 
     def __init__(self, call, *arguments):
         self.reduced = call, arguments
@@ -90,12 +90,12 @@ def test_forged_batch_is_refused_and_runs_nothing(kind, tmp_path):
     members["cifar-10-batches-py/data_batch_3"] = FORGED[kind](tmp_path / "canary")
     source = write_bytes(tmp_path / "cifar.tar.gz", gzip.compress(tar_bytes(members)))
     said = refusal(source, tmp_path / "out.zip")
-    assert "cifar-10-batches-py/data_batch_3 is not a batch of CIFAR-10" in said
+    assert "cifar-10-batches-py/data_batch_3 is not a CIFAR-10 batch" in said
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("kind", ["system", "eval", "mkdir", "nested", "objects"])
-def test_the_canaries_sing_where_pickles_are_run(kind, tmp_path):
+def test_canaries_are_executed_by_pickle_itself(kind, tmp_path):
     content = FORGED[kind](tmp_path / "canary")
     pickle.loads(content)
     assert (tmp_path / "canary").exists()
@@ -111,26 +111,26 @@ def test_the_canaries_sing_where_pickles_are_run(kind, tmp_path):
         (
             b"\x80\x02X\xe8\x03\x00\x00" + b"x" * 1000 + b"q\x00c_codecs\nencode\nq\x01U\x06latin1q\x02"
             b"h\x01h\x00h\x02\x86Rh\x01h\x00h\x02\x86R.",
-            "it makes more bytes than it has",
+            "it produces more bytes than it contains",
         ),
         (b"", ""),
     ],
 )
-def test_batch_that_is_none_is_refused(batch, said, tmp_path):
+def test_malformed_batch_is_refused(batch, said, tmp_path):
     _, _, members = cifar10(1)
     members["cifar-10-batches-py/data_batch_2"] = batch
     found = refusal(write_bytes(tmp_path / "c.tar", tar_bytes(members)), tmp_path / "out.zip")
-    assert "c.tar: cifar-10-batches-py/data_batch_2 is not a batch of CIFAR-10" in found and said in found
+    assert "c.tar: cifar-10-batches-py/data_batch_2 is not a CIFAR-10 batch" in found and said in found
 
 
-def test_cifar10_without_a_batch_cut_or_damaged_is_refused(tmp_path):
+def test_incomplete_truncated_or_damaged_cifar10_is_refused(tmp_path):
     _, _, members = cifar10(1)
     del members["cifar-10-batches-py/data_batch_5"]
     said = refusal(write_bytes(tmp_path / "c.tar", tar_bytes(members)), tmp_path / "out.zip")
-    assert "holds no cifar-10-batches-py/data_batch_5" in said
+    assert "contains no cifar-10-batches-py/data_batch_5" in said
     write_cifar10(tmp_path / "c.tar.gz", 1)
     whole = (tmp_path / "c.tar.gz").read_bytes()
-    for position in range(10, len(whole), 211):  # past the header of gzip, which holds a date that nothing checks
+    for position in range(10, len(whole), 211):  # past gzip's header, whose date nothing checks
         damaged = bytearray(whole)
         damaged[position] ^= 4
         for content in (damaged, whole[:position]):
@@ -138,7 +138,7 @@ def test_cifar10_without_a_batch_cut_or_damaged_is_refused(tmp_path):
                 pack(write_bytes(tmp_path / "c.tar.gz", content), tmp_path / "out.zip")
 
 
-def test_batch_that_claims_to_be_far_larger_than_a_batch_is_not_read(tmp_path):
+def test_batch_that_declares_an_excessive_size_is_not_read(tmp_path):
     member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
     member.size = 2**26 + 1
     source = write_bytes(tmp_path / "c.tar", member.tobuf() + bytes(2**20))

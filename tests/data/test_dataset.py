@@ -1,4 +1,4 @@
-"""The packed data set: what reading gives back, from threads and processes too."""
+"""What reading the packed data set returns, also from threads and processes."""
 
 import json
 import multiprocessing
@@ -45,7 +45,7 @@ def test_item_is_pixels_and_class(packed_digits):
         dataset[1797]
 
 
-def test_images_without_labels_have_class_minus_one_and_empty_one_hot_rows(tmp_path):
+def test_image_without_label_has_class_minus_one_and_an_empty_one_hot_row(tmp_path):
     pack(write_images(tmp_path / "in", random_images("a.png", "b.png")), tmp_path / "out.zip")
     dataset = ImageDataset(tmp_path / "out.zip")
     assert dataset.label_dim == 0 and dataset.labels.tolist() == [-1, -1] and dataset[0][1] == -1
@@ -66,7 +66,7 @@ def test_images_over_the_limit_stay_on_disk(packed_digits):
     assert dataset.images_in_memory(limit_bytes=1797 * 64) is not None
 
 
-def test_images_read_now_are_those_in_memory(packed_digits):
+def test_images_read_by_number_equal_those_in_memory(packed_digits):
     dataset = ImageDataset(packed_digits[0], xflip=True)
     numbers = [1796, 0, 2000, 0]
     assert torch.equal(dataset.images(numbers), dataset.images_in_memory()[numbers])
@@ -79,9 +79,9 @@ def endless(count, size, seed=0):
         yield torch.randint(count, (size,), generator=generator)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 2 workers on a machine of 1 core
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 2 workers on a 1-core machine
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(packed_digits, workers, monkeypatch):
+def test_batches_from_disk_equal_those_from_memory_and_draw_nothing(packed_digits, workers, monkeypatch):
     in_memory, on_disk = ImageDataset(packed_digits[0]), ImageDataset(packed_digits[0])
     monkeypatch.setattr(on_disk, "images_in_memory", lambda: None)
     before = torch.get_rng_state()
@@ -94,7 +94,7 @@ def test_batches_from_disk_equal_those_from_memory_in_order_and_draw_nothing(pac
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(packed_digits, monkeypatch):
+def test_workers_get_indices_at_most_two_batches_ahead(packed_digits, monkeypatch):
     dataset, drawn = ImageDataset(packed_digits[0]), []
     monkeypatch.setattr(dataset, "images_in_memory", lambda: None)
 
@@ -111,7 +111,7 @@ def test_workers_get_the_indices_of_a_batch_and_no_more_than_two_batches_ahead(p
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU pins memory")
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_pinned_batches_are_the_same(on_disk, packed_digits, monkeypatch):
+def test_pinned_batches_equal_unpinned_ones(on_disk, packed_digits, monkeypatch):
     dataset = ImageDataset(packed_digits[0])
     want = list(batches(dataset, torch.arange(20).split(8)))
     if on_disk:
@@ -123,7 +123,7 @@ def test_pinned_batches_are_the_same(on_disk, packed_digits, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_image_damaged_later_is_named_in_one_line_from_a_worker_too(workers, tmp_path, monkeypatch):
+def test_image_damaged_after_opening_is_named_in_one_line_even_by_a_worker(workers, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "in", random_images("a.png", "b.png"))
     dataset = ImageDataset(folder)
     (folder / "b.png").write_bytes(b"")
@@ -133,23 +133,23 @@ def test_image_damaged_later_is_named_in_one_line_from_a_worker_too(workers, tmp
     assert "\n" not in str(error.value)
 
 
-def test_image_of_another_size_is_named(tmp_path):
+def test_image_of_a_different_size_is_named(tmp_path):
     folder = write_images(tmp_path / "in", {**random_images("a.png"), **random_images("b.png", size=16)})
     dataset = ImageDataset(folder)
     with pytest.raises(UserError, match="in: b.png has shape"):
         dataset[1]
 
 
-def test_data_set_that_is_missing_empty_or_not_square_is_named(tmp_path):
+def test_missing_empty_or_non_square_data_set_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.zip: no such"):
         ImageDataset(tmp_path / "nowhere.zip")
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         ImageDataset(tmp_path)
-    with pytest.raises(UserError, match="16x8, they have to be square"):
+    with pytest.raises(UserError, match="16x8 but must be square"):
         ImageDataset(write_images(tmp_path / "wide", {"a.png": np.zeros((8, 16), np.uint8)}))
 
 
-def test_threads_read_what_one_reads(packed_digits):
+def test_threads_read_what_a_single_thread_reads(packed_digits):
     dataset = ImageDataset(packed_digits[0])
     want = dataset.images_in_memory().numpy()
     start = threading.Barrier(8)
@@ -175,7 +175,7 @@ def _read_forked(index):
     return forked[index][0]
 
 
-def test_pickled_data_set_opens_its_file_anew(packed_digits):
+def test_unpickled_data_set_reopens_its_file(packed_digits):
     dataset = ImageDataset(packed_digits[0])
     copy = pickle.loads(pickle.dumps(dataset))
     assert np.array_equal(copy[1796][0], dataset[1796][0])
@@ -195,7 +195,7 @@ def test_closed_data_sets_leave_no_open_file(packed_digits, tmp_path):
     assert descriptors() == []
 
 
-def test_flipped_bit_in_an_archive_is_refused_or_changes_no_pixel_and_no_class(tmp_path):
+def test_flipped_bit_is_refused_or_changes_no_pixel_and_no_class(tmp_path):
     write_images(tmp_path / "in", random_images("a/1.png", "b/2.png", "b/3.png"))
     pack(tmp_path / "in", tmp_path / "out.zip")
     whole = ImageDataset(tmp_path / "out.zip")
@@ -212,7 +212,7 @@ def test_flipped_bit_in_an_archive_is_refused_or_changes_no_pixel_and_no_class(t
             assert "\n" not in str(error) and str(path) in str(error)
             refused += 1
             continue
-        # Names are the one part that has no checksum: dataset.json can be lost to another name, but no class mixed up.
+        # Only names have no checksum: dataset.json can disappear under another name, but no class can be mixed up.
         assert torch.equal(images, whole.images_in_memory()), position
         assert dataset.labels.tolist() in (whole.labels.tolist(), [-1, -1, -1]), position
     assert refused > len(content) / 2

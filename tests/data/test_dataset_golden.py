@@ -1,4 +1,4 @@
-"""Packing and reading beside the reference tool and loader: the same names, classes, order and pixels."""
+"""Packing and reading agree with the reference tool and loader in names, classes, order and pixels."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def pack_case(case, dest, **options):
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_archive_equals_the_reference_tools(name, tmp_path):
+def test_archive_equals_that_of_the_reference_tool(name, tmp_path):
     case = CASES[name]
     summary = pack_case(case, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -43,7 +43,7 @@ def test_archive_equals_the_reference_tools(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_reference_tool_refuses_is_refused_and_nothing_is_written(name, tmp_path):
+def test_what_the_reference_tool_refuses_is_refused_without_output(name, tmp_path):
     said = {"err_rgb_gray": "dog/gray.png is 16x16 grey", "err_nonpow2": "power of two", "err_nonsquare": "square"}
     with pytest.raises(UserError, match=said[name]):
         pack_case(CASES[name], tmp_path / "out.zip")
@@ -51,7 +51,7 @@ def test_what_the_reference_tool_refuses_is_refused_and_nothing_is_written(name,
 
 
 @pytest.mark.parametrize("name", [name for name in PACKED if "loader" in CASES[name]])
-def test_data_set_equals_the_reference_loaders(name, tmp_path):
+def test_data_set_equals_that_of_the_reference_loader(name, tmp_path):
     pack_case(CASES[name], tmp_path / "out.zip")
     loader = CASES[name]["loader"]
     dataset = ImageDataset(
@@ -79,7 +79,7 @@ def test_max_size_keeps_the_images_that_the_reference_keeps(case, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["crop", "wide", "dhariwal"])
-def test_same_input_gives_same_bytes_for_any_number_of_workers(name, tmp_path):
+def test_bytes_do_not_depend_on_the_number_of_workers(name, tmp_path):
     digests = {pack_case(CASES[name], tmp_path / f"{w}.zip", workers=w)["digest"] for w in (1, 2, 5)}
     assert len(digests) == 1
     assert len({(tmp_path / f"{w}.zip").read_bytes() for w in (1, 2, 5)}) == 1

@@ -1,4 +1,4 @@
-"""What becomes of images that are not plain 8-bit grey or RGB (the table of docs/data.md, row by row), and our PNGs."""
+"""Images other than 8-bit grey or RGB (the table in docs/reference/data.md, row by row), and the PNGs of encode_png."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def file_of(image, kind="PNG", **options):
     return file.getvalue()
 
 
-def test_grey_stays_grey_and_becomes_rgb_where_it_is_cropped():
+def test_grey_stays_grey_unless_cropped_to_rgb():
     image = decode(file_of(Image.fromarray(GREY)))
     assert image.mode == "L" and np.array_equal(image, GREY)
     assert transformed(image, None, (8, 8)).mode == "L"
@@ -55,11 +55,11 @@ def test_exif_rotation_is_not_applied(turn):
 
 def test_sixteen_bit_grey_is_refused():
     for image in (Image.fromarray(GREY.astype(np.uint16) * 256), Image.fromarray(GREY.astype(np.int32))):
-        with pytest.raises(DamagedFile, match=r"it has pixels of kind I.*: convert to 8 bits first"):
+        with pytest.raises(DamagedFile, match=r"it has pixels of mode I.*: convert to 8 bits first"):
             decode(file_of(image, "TIFF"))
 
 
-def test_of_sixteen_bit_rgb_the_upper_eight_are_read():
+def test_sixteen_bit_rgb_is_reduced_to_its_upper_eight_bits():
     ppm = b"P6 2 1 65535\n" + np.array([0x1234, 0xFFFF, 0, 0xFF00, 0x80, 0x7F80], ">u2").tobytes()
     assert np.abs(np.asarray(decode(ppm)).astype(int) - [[[0x12, 255, 0], [255, 0, 0x7F]]]).max() <= 1
 
@@ -83,27 +83,27 @@ def test_transparent_colour_of_grey_and_rgb_is_ignored():
     assert np.array_equal(decode(content), GREY)
 
 
-def test_of_several_frames_the_first_is_read():
+def test_first_of_several_frames_is_read():
     frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
     for kind in ("GIF", "TIFF"):
         content = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
         assert (np.asarray(decode(content)) == 10).all()
 
 
-def test_name_says_nothing_of_the_format():
+def test_format_is_identified_by_content():
     assert np.array_equal(decode(file_of(Image.fromarray(RED), "BMP")), RED)
     assert np.array_equal(decode(file_of(Image.fromarray(RED), "WEBP", lossless=True)), RED)
 
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), colour=st.booleans(), seed=st.integers(0, 99))
-def test_packed_pixels_are_those_that_decoding_gives(height, width, colour, seed):
+def test_packed_pixels_equal_decoded_ones(height, width, colour, seed):
     shape = (height, width, 3) if colour else (height, width)
     png = encode_png(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
     assert np.array_equal(packed_pixels(png), np.atleast_3d(np.asarray(decode(png))))
 
 
-def test_packed_pixels_are_of_no_other_file():
+def test_packed_pixels_reject_any_other_file():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for options in ({}, {"compress_level": 0, "optimize": False}):  # the latter is how the reference tool saves
         assert packed_pixels(file_of(Image.fromarray(pixels), **options)) is None
@@ -114,7 +114,7 @@ def test_packed_pixels_are_of_no_other_file():
         assert packed_pixels(wrong) is None
 
 
-def test_packed_pixels_are_of_no_file_that_a_bit_has_changed_in():
+def test_packed_pixels_reject_a_file_with_a_flipped_bit():
     png = encode_png(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     for bit in range(8 * len(png)):
         damaged = bytearray(png)
@@ -122,7 +122,7 @@ def test_packed_pixels_are_of_no_file_that_a_bit_has_changed_in():
         assert packed_pixels(bytes(damaged)) is None, bit
 
 
-def test_packed_pixels_of_a_filtered_row_are_left_to_decoding():
+def test_packed_pixels_leave_filtered_rows_to_decoding():
     png = bytearray(encode_png(np.full((4, 4), 7, np.uint8)))
     png[48 + 5] = 2  # the second row as the difference from the first
     data = bytes(png[41:-20]) + struct.pack(">I", zlib.adler32(bytes(png[48:-20])))
@@ -133,7 +133,7 @@ def test_packed_pixels_of_a_filtered_row_are_left_to_decoding():
 
 @settings(deadline=None, max_examples=40)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), colour=st.booleans(), seed=st.integers(0, 99))
-def test_png_holds_its_pixels(height, width, colour, seed):
+def test_encoded_png_has_the_given_pixels(height, width, colour, seed):
     shape = (height, width, 3) if colour else (height, width)
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     image = Image.open(io.BytesIO(encode_png(pixels)))
@@ -141,6 +141,6 @@ def test_png_holds_its_pixels(height, width, colour, seed):
     assert np.array_equal(image, pixels)
 
 
-def test_png_of_several_stored_blocks_holds_its_pixels():
+def test_encoded_png_of_several_stored_blocks_has_the_given_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
     assert np.array_equal(Image.open(io.BytesIO(encode_png(pixels))), pixels)

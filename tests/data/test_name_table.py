@@ -1,4 +1,4 @@
-"""Names in one buffer are the sorted list that they were made of."""
+"""Names in one buffer behave like the sorted list from which they were built."""
 
 import pickle
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mscd.data.name_table import NameTable
 
-TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)  # surrogates too: names of files may hold them
+TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)  # with surrogates, as in file names
 
 
 @given(st.lists(TEXTS, unique=True).map(sorted), TEXTS)
-def test_names_are_as_the_list(texts, other):
+def test_names_equal_the_list(texts, other):
     names = NameTable(texts)
     assert list(names) == texts and len(names) == len(texts)
     assert [names[np.int64(k)] for k in range(len(texts))] == texts
@@ -22,7 +22,7 @@ def test_names_are_as_the_list(texts, other):
     assert list(pickle.loads(pickle.dumps(names))) == texts
 
 
-def test_a_place_or_name_that_is_not_there_is_refused():
+def test_unknown_position_or_name_is_refused():
     names = NameTable(["a", "b"])
     assert names[-1] == "b"
     with pytest.raises(IndexError):
@@ -33,6 +33,6 @@ def test_a_place_or_name_that_is_not_there_is_refused():
             names.index(name)
 
 
-def test_a_name_of_a_million_takes_its_bytes_and_its_bound():
+def test_each_of_a_million_names_takes_only_its_bytes_and_its_bound():
     names = NameTable(f"{number:07d}.png" for number in range(10**6))
     assert len(pickle.dumps(names)) < 10**6 * (11 + 4) + 1000

@@ -1,4 +1,4 @@
-"""What cannot be packed: each fault is said in one line that names it, and nothing is written."""
+"""What cannot be packed: each fault is reported in one line that names it, and nothing is written."""
 
 import zipfile
 
@@ -25,7 +25,7 @@ def test_missing_path_empty_folder_and_damaged_zip_are_named(tmp_path):
     dest = tmp_path / "out.zip"
     assert_refused(f"{tmp_path}/nowhere: no such", tmp_path / "nowhere", dest)
     (tmp_path / "empty").mkdir()
-    assert_refused(f"{tmp_path}/empty: holds no images", tmp_path / "empty", dest)
+    assert_refused(f"{tmp_path}/empty: contains no images", tmp_path / "empty", dest)
     (tmp_path / "text.zip").write_text("not a zip")
     assert_refused("text.zip: not a readable zip", tmp_path / "text.zip", dest)
     whole = zipped(write_images(tmp_path / "in", random_images("a.png")), tmp_path / "whole.zip").read_bytes()
@@ -51,20 +51,20 @@ def test_image_damaged_inside_a_zip_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mode, said", [("RGBA", "alpha"), ("LA", "alpha"), ("I;16", "8 bits")])
-def test_images_that_would_lose_something_are_refused(mode, said, tmp_path):
+def test_images_that_would_lose_information_are_refused(mode, said, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new(mode, (8, 8)).save(tmp_path / "in" / "x.png")
     assert "x.png" in assert_refused(said, tmp_path / "in", tmp_path / "out.zip")
 
 
-def test_non_square_and_mixed_sizes_are_named(tmp_path):
+def test_image_that_is_not_square_or_differs_in_size_is_named(tmp_path):
     folder = write_images(tmp_path / "wide", {"a.png": np.zeros((8, 16), np.uint8)})
-    assert_refused("a.png is 16x8 grey: images have to be square", folder, tmp_path / "out.zip")
+    assert_refused("a.png is 16x8 grey: images must be square", folder, tmp_path / "out.zip")
     folder = write_images(tmp_path / "mixed", {**random_images("a.png"), **random_images("b.png", size=16)})
-    assert_refused("b.png is 16x16 grey, the images before it 8x8", folder, tmp_path / "out.zip")
+    assert_refused("b.png is 16x16 grey, but the images before it are 8x8", folder, tmp_path / "out.zip")
 
 
-def test_images_all_too_small_are_said(tmp_path):
+def test_images_that_are_all_too_small_are_refused(tmp_path):
     folder = write_images(tmp_path / "in", random_images("a.png"))
     options = {"transform": "center-crop-wide", "resolution": (16, 8)}
     assert_refused("too small", folder, tmp_path / "out.zip", **options)
@@ -90,7 +90,7 @@ def test_images_all_too_small_are_said(tmp_path):
         ([[1, 0], ["c.png", 0]], "2 images without a label and 2 labels without an image"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused_when_packing_and_when_reading(labels, said, tmp_path):
+def test_labels_that_do_not_match_are_refused_in_packing_and_reading(labels, said, tmp_path):
     folder = write_images(tmp_path / "in", random_images("a.png", "b.png"), labels)
     assert_refused(said, folder, tmp_path / "out.zip")
     for source in (folder, zipped(folder, tmp_path / "in.zip")):
@@ -100,7 +100,7 @@ def test_labels_that_do_not_fit_are_refused_when_packing_and_when_reading(labels
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '"labels"', "\xff"])
-def test_dataset_json_that_is_none_is_refused(text, tmp_path):
+def test_malformed_dataset_json_is_refused(text, tmp_path):
     folder = write_images(tmp_path / "in", random_images("a.png"))
     (folder / "dataset.json").write_bytes(text.encode("latin-1"))
     assert_refused("dataset.json is not", folder, tmp_path / "out.zip")
@@ -110,18 +110,18 @@ def test_dataset_json_that_is_none_is_refused(text, tmp_path):
     "options, said",
     [
         ({"transform": "center-crop"}, "needs a resolution"),
-        ({"transform": "crop"}, "'crop' is unknown"),
+        ({"transform": "crop"}, "unknown transform 'crop'"),
         ({"transform": "center-crop-dhariwal", "resolution": (16, 8)}, "square"),
-        ({"transform": "center-crop-wide", "resolution": (8, 16)}, "cannot be made"),
-        ({"resolution": 0}, "cannot be made"),
+        ({"transform": "center-crop-wide", "resolution": (8, 16)}, "cannot produce"),
+        ({"resolution": 0}, "cannot produce"),
         ({"resolution": 12}, "power of two"),
     ],
 )
-def test_impossible_options_are_said(options, said, tmp_path):
+def test_impossible_options_are_refused(options, said, tmp_path):
     assert_refused(said, "digits", tmp_path / "out.zip", **options)
 
 
-def test_failed_pack_leaves_the_archive_before_it(tmp_path):
+def test_failed_pack_leaves_the_previous_archive(tmp_path):
     folder = write_images(tmp_path / "in", random_images("a.png", "b.png"))
     digest = pack(folder, tmp_path / "out.zip")["digest"]
     (folder / "b.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""What data sets are packed from: image trees in every form that they come in, and packed data sets."""
+"""What data sets are packed from: image trees in all their forms, and packed data sets."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ from mscd.data.packing import pack
 from mscd.errors import UserError
 
 RNG = np.random.default_rng(0)
-# ImageNet in small: class folders, files that begin with the class, one PNG that is called JPEG (as n02105855_2933 is).
+# A small ImageNet: class folders, file names that start with the class, a PNG named .JPEG (as n02105855_2933 is).
 TREE = {
     f"n{synset:08d}/n{synset:08d}_{number}.JPEG": image_bytes(
         RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8), "PNG" if number == 7 else "JPEG"
@@ -31,7 +31,7 @@ TREE = {
 TREE_IMAGE = next(iter(TREE.values()))
 CROP = {"resolution": 8, "transform": "center-crop"}
 TRAIN = "ILSVRC/Data/CLS-LOC/train/"
-# What lies beside the training images in the published tree, and is no class.
+# Files next to the training images in the published tree, which are not classes.
 BESIDE = {
     "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG": b"no image",
     "ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG": b"no image",
@@ -48,7 +48,7 @@ def write_zip(path, members, compression=zipfile.ZIP_STORED):
 
 
 def long_names(members):
-    """The same images under names longer than a tar's header holds."""
+    """The same images under names longer than fit into a tar's header."""
     return {
         f"{'n' * 90}{name}".replace("/", f"/{'a-folder-between/' * 8}"): content for name, content in members.items()
     }
@@ -59,7 +59,7 @@ def long_names(members):
 
 @pytest.fixture(scope="module")
 def digest(tmp_path_factory):
-    """Digest of the packed tree, which every form of it has to give."""
+    """Digest of the packed tree, which every form of it must give."""
     folder = tmp_path_factory.mktemp("tree")
     summary = pack(write_files(folder / "in", TREE), folder / "out.zip", **CROP)
     assert summary["class_counts"] == [3, 3, 3]
@@ -67,7 +67,7 @@ def digest(tmp_path_factory):
 
 
 def tar_of_tars(tree):
-    classes = sorted({name.split("/")[0] for name in tree}, reverse=True)  # in no order, as they may be
+    classes = sorted({name.split("/")[0] for name in tree}, reverse=True)  # unsorted, as is allowed
     inner = lambda top: {name.split("/")[1]: content for name, content in tree.items() if name.startswith(top)}  # noqa: E731
     return tar_bytes({f"{top}.tar": tar_bytes(inner(top)) for top in classes})
 
@@ -88,7 +88,7 @@ def test_tar_packs_to_the_bytes_of_the_folder(members, digest, tmp_path):
         assert pack(source, tmp_path / "out.zip", workers=2, **CROP)["digest"] == digest
 
 
-def test_tar_of_a_tar_a_class_packs_to_the_bytes_of_the_folder(digest, tmp_path):
+def test_tar_with_one_tar_per_class_packs_to_the_bytes_of_the_folder(digest, tmp_path):
     source = write_bytes(tmp_path / "ILSVRC2012_img_train.tar", tar_of_tars(TREE))
     assert pack(source, tmp_path / "out.zip", workers=2, **CROP)["digest"] == digest
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "out.zip"]  # nothing was unpacked
@@ -100,7 +100,7 @@ def test_names_too_long_for_a_tars_header_are_read(kind, digest, tmp_path):
     assert pack(source, tmp_path / "out.zip", **CROP)["digest"] == digest
 
 
-def test_imagenets_training_folder_is_the_root_of_folder_and_zip(digest, tmp_path):
+def test_imagenets_training_folder_is_taken_as_the_root_of_a_folder_or_zip(digest, tmp_path):
     members = {TRAIN + name: content for name, content in TREE.items()} | BESIDE
     folder = write_files(tmp_path / "in", members)
     sources = (folder, folder / "ILSVRC/Data/CLS-LOC", folder / TRAIN)
@@ -117,20 +117,20 @@ def test_two_training_folders_are_refused(tmp_path):
     assert "several CLS-LOC/train folders (a/CLS-LOC/train/, b/CLS-LOC/train/)" in said
 
 
-def test_labels_of_a_dataset_json_in_a_tar_win_over_its_folders(tmp_path):
+def test_dataset_json_in_a_tar_takes_precedence_over_its_folders(tmp_path):
     labels = {"labels": [[name, 5] for name in TREE]}
     source = write_bytes(tmp_path / "t.tar", tar_bytes({**TREE, "dataset.json": json.dumps(labels).encode()}))
     assert pack(source, tmp_path / "out.zip", **CROP)["class_counts"] == [0, 0, 0, 0, 0, 9]
 
 
-def test_of_files_with_one_name_the_last_counts(digest, tmp_path):
+def test_last_of_several_files_with_the_same_name_counts(digest, tmp_path):
     changed = {name: b"an older version" for name in list(TREE)[:3]}
     source = write_bytes(tmp_path / "t.tar", tar_bytes(changed)[: 3 * 1024] + tar_bytes(TREE))
     assert pack(source, tmp_path / "out.zip", **CROP)["digest"] == digest
 
 
 @pytest.mark.parametrize("compress, mode", [("gz", "w:gz"), ("bz2", "w:bz2"), ("xz", "w:xz")])
-def test_compressed_tar_of_images_is_refused_with_what_to_do(compress, mode, tmp_path):
+def test_compressed_tar_of_images_is_refused_with_a_remedy(compress, mode, tmp_path):
     with tarfile.open(tmp_path / f"t.tar.{compress}", mode) as tar:
         tar.add(write_files(tmp_path / "in", TREE), "train")
     said = refusal(tmp_path / f"t.tar.{compress}", tmp_path / "out.zip", **CROP)
@@ -138,20 +138,20 @@ def test_compressed_tar_of_images_is_refused_with_what_to_do(compress, mode, tmp
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_tar_cut_anywhere_is_refused(nested, tmp_path):
+def test_tar_truncated_anywhere_is_refused(nested, tmp_path):
     tree = dict(list(TREE.items())[:2])
     whole = tar_of_tars(tree) if nested else tar_bytes(tree)
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         end = max(member.offset_data + -(-member.size // 512) * 512 for member in tar)
     path = tmp_path / "cut.tar"
-    assert len(TarFiles(write_bytes(path, whole[: end + 512])).names) == 2  # one block of zeros is an end
+    assert len(TarFiles(write_bytes(path, whole[: end + 512])).names) == 2  # one block of zeros ends a tar
     for length in range(0, end + 512, 256):
         with pytest.raises(UserError, match="cut.tar: not a readable tar .*; damaged or cut short"):
             TarFiles(write_bytes(path, whole[:length]))
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_no_bit_of_a_tars_headers_can_flip_unseen(nested, tmp_path):
+def test_flipped_bit_in_a_tar_header_is_detected(nested, tmp_path):
     tree = dict(list(TREE.items())[:2])
     whole, path = tar_of_tars(tree) if nested else tar_bytes(tree), tmp_path / "bad.tar"
     headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
@@ -164,7 +164,7 @@ def test_no_bit_of_a_tars_headers_can_flip_unseen(nested, tmp_path):
                 TarFiles(write_bytes(path, damaged))
 
 
-def test_image_that_is_a_link_in_a_tar_is_refused(tmp_path):
+def test_link_in_a_tar_is_refused(tmp_path):
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         link = tarfile.TarInfo("a/link.JPEG")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -172,7 +172,7 @@ def test_image_that_is_a_link_in_a_tar_is_refused(tmp_path):
     assert "a/link.JPEG is a link" in refusal(tmp_path / "t.tar", tmp_path / "out.zip")
 
 
-def test_what_is_no_archive_is_said(tmp_path):
+def test_file_that_is_not_an_archive_or_has_no_images_is_refused(tmp_path):
     assert "notes.tar: not a readable tar" in refusal(
         write_bytes(tmp_path / "notes.tar", b"text"), tmp_path / "out.zip"
     )
@@ -180,18 +180,18 @@ def test_what_is_no_archive_is_said(tmp_path):
         write_bytes(tmp_path / "notes.gz", gzip.compress(b"text")), tmp_path / "out.zip"
     )
     assert "notes: not a readable zip" in refusal(write_bytes(tmp_path / "notes", b"text"), tmp_path / "out.zip")
-    assert "holds no images" in refusal(
+    assert "contains no images" in refusal(
         write_bytes(tmp_path / "e.tar", tar_bytes({"a.txt": b""})), tmp_path / "out.zip"
     )
 
 
-def test_tar_reads_at_random_from_a_copy_in_another_process(tmp_path):
+def test_unpickled_copy_of_a_tar_reads_at_random(tmp_path):
     files = TarFiles(write_bytes(tmp_path / "t.tar", tar_of_tars(TREE)))
     copy = pickle.loads(pickle.dumps(files))
     assert {name: copy.read(k) for k, name in enumerate(copy.names)} == TREE
 
 
-def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkeypatch):
+def test_folder_that_cannot_be_listed_is_named_rather_than_left_out(tmp_path, monkeypatch):
     folder, scandir = write_files(tmp_path / "in", TREE), os.scandir
 
     def refuse(path):
@@ -203,7 +203,7 @@ def test_folder_that_cannot_be_listed_is_named_and_not_left_out(tmp_path, monkey
     assert "n01530575: cannot be listed (Permission denied)" in refusal(folder, tmp_path / "out.zip", **CROP)
 
 
-def test_links_to_folders_are_followed_but_not_round_in_a_circle(tmp_path):
+def test_links_to_folders_are_followed_unless_they_form_a_loop(tmp_path):
     folder, elsewhere = tmp_path / "in", write_files(tmp_path / "elsewhere", {"1.JPEG": TREE_IMAGE})
     write_files(folder, {"a/1.JPEG": TREE_IMAGE, "b/c/1.JPEG": TREE_IMAGE})
     (folder / "d").symlink_to(elsewhere)
@@ -212,11 +212,11 @@ def test_links_to_folders_are_followed_but_not_round_in_a_circle(tmp_path):
     for place, target in (("again", "."), ("b/c/again", "../../b"), ("b/c/again", folder)):
         (folder / place).symlink_to(target)
         said = refusal(folder, tmp_path / "out.zip", **CROP)
-        assert f"{folder / place}" in said and "a link to a folder that it lies in" in said
+        assert f"{folder / place}" in said and "a link to a folder that contains it" in said
         (folder / place).unlink()
 
 
-def test_file_whose_name_is_no_text_counts_in_a_folders_digest(tmp_path):
+def test_file_name_that_is_not_utf8_counts_in_a_folders_digest(tmp_path):
     name = os.fsdecode(b"\xff.png")
     folder = write_files(tmp_path / "in", {name: encode_png(np.zeros((8, 8), np.uint8))})
     before = ImageDataset(folder).digest
@@ -224,7 +224,7 @@ def test_file_whose_name_is_no_text_counts_in_a_folders_digest(tmp_path):
     assert ImageDataset(folder).digest != before
 
 
-def test_one_folder_around_the_classes_is_warned_of(tmp_path, caplog):
+def test_single_folder_around_the_classes_is_warned_about(tmp_path, caplog):
     around = {f"photos/{name}": content for name, content in TREE.items()}
     for source in (write_files(tmp_path / "in", around), write_zip(tmp_path / "in.zip", around)):
         caplog.clear()
@@ -238,11 +238,11 @@ def test_one_folder_around_the_classes_is_warned_of(tmp_path, caplog):
     assert caplog.text == ""
 
 
-# --- an EDM zip as it is ---
+# --- EDM zips ---
 
 
 def edm_zip(path, kind=None, compression=zipfile.ZIP_STORED, gap=True, labels=True, names="{:05d}/img{:08d}.png"):
-    """An EDM zip by another writer: its PNGs are Pillow's, its dates are today's."""
+    """An EDM zip from another writer, with Pillow's PNGs and today's dates."""
     numbers = (0, 1, 3, 2001) if gap else range(4)
     rng = np.random.default_rng(0)
     members = {}
@@ -270,7 +270,7 @@ def test_edm_zip_keeps_its_bytes_and_its_names(kind, labels, resolution, tmp_pat
     assert (summary["images"], summary["channels"]) == (4, dataset.channels)
 
 
-def test_folder_of_an_edm_zips_content_packs_to_its_names_pixels_and_classes(tmp_path):
+def test_unpacked_edm_zip_packs_to_the_same_names_pixels_and_classes(tmp_path):
     for labels in (True, False):
         source = edm_zip(tmp_path / "in.zip", gap=False, labels=labels)
         with zipfile.ZipFile(source) as archive:
@@ -295,7 +295,7 @@ def test_folder_of_an_edm_zips_content_packs_to_its_names_pixels_and_classes(tmp
     ],
     ids=["resized", "cropped", "fewer", "compressed", "palette", "other names"],
 )
-def test_edm_zip_in_which_something_changes_is_packed_anew(made, options, tmp_path):
+def test_edm_zip_that_must_change_is_packed_anew(made, options, tmp_path):
     source = edm_zip(tmp_path / "in.zip", **made)
     pack(source, tmp_path / "out.zip", **options)
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -304,7 +304,7 @@ def test_edm_zip_in_which_something_changes_is_packed_anew(made, options, tmp_pa
     assert all(m.date_time == (1980, 1, 1, 0, 0, 0) and m.compress_type == zipfile.ZIP_STORED for m in members)
 
 
-def test_damaged_edm_zip_is_refused_or_packed_without_the_damage(tmp_path):
+def test_damaged_edm_zip_is_refused_or_packed_without_its_damaged_images(tmp_path):
     source = edm_zip(tmp_path / "in.zip", gap=False)
     content = bytearray(source.read_bytes())
     with zipfile.ZipFile(source) as archive:
@@ -319,7 +319,7 @@ def test_damaged_edm_zip_is_refused_or_packed_without_the_damage(tmp_path):
         assert archive.namelist()[:-1] == [f"00000/img{k:08d}.png" for k in (0, 2, 3)]
 
 
-def test_edm_zip_of_a_width_that_is_no_power_of_two_or_with_text_for_pngs_is_refused(tmp_path):
+def test_edm_zip_with_text_or_a_width_other_than_a_power_of_two_is_refused(tmp_path):
     odd = {f"00000/img{k:08d}.png": encode_png(np.zeros((6, 6), np.uint8)) for k in range(2)}
     assert "power of two" in refusal(write_zip(tmp_path / "in.zip", odd), tmp_path / "out.zip")
     text = {f"00000/img{k:08d}.png": b"text" * 20 for k in range(2)}

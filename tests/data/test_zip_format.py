@@ -1,4 +1,4 @@
-"""Zips beyond what the first format could count, and zips whose bytes are the standard library's."""
+"""Zips too large for the original format, and zips with the same bytes as the standard library's."""
 
 import io
 import zipfile
@@ -12,8 +12,8 @@ from mscd.data.images import encode_png
 from mscd.data.zip_format import StoredZip
 
 
-def test_our_zip_writer_and_the_standard_librarys_write_the_same_bytes(monkeypatch):
-    for limit in (2**31 - 1, 2000):  # above the second, files lie where only zip64 can say
+def test_zip_has_the_same_bytes_as_the_standard_librarys(monkeypatch):
+    for limit in (2**31 - 1, 2000):  # above the second, only zip64 can give the offsets of files
         monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
         monkeypatch.setattr(mscd.data.zip_format, "_LIMIT_64", limit)
         members = {f"00000/img{k:08d}.png": bytes([k]) * 90 for k in range(40)} | {"dataset.json": b"{}"}
@@ -41,7 +41,7 @@ def written_by_zipfile(members):
     return file.getvalue()
 
 
-def test_zip_with_places_that_only_zip64_can_say_is_read(tmp_path, monkeypatch):
+def test_zip_with_zip64_offsets_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     members = {f"{k}/é.png": bytes([k]) * (500 * k) for k in range(10)}
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -51,7 +51,7 @@ def test_zip_with_places_that_only_zip64_can_say_is_read(tmp_path, monkeypatch):
     assert {name: files.read(k) for k, name in enumerate(files.names)} == members
 
 
-def test_zip_of_more_files_than_its_last_record_can_count_is_read(tmp_path):
+def test_zip_with_more_files_than_its_end_record_can_count_is_read(tmp_path):
     one = encode_png(np.zeros((2, 2), np.uint8))
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         archive.comment = b"a comment comes after the last record"
