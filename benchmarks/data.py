@@ -1,7 +1,7 @@
-"""Reading against training, and what processes that read hold in memory: `python benchmarks/data.py`.
+"""Speed of reading data relative to training, and memory of the reading processes: `python benchmarks/data.py`.
 
-Images are made for it: 20,000 of 64x64 in colours, packed as `mscd.data.packing.pack` packs them, and a zip that
-lists as many files as ImageNet has images.
+The benchmark makes its own data: 20,000 colour images of 64x64 in the format that `mscd.data.packing.pack` writes,
+and a zip that lists as many files as ImageNet has images.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from mscd.training.batches import index_stream
 
 PART = "data"
 IMAGES, IMAGENET = 20_000, 1_281_167
-MICRO_BATCH = 64  # images that a process of the ImageNet-64 run takes at once
-SUSTAINED = 400e12  # FLOP/s: taken for what an H100 keeps up in half precision; its own figure is 989e12
-READ = 40_000  # images that a worker reads before its memory is looked at again
+MICRO_BATCH = 64  # images that one process of the ImageNet-64 run takes through the network at once
+SUSTAINED = 400e12  # FLOP/s: assumed sustained half-precision speed of an H100, specified at 989e12
+READ = 40_000  # images that a worker reads between the two measurements of its memory
 
 
 def rows() -> list[Row]:
@@ -55,7 +55,7 @@ def rows() -> list[Row]:
 
 
 def demo_row(path: Path) -> Row:
-    """A step of the demo's student over getting its images."""
+    """Time of a training step of the demo's student, over the time to get its images."""
     settings = student_settings(batch_size=BATCH)
     run, dataset = student_run(network(), settings), ImageDataset(path)
     indices = index_stream(0, 0, BATCH, [slice(0, BATCH)], len(dataset))
@@ -66,7 +66,7 @@ def demo_row(path: Path) -> Row:
 
 
 def imagenet_row(path: Path, rate: float, detail: dict) -> Row:
-    """Images a second that one process's workers read, over those that it trains."""
+    """Images per second read by the workers of one process, over its training images per second."""
     dataset = OnDisk(path)
     indices = index_stream(0, 0, MICRO_BATCH, [slice(0, MICRO_BATCH)], len(dataset))
     stream = batches(dataset, indices, workers=setup.LOADER_WORKERS)
@@ -78,7 +78,7 @@ def imagenet_row(path: Path, rate: float, detail: dict) -> Row:
 
 
 def imagenet_rate() -> tuple[float, dict]:
-    """Images a second that a process trains of ImageNet-64, measured on a GPU, else computed; and how."""
+    """Training images per second of one ImageNet-64 process, measured on a GPU or else computed; and which it was."""
     if torch.cuda.is_available():
         run = student_run(network("imagenet64"), student_settings("imagenet64", batch_size=MICRO_BATCH))
         step = medians(in_turns({"step": lambda: run.step()}, 5, warmup=3))["step"]
@@ -88,7 +88,7 @@ def imagenet_rate() -> tuple[float, dict]:
 
 
 def shuffle_row(rate: float) -> Row:
-    """Drawing the indices of a global batch of ImageNet, with its part of an epoch's permutation, over a step."""
+    """Time to draw the indices of a global batch of ImageNet, with its share of an epoch's permutation, over a step."""
     settings = student_settings("imagenet64")
     size = settings.batch_size
     epoch = statistics.median(seconds(lambda: randomness._order.__wrapped__(0, 0, IMAGENET)) for _ in range(5))
@@ -103,7 +103,7 @@ def shuffle_row(rate: float) -> Row:
 
 
 def shared_row(path: Path) -> Row:
-    """Memory of its own that the second process of a node takes for the images in memory, over theirs."""
+    """Private memory that the second process of a node needs to hold the images, over the size of the images."""
     spawned = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ends = [spawned.Pipe(duplex=False) for _ in range(2)]
@@ -122,19 +122,19 @@ def shared_row(path: Path) -> Row:
 
 
 def share(rank: int, path: Path, rendezvous: str, found: Connection) -> None:
-    """One of two processes of a node: all images in memory, each read from there."""
+    """Run one of two processes of a node: hold all images in memory and read each of them there."""
     with process_group(rank, 2, rank, rendezvous) as group:
         dataset = ImageDataset(path)
         group.barrier()
         before = own_mb("self")
         taken = seconds(lambda: dataset.images_in_memory(group=group).numpy().max())
-        group.barrier()  # what both have looked at is no one's own
+        group.barrier()  # pages that both processes have touched are private to neither
         found.send({"own": own_mb("self") - before, "seconds": taken})
         group.barrier()
 
 
 def worker_row(path: Path) -> Row:
-    """Memory that comes to be a worker's own while it reads of ImageNet's number of images, over an index list's."""
+    """Growth of a worker's private memory as it reads from ImageNet's number of images, over an index list's size."""
     opened = {}
     taken = seconds(lambda: opened.update(dataset=OnDisk(path)))
     before = multiprocessing.active_children()
@@ -149,7 +149,7 @@ def worker_row(path: Path) -> Row:
 
 
 class OnDisk(ImageDataset):
-    """A data set that is read image by image, though it is small."""
+    """A data set that is read image by image even though it would fit in memory."""
 
     def images_in_memory(self, *arguments: object, **options: object) -> None:
         return None
@@ -161,13 +161,13 @@ def take(stream: Iterator, count: int) -> None:
 
 
 def own_mb(pid: int | str) -> float:
-    """Memory of a process that no other has mapped."""
+    """Memory of a process, in MB, that no other process has mapped."""
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(size) for name, size, _ in lines if name.startswith("Private_")) * 1024 / 1e6
 
 
 def write_images(path: Path) -> None:
-    """Colours that change slowly over an image, and noise: what PNGs without compression hold is all the same."""
+    """Write images of slowly varying colours and noise; any content will do, as the PNGs are not compressed."""
     rng = np.random.default_rng(0)
 
     def image(_: int) -> bytes:
@@ -178,7 +178,7 @@ def write_images(path: Path) -> None:
 
 
 def write_listing(path: Path) -> None:
-    """As many files as ImageNet has images, in little room."""
+    """Write a zip of as many files as ImageNet has images, all of them tiny."""
     one = encode_png(np.zeros((2, 2, 3), np.uint8))
     write(path, IMAGENET, lambda _: one, {"labels": None})
 

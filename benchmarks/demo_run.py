@@ -1,4 +1,4 @@
-"""A student in the middle of its training, for benchmarks to take apart: of the demo, or of ImageNet-64."""
+"""A training run of a student, of the demo or of ImageNet-64, whose parts the benchmarks can time separately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 256
 
 
 def network(config: str = "config", **changes: object) -> EDMPrecond:
-    """The network of config/<config>.yaml on this machine's device, as its students train, with options changed."""
+    """The network that students of config/<config>.yaml train, with `changes` to its options, on the default device."""
     settings = load_config(CONFIGS / f"{config}.yaml")
     student = next(iter(settings.students.values()))
     dropout = {"dropout": student.dropout, "dout_resolutions": student.dropout_resolutions}
@@ -35,7 +35,7 @@ def network(config: str = "config", **changes: object) -> EDMPrecond:
 
 
 def alive(net: EDMPrecond) -> EDMPrecond:
-    """`net` with random weights of which none is zero, so that activations and gradients are of usual size."""
+    """Give `net` random, nonzero weights, so that activations and gradients have typical sizes; return it."""
     torch.manual_seed(0)
     for parameter in net.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else len(parameter)
@@ -44,7 +44,7 @@ def alive(net: EDMPrecond) -> EDMPrecond:
 
 
 def batch_of(net: EDMPrecond, images: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noisy images, noise levels and labels that `net` takes, on its device."""
+    """Noisy images, noise levels and labels as inputs for `net`, on its device."""
     device = next(net.parameters()).device
     x = torch.randn(images, net.img_channels, net.img_resolution, net.img_resolution, device=device)
     labels = torch.nn.functional.one_hot(torch.arange(images, device=device) % net.label_dim, net.label_dim).float()
@@ -52,14 +52,14 @@ def batch_of(net: EDMPrecond, images: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def student_settings(config: str = "config", **changes: object) -> StudentSettings:
-    """Settings of the first student of config/<config>.yaml, with some changed."""
+    """Settings of the first student of config/<config>.yaml, with `changes` applied."""
     settings = next(iter(load_config(CONFIGS / f"{config}.yaml").students.values()))
     return settings.model_copy(update=changes)
 
 
 @dataclasses.dataclass
 class StudentRun:
-    """A student that starts from its teacher, its data being random and at hand; `step` takes one training step."""
+    """A student that starts from its teacher, with random data in memory; `step` takes one training step."""
 
     settings: StudentSettings
     group: Group
@@ -70,12 +70,12 @@ class StudentRun:
     batches: Iterator[HostBatch]
 
     def step(self) -> None:
-        """One training step."""
+        """Take one training step."""
         training_step(self.state, self.objective, self.batches, self.rows, self.group, self.settings)
 
 
 def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None = None) -> StudentRun:
-    """A run whose student and teacher begin as `net`, in the processes of `group` (None: this one alone)."""
+    """A run whose student and teacher both start as `net`, in the processes of `group` (None: this process alone)."""
     group = group or Group(device=default_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
     trained = TrainedNetwork(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})

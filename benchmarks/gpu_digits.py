@@ -1,8 +1,8 @@
 """The demo on one device, without Snakemake: `python benchmarks/gpu_digits.py [--device cuda] [--scale 0.4]`.
 
-Packs the digits, trains the classifier, the teacher and both students of config/config.yaml at `scale` times their
-length, samples and scores them, and prints one row per network: score, images sampled and trained per second. On a GPU
-also how far the teacher's denoised images are from a CPU's.
+Packs the digits, trains the classifier, then the teacher and both students of config/config.yaml at `scale` times
+their length, samples and scores them, and prints one row per network: its score, images sampled per second and training
+images per second. On a GPU, also prints how far the teacher's denoised images differ from those on a CPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Demo:
         make_reference(self.data, self.detector, self.reference, device=device)
 
     def train(self, model: str, settings: TrainingSettings, teacher: Path | None = None) -> tuple[Path, float]:
-        """(network file of the model after one leg, images trained per second)."""
+        """Train the model for one leg; return (its network file, training images per second)."""
         leg = self._leg(model, settings, teacher)
         leg.folder.mkdir(parents=True)
         began = time.monotonic()
@@ -61,7 +61,7 @@ class Demo:
         return TeacherLeg(settings=settings, **about)
 
     def score(self, network: Path, name: str, **sampling: object) -> tuple[float, float]:
-        """(score of the network's images, images sampled per second)."""
+        """Sample and score the network; return (score, images sampled per second)."""
         samples, began = self.folder / f"{name}.npz", time.monotonic()
         generate(network, samples, seeds=range(IMAGES), device=self.device, batch_size=600, **sampling)
         rate = IMAGES / (time.monotonic() - began)
@@ -69,7 +69,7 @@ class Demo:
 
 
 def scaled(settings: TrainingSettings, scale: float) -> TrainingSettings:
-    """The settings for one leg of `scale` times the run's length, T annealed over all of it."""
+    """The settings for one leg of `scale` times the run's length, with T annealed over the whole leg."""
     kimg = max(10, int(settings.duration_kimg * scale) // 10 * 10)
     changes = {"duration_kimg": kimg, "snapshot_kimg": kimg, "validate_kimg": None}
     if isinstance(settings, StudentSettings):
@@ -78,7 +78,7 @@ def scaled(settings: TrainingSettings, scale: float) -> TrainingSettings:
 
 
 def deviation(network: Path, device: torch.device) -> float:
-    """Largest difference between what the network denoises on a CPU and on `device`."""
+    """Largest difference between the network's outputs on a CPU and on `device`."""
     x, sigma, labels = torch.randn(64, 1, 8, 8), torch.rand(64).exp(), torch.eye(10)[torch.arange(64) % 10]
     outputs = []
     for where in (torch.device("cpu"), device):

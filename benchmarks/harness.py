@@ -1,4 +1,4 @@
-"""What all benchmarks share: rounds that take turns, rows of a table, and where the figures are kept."""
+"""What the benchmarks share: timing in alternating rounds, the rows of the table, and the folder of the results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One figure. value: measured; target: what it should be, None where nothing was asked; best: "low" if it may be
-    at most the target, "high" if at least; unit: of both ("x" for a ratio); detail: what it was made of, for JSON."""
+    """One figure.
+
+    value: as measured; target: the bound that it should meet, or None; best: "low" if the target is an upper bound,
+    "high" if a lower one; unit: of value and target ("x" for a ratio); detail: what the value was computed from, for
+    the JSON file.
+    """
 
     part: str
     figure: str
@@ -34,7 +38,7 @@ class Row:
 
     @property
     def met(self) -> str:
-        """ "yes", "no", or nothing where there is no target."""
+        """ "yes" or "no", or "" if there is no target."""
         if self.target is None:
             return ""
         return "yes" if (self.value <= self.target if self.best == "low" else self.value >= self.target) else "no"
@@ -47,7 +51,7 @@ class Row:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call, on a GPU until it is done."""
+    """Wall time of one call; on a GPU, until its work is done."""
     _synchronise()
     began = time.perf_counter()
     function()
@@ -56,9 +60,10 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each function, `rounds` of each, in turns, so that a machine whose speed drifts slows all alike.
+    """Time each function `rounds` times, taking turns, so that a machine whose speed drifts slows all of them alike.
 
-    Every other round goes backwards, as what runs first in a round may find caches that another left.
+    Returns the seconds of each call. Every other round runs in reverse order, because a function may find caches that
+    the one before it has filled.
     """
     for _ in range(warmup):
         for function in functions.values():
@@ -72,17 +77,17 @@ def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int, warmup:
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """Median of each list."""
+    """The median of each list."""
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def milliseconds(times: Mapping[str, float]) -> dict[str, float]:
-    """Seconds as milliseconds of four digits, for a row's detail."""
+    """Seconds converted to milliseconds with four significant digits, for a row's detail."""
     return {name: float(f"{value * 1e3:.4g}") for name, value in times.items()}
 
 
 def machine() -> str:
-    """The GPU's name, or the processor's kind, vector instructions and number of cores: a name for files."""
+    """A file name for this machine: the GPU's name, or the CPU's architecture, vector instructions and core count."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
@@ -97,9 +102,9 @@ def table(rows: list[Row]) -> str:
 
 
 def main(rows: Callable[[], list[Row]], description: str) -> None:
-    """Command line of one benchmark: measure, print the table, and with --json keep the rows in that file."""
+    """Run a benchmark from the command line: measure, print the table and, with --json, write the rows to that file."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     measured = rows()
     print(table(measured), flush=True)

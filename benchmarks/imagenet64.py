@@ -1,8 +1,8 @@
 """The published ImageNet-64 network from its pickle to a score: `python benchmarks/imagenet64.py --images 1024`.
 
-Writes the ADM network (296 M parameters, random weights) as a pickle in NVIDIA's form, loads it, generates images at 8
-Euler evaluations and scores them by a stand-in for Inception, with random weights, too. Times and peak memory are
-printed and kept in benchmarks/results/<machine>.json.
+Writes the ADM network (296 M parameters, random weights) as a pickle in NVIDIA's format, loads and converts it,
+generates images with 8 Euler evaluations each, and scores them with a stand-in for Inception, also with random weights.
+Prints the times and peak memory and writes them to benchmarks/results/imagenet64-<machine>.json.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16", help="a CPU computes both in fp32")
+    parser.add_argument("--precision", choices=["fp32", "fp16"], default="fp16", help="a CPU always computes in fp32")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pickled, network = Path(folder) / "teacher.pkl", Path(folder) / "teacher.safetensors"
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def machine(device: str) -> str:
-    """The GPU's name, or the processor's kind and number of cores."""
+    """The GPU's name, or the CPU's architecture and number of cores."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {os.cpu_count()} cores"
 
 
 def write(path: Path, precision: str) -> dict:
-    """The network with random weights, none of them zero, as a pickled teacher."""
+    """Write the network, with random, nonzero weights, as a pickled teacher; return its size and precision."""
     torch.manual_seed(0)
     net = EDMPrecond(64, 3, 1000, precision=precision)
     for parameter in net.parameters():
@@ -72,20 +72,20 @@ def write(path: Path, precision: str) -> dict:
 
 
 def loading(path: Path) -> dict:
-    """Time and memory of reading the pickle, in a process of its own."""
+    """Time and memory of loading the pickle in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(load, (path,))
 
 
 def load(path: Path) -> dict:
-    """Load the network here. The peak, above that of imports, counts pages of the file that could be taken back."""
+    """Load the network in this process. The peak excludes the imports and includes reclaimable pages of the file."""
     before = peak_mb()
     taken = seconds(lambda: load_network(path))
     return {"seconds": taken, "peak_mb": round(peak_mb() - before)}
 
 
 def generating(network: Path, dest: Path, options: argparse.Namespace) -> dict:
-    """Images a second, loading left out and on a GPU the first batch (which tunes kernels), and peak memory."""
+    """Images per second, without loading and, on a GPU, the first batch (which tunes kernels); and peak memory."""
     common = {"sampler": "euler", "steps": STEPS, "batch_size": options.batch, "device": options.device}
     on_gpu = torch.device(options.device).type == "cuda"
     if on_gpu:
@@ -103,7 +103,7 @@ def generating(network: Path, dest: Path, options: argparse.Namespace) -> dict:
 
 
 def scoring(folder: Path, device: str) -> None:
-    """Score the samples against statistics of the form that published ones have."""
+    """Score the samples against statistics in the format of published ones."""
     detector, published, reference = folder / "standin.pt", folder / "published.npz", folder / "reference.npz"
     sha256 = write_standin(detector, dim=DIM)
     np.savez(published, mu=np.zeros(DIM), sigma=np.eye(DIM))
@@ -118,7 +118,7 @@ def seconds(function) -> float:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far. (getrusage's would count the process that started it.)"""
+    """Peak resident memory of this process, in MB. (getrusage would include the process that started it.)"""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024 / 1e6
 

@@ -2,10 +2,10 @@
 
     python benchmarks/mlflow_overhead.py [--jobs 1000] [--cores 2] [--rounds 1]
 
-Runs the same workflow with and without `--logger mlflow`, in turn, each in a folder of its own, and prints the wall
-times (process start to exit, so the wait for the sender counts) and their ratio. The first round with the plugin
-makes its store, as in a new project. On a busy machine take more rounds: the shortest one counts, since what
-others do only adds.
+Runs the same workflow with and without `--logger mlflow`, taking turns, each in its own folder, and prints the wall
+times and their ratio. A wall time spans process start to exit, so it includes the wait for the sender. The first round
+with the plugin creates its store, as in a new project. On a busy machine, use more rounds: the shortest one counts,
+because other load can only add time.
 """
 
 import argparse
@@ -25,7 +25,7 @@ rule trivial:
 
 
 def seconds(folder: Path, jobs: int, cores: int, plugin: bool) -> float:
-    """Wall time of the workflow in `folder`, from nothing."""
+    """Wall time of the workflow in `folder`, run from scratch."""
     (folder / "Snakefile").write_text(SNAKEFILE.format(jobs=jobs))
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--forceall", "--quiet", "all"]
     begin = time.perf_counter()

@@ -1,8 +1,9 @@
-"""The networks against a plain eager build of the same (plain_network.py): `python benchmarks/network.py`.
+"""Speed of the networks relative to a plain eager build (plain_network.py): `python benchmarks/network.py`.
 
-Forward and forward-backward of the demo's network at batch 256 and, smaller, of the ADM network; with torch.compile as
-training applies it (setting `compile`) for the demo's. On a GPU the ImageNet-64 ADM network at 64 images instead, in
-fp16 and bf16, compiled and not, and the share of the card's measured matrix rate that it reaches.
+Times forward and forward-backward passes of the demo's network at batch 256 and of a small ADM network; for the demo's
+network also with torch.compile, as training applies it (setting `compile`). On a GPU, times the ImageNet-64 ADM network
+at 64 images instead, in fp16 and bf16, compiled and not, and reports the share of the card's measured matrix rate that
+it reaches.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ def rows() -> list[Row]:
 
 
 def compared(what: str, net: EDMPrecond, batch: int, rounds: int, compiled: bool) -> list[Row]:
-    """Speed over the plain build, of both directions and of forward alone; then the same of the compiled network."""
+    """Speed-ups over the plain build: forward-backward and forward alone.
+
+    compiled: whether to include the compiled network, in forward-backward only.
+    """
     nets = {"plain": lambda *given: denoise(net, *given), "mscd": net}
     if compiled:
         nets["compiled"] = compile_blocks(network(), "default").train()
     given = batch_of(net.train(), batch)
     both = {name: both_ways(each, given) for name, each in nets.items()}
-    # Without gradient the compiled network would be compiled once more, which takes a minute.
+    # Without gradients the compiled network would be compiled again, which takes a minute.
     forward = {name: one_way(each, given) for name, each in nets.items() if name != "compiled"}
     found = []
     for direction, functions, target in (("forward-backward", both, 1.3), ("forward", forward, None)):
@@ -68,7 +72,7 @@ def one_way(evaluate: Callable, given: tuple[torch.Tensor, ...]) -> Callable[[],
 
 
 def imagenet_rows(precision: str) -> list[Row]:
-    """Speed over the plain fp16 build, and the share of the card's matrix rate."""
+    """Speed-ups over the plain fp16 build, and the shares of the card's matrix rate."""
     net = network("imagenet64", precision=precision)
     compiled = compile_blocks(network("imagenet64", precision=precision), "default")
     plain = network("imagenet64", precision="fp16")
@@ -93,7 +97,7 @@ def imagenet_rows(precision: str) -> list[Row]:
 
 
 def matrix_rate(precision: str, size: int = 8192) -> float:
-    """FLOP/s that the card reaches in a product of two matrices."""
+    """FLOP/s that the card reaches when it multiplies two matrices."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     return 2 * size**3 / medians(in_turns({"product": lambda: a @ b}, rounds=20, warmup=5))["product"]

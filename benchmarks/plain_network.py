@@ -1,8 +1,8 @@
-"""The networks in the plainest PyTorch: what mscd.networks is measured against.
+"""The networks in plain PyTorch: the baseline that mscd.networks is measured against.
 
-`denoise(net, x, sigma, labels)` is net(x, sigma, labels) with its own weights, an operation of the formulas at a time:
-contiguous memory, a normalisation and an activation after each other, attention spelled out in two matrix products,
-resampling by depthwise convolutions, PyTorch's dropout.
+`denoise(net, x, sigma, labels)` computes net(x, sigma, labels) with the weights of `net`, one operation of the formulas
+at a time: contiguous memory, normalisation and activation as separate steps, attention as two explicit matrix products,
+resampling by depthwise convolutions, and PyTorch's dropout.
 """
 
 from __future__ import annotations

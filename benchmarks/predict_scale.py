@@ -1,7 +1,8 @@
-"""The tables of docs/scaling.md: `python benchmarks/predict_scale.py [CONFIG]`, in half a minute.
+"""The tables of docs/scaling.md: `python benchmarks/predict_scale.py [CONFIG]` prints them in half a minute.
 
-From what `mscd plan` counts, and what is assumed here of GPUs and their network: throughput of distillation on several
-GPUs, and how work and disk grow with the length of a run, the images of a score and the number of students.
+From the counts of `mscd plan` and the assumptions below about GPUs and their network, they predict the throughput of
+distillation on several GPUs, and how work and disk grow with the length of a run, the images per score and the number
+of students.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from mscd.planning.tables import amount, numbers_table, quantity
 
 GPUS = (8, 32, 128)
 GPUS_PER_NODE = 4
-IMAGES_PER_GPU = 64  # taken through the network at once, or less
-BUCKET = 25 * 2**20  # bytes of gradients that are summed at once, DDP's default
-CARDS = {"A100": 150e12, "H100": 400e12}  # FLOP a second
-NETWORKS = {"1 × 100": 12.5e9, "1 × 400": 50e9, "4 × 200": 100e9}  # Gbit/s of a node, and bytes a second
-HOP_SECONDS = 10e-6  # from one node to the next
-SAVING = 1e9  # bytes a second that the lead process copies, digests and writes (benchmarks/scale.py measures it)
-LEG_SECONDS = 30  # to start a leg's job, load what it needs and take the first step, without waiting in a queue
+IMAGES_PER_GPU = 64  # that a GPU takes through the network at once, or fewer
+BUCKET = 25 * 2**20  # bytes of gradients per all-reduce: DDP's default
+CARDS = {"A100": 150e12, "H100": 400e12}  # FLOP per second
+NETWORKS = {"1 × 100": 12.5e9, "1 × 400": 50e9, "4 × 200": 100e9}  # network of a node in Gbit/s: bytes per second
+HOP_SECONDS = 10e-6  # latency from one node to the next
+SAVING = 1e9  # bytes per second that the lead process copies, digests and writes (benchmarks/scale.py measures it)
+LEG_SECONDS = 30  # to start a leg's job, load what it needs and take the first step, without time in a queue
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Seconds of an optimiser step: a GPU's computing, the all-reduce of gradients, and what of it is not hidden."""
+    """Seconds of an optimiser step: a GPU's computing, the all-reduce of gradients, and its part that is not hidden."""
 
     computing: float
     all_reduce: float
@@ -37,22 +38,22 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """From one step to the next."""
+        """Seconds from one step to the next."""
         return self.computing + self.exposed
 
 
 def ring_bytes(content: float, processes: int) -> float:
-    """Bytes that each process sends, and as many that it receives, in a ring all-reduce of `content` bytes."""
+    """Bytes that each process sends, and also receives, in a ring all-reduce of `content` bytes."""
     return 2 * (processes - 1) / processes * content
 
 
 def step_time(
     computing: float, backward: float, content: float, processes: int, bandwidth: float, latency: float
 ) -> StepTime:
-    """A step of `computing` seconds, the last `backward` of them being a backward pass, and one all-reduce.
+    """A step of `computing` seconds, of which the last `backward` are a backward pass, and one all-reduce.
 
-    content: bytes of gradients; bandwidth: bytes a second of the ring; latency: seconds of a bucket beside its bytes.
-    The backward pass can hide all of the all-reduce but its last bucket.
+    content: bytes of gradients; bandwidth: bytes per second of the ring; latency: seconds per bucket in addition to its
+    transfer. The backward pass can hide all of the all-reduce except its last bucket.
     """
     buckets = math.ceil(content / BUCKET)
     all_reduce = ring_bytes(content, processes) / bandwidth + buckets * latency
@@ -60,9 +61,10 @@ def step_time(
 
 
 def on_gpus(planned: Plan, gpus: int, images: int, speed: float, bandwidth: float) -> StepTime:
-    """The step of `images` images on several nodes; speed: FLOP a second of a GPU, bandwidth: bytes a second of a node.
+    """A step of `images` images on several nodes.
 
-    A GPU's images are taken IMAGES_PER_GPU at a time, or fewer.
+    speed: FLOP per second of a GPU; bandwidth: bytes per second of a node. A GPU processes its images IMAGES_PER_GPU at
+    a time, or fewer.
     """
     share = images / gpus
     backward = min(share, IMAGES_PER_GPU) * (planned.cost.forward_backward - planned.cost.forward)
@@ -72,7 +74,7 @@ def on_gpus(planned: Plan, gpus: int, images: int, speed: float, bandwidth: floa
 
 
 def throughput(planned: Plan, batch: int | None) -> list[str]:
-    """A row for each card and number of GPUs; batch: images of a step, None for IMAGES_PER_GPU a GPU."""
+    """One row per card and number of GPUs. batch: images per step; None for IMAGES_PER_GPU per GPU."""
     header = ["GPUs", "images a step", "computing", *(f"{name}: all-reduce, images/s" for name in NETWORKS)]
     rows = []
     for card, speed in CARDS.items():
@@ -88,7 +90,7 @@ def throughput(planned: Plan, batch: int | None) -> list[str]:
 
 
 def files_of_training(planned: Plan, config: Config) -> list[str]:
-    """A row for each card and number of GPUs: what its files cost a training of the first student."""
+    """One row per card and number of GPUs: what writing files costs the training of the first student."""
     name, student = next(iter(config.students.items()))
     rolling = next(file for file in planned.passing if file.what.startswith(f"students/{name}/rolling"))
     networks = next(file for file in planned.files if file.what.startswith(f"students/{name}/*/*ema"))
@@ -115,14 +117,14 @@ def files_of_training(planned: Plan, config: Config) -> list[str]:
                 ]
             )
     sizes = (
-        f"A state takes {quantity(state)}B, every {student.state_kimg} kimg; a leg of {student.snapshot_kimg} kimg "
-        f"ends with {quantity(handed)}B:"
+        f"A state of {quantity(state)}B is written every {student.state_kimg} kimg; "
+        f"a leg of {student.snapshot_kimg} kimg ends by writing {quantity(handed)}B:"
     )
     return [sizes, "", *numbers_table(header, rows)]
 
 
 def growth(config: Config) -> list[str]:
-    """A row for CONFIG and each of some runs that differ from it in one thing."""
+    """One row for CONFIG and one for each of several runs that differ from it in one setting."""
     (name, student), *_ = config.students.items()
 
     def changed(**settings) -> Config:
@@ -151,7 +153,7 @@ def _sizes(config: Config) -> list[str]:
 
 
 def milliseconds(value: float) -> str:
-    """Seconds as milliseconds."""
+    """Seconds, formatted as milliseconds."""
     return f"{value * 1e3:,.0f} ms"
 
 
@@ -162,10 +164,10 @@ def main() -> None:
     config = load_config(parser.parse_args().config)
     planned = plan(config)
     batch = next(iter(config.students.values())).batch_size
-    print("\n".join([f"{IMAGES_PER_GPU} images a GPU:", "", *throughput(planned, None), ""]))
-    print("\n".join([f"{batch:,} images a step:", "", *throughput(planned, batch), ""]))
+    print("\n".join([f"{IMAGES_PER_GPU} images per GPU:", "", *throughput(planned, None), ""]))
+    print("\n".join([f"{batch:,} images per step:", "", *throughput(planned, batch), ""]))
     print("\n".join([*files_of_training(planned, config), ""]))
-    print("\n".join(["Runs that differ in one thing:", "", *growth(config)]))
+    print("\n".join(["Runs that differ in one setting:", "", *growth(config)]))
 
 
 if __name__ == "__main__":

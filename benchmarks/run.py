@@ -1,7 +1,7 @@
-"""Every figure of speed in one table: `make bench`, or `python benchmarks/run.py step data` for some parts anew.
+"""All speed figures in one table: `make bench`, or `python benchmarks/run.py step data` to measure some parts again.
 
-Runs each benchmark in a process of its own, prints (figure, target, met or not) and writes
-benchmarks/results/<machine>.json. A row that misses its target is shown as it is; what ends with an error fails all.
+Runs each benchmark in its own process, prints a table (figure, target, met or not) and writes
+benchmarks/results/<machine>.json. A missed target only shows in its row; a benchmark that fails ends the whole run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measured(part: str) -> list[dict]:
-    """Rows of one benchmark; what it prints goes to stderr."""
+    """Run one benchmark and return its rows; its output goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         subprocess.run([sys.executable, HERE / f"{part}.py", "--json", file], check=True, stdout=sys.stderr)

@@ -1,8 +1,9 @@
-"""`mscd generate` against its network alone: `python benchmarks/sampling.py`.
+"""Speed of `mscd generate` relative to the bare network, and its peak memory: `python benchmarks/sampling.py`.
 
-Throughput of generate, from reading the network to the finished file, over that of reading it and of as many bare
-evaluations of as many images in the same batches. The network is the demo's with random weights, 8 evaluations an
-image; in fp32 on a CPU, as few compute in bf16 at speed. Then the memory that 50,000 images of 64×64 take to write.
+The speed is the throughput of generate, from reading the network to the finished file, over the throughput of reading
+the network and evaluating it equally often on batches of the same size. The network is the demo's with random weights,
+at 8 evaluations per image; on a CPU in fp32, because few CPUs are fast in bf16. The memory is what it takes to write
+50,000 images of 64×64.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from mscd.sampling.image_writers import write_images
 
 STEPS, BATCH = 8, 256
 PIECES, ROUNDS = (40, 7) if torch.cuda.is_available() else (2, 7)
-MANY, WRITTEN = 50_000, 1000  # images, and of a batch
+MANY, WRITTEN = 50_000, 1000  # images in total, and per batch
 
 
 def rows() -> list[Row]:
@@ -53,7 +54,7 @@ def throughput(folder: Path) -> list[Row]:
         return lambda: generate(folder / "net.safetensors", folder / name, seeds=range(PIECES * BATCH), **how)
 
     functions = {"bare": bare, "npz": generating("a.npz"), "zip": generating("a.zip")}
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # no bar
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # no progress bar
         times = medians(in_turns(functions, ROUNDS))
     detail = {**milliseconds(times), "images": PIECES * BATCH, "batch": BATCH, "device": device.type}
     return [
@@ -71,7 +72,10 @@ def throughput(folder: Path) -> list[Row]:
 
 
 def memory(folder: Path) -> list[Row]:
-    """What `MANY` images take above the start, in batches: the one written and the one made, and room for the rest."""
+    """Peak memory of writing `MANY` images, above that at the start, over the size of a batch.
+
+    The target of 3 leaves room for the batch being written, the one being made, and everything else.
+    """
     found = []
     for name in ("a.npz", "a.zip"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -83,7 +87,7 @@ def memory(folder: Path) -> list[Row]:
 
 
 def peak_of_writing(dest: Path) -> tuple[int, int]:
-    """Growth of this process's peak memory when it writes many images, and bytes of a batch."""
+    """Growth of this process's peak memory while it writes many images, and the bytes of a batch."""
     batch = np.random.default_rng(0).integers(0, 256, [WRITTEN, 64, 64, 3], dtype=np.uint8)
     write_images(dest, iter([(batch, [1] * WRITTEN)]), range(WRITTEN), {})
     before = resident("VmRSS")
@@ -93,7 +97,7 @@ def peak_of_writing(dest: Path) -> tuple[int, int]:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory: VmRSS now, VmHWM at its peak."""
+    """Resident memory of this process in bytes: VmRSS is the current value, VmHWM the peak."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[field].split()[0]) * 1024
 

@@ -1,9 +1,9 @@
-"""Two processes of one thread against one, on the demo's network and its batch: `python benchmarks/scale.py`.
+"""Two single-threaded processes compared with one, on the demo's network and batch: `python benchmarks/scale.py`.
 
-Efficiency is t1 / (2 t2) at the same global batch. What is lost goes to what does not halve with the batch, to cores
-that share memory, to waiting for each other, and to what of the all-reduce the backward pass does not hide.
-Bucket sizes are compared on the gradients of the demo in DDP, and on as many bytes as those of the network of
-ImageNet-64, summed without computing. All over gloo: NCCL is not measured here.
+Efficiency is t1 / (2 t2) at the same global batch. The rest is lost to work that does not halve with the batch, to
+cores that share memory, to processes that wait for each other, and to the part of the all-reduce that the backward pass
+does not hide. Bucket sizes are compared on the demo's gradients in DDP, and on as many bytes as the gradients of the
+ImageNet-64 network, summed without any computing. All communication uses gloo; NCCL is not measured.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from mscd.parallel.group import SINGLE_PROCESS, Group, process_group
 
 ROUNDS, BUCKET_ROUNDS, SUM_ROUNDS = 5, 8, 2
 MB = 2**20
-CHOSEN = 25  # MB a bucket: DDP's default
+CHOSEN = 25  # MB per bucket: DDP's default
 BUCKETS = (1, 4, CHOSEN, 100)
-PARAMETERS = 295_899_267  # of ImageNet-64's network
+PARAMETERS = 295_899_267  # of the ImageNet-64 network
 
 
 def rows() -> list[Row]:
-    """Efficiency and where the rest goes, the bucket size, and two figures that docs/scaling.md uses."""
+    """The efficiency and where the rest goes, the comparison of bucket sizes, and two figures for docs/scaling.md."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (folder,), nprocs=2)
         first, second = (json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in (0, 1))
@@ -52,7 +52,10 @@ def rows() -> list[Row]:
 def _efficiency_rows(
     first: Mapping[str, list[float]], second: Mapping[str, list[float]], exposed: float, alone: float
 ) -> list[Row]:
-    """From the times of both processes' steps; exposed: seconds that summing adds to a step, alone: that it takes."""
+    """Rows from the step times of both processes.
+
+    exposed: seconds that the all-reduce adds to a step; alone: seconds that it takes by itself.
+    """
 
     def of_both(name: str, combined: Callable) -> float:
         return statistics.median(map(combined, zip(first[name], second[name], strict=True)))
@@ -83,7 +86,7 @@ def _bucket_row(what: str, times: Mapping[str, list[float]]) -> Row:
 
 
 def _state_row() -> Row:
-    """What it takes to write a state, while every process waits."""
+    """Time to write a state, during which every process waits."""
     tensors = {str(number): torch.randn(16 * MB // 4) for number in range(4)}
     with tempfile.TemporaryDirectory() as folder:
         save = {
@@ -96,7 +99,7 @@ def _state_row() -> Row:
 
 
 def measure(rank: int, folder: str) -> None:
-    """What each of the two processes does; its times go to `folder`."""
+    """Measure in one of the two processes and write its times to `folder`."""
     torch.set_num_threads(1)
     with process_group(rank, 2, rank, f"file://{folder}/rendezvous") as group:
         runs = prepared_runs(group)
@@ -111,7 +114,7 @@ def measure(rank: int, folder: str) -> None:
 
 
 def prepared_runs(group: Group) -> dict[str, StudentRun]:
-    """A student's run alone, alone with half a batch, and together."""
+    """A student's run in one process, in one process with half the batch, and in both processes together."""
 
     def begun(group: Group, batch: int) -> StudentRun:
         return student_run(network(), student_settings(batch_size=batch), group)
@@ -120,8 +123,8 @@ def prepared_runs(group: Group) -> dict[str, StudentRun]:
 
 
 def step_times(runs: Mapping[str, StudentRun], group: Group) -> dict[str, list[float]]:
-    """Seconds of a step of the first process alone, with the whole batch and with half of it, and of both processes,
-    without summing gradients and with."""
+    """Seconds of a step of the first process alone, with the whole batch and with half of it, and of a step of both
+    processes, without and with the all-reduce of gradients."""
 
     def apart() -> None:
         with runs["both"].state.local_gradients():
@@ -132,7 +135,7 @@ def step_times(runs: Mapping[str, StudentRun], group: Group) -> dict[str, list[f
 
 
 def together(functions: Mapping[str, Callable], rounds: int, group: Group) -> dict[str, list[float]]:
-    """Seconds of each function in this process, the processes beginning each one at the same time."""
+    """Seconds of each function in this process; all processes start each call at the same time."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name in functions if number % 2 == 0 else reversed(functions):
@@ -143,8 +146,10 @@ def together(functions: Mapping[str, Callable], rounds: int, group: Group) -> di
 
 
 def bucket_times(net: torch.nn.Module, group: Group) -> dict[str, list[float]]:
-    """Seconds of a forward and backward pass of the demo's network, by MB a bucket, and of one that sums "none"; of few
-    images, so that summing their gradients tells."""
+    """Seconds of a forward and backward pass of the demo's network, by MB per bucket; "none" is without all-reduce.
+
+    The pass has few images, so that the all-reduce is a noticeable part of it.
+    """
     images = BATCH // 8
     x, sigma, labels = torch.randn(images, 1, 8, 8), torch.ones(images), torch.zeros(images, 10)
 
@@ -153,7 +158,7 @@ def bucket_times(net: torch.nn.Module, group: Group) -> dict[str, list[float]]:
         wrapped(x, sigma, labels).square().sum().backward()
 
     wrapped = {
-        # The default makes the first bucket smaller.
+        # None is DDP's default, which also makes the first bucket smaller.
         size: DistributedDataParallel(copy.deepcopy(net), bucket_cap_mb=None if size == CHOSEN else size)
         for size in BUCKETS
     }
@@ -167,13 +172,13 @@ def bucket_times(net: torch.nn.Module, group: Group) -> dict[str, list[float]]:
 
 
 def alone_times(net: torch.nn.Module, group: Group) -> list[float]:
-    """Seconds to sum as many bytes as the network's gradients have, while nothing else is done."""
+    """Seconds to sum as many bytes as the network's gradients have while nothing else runs."""
     gradients = torch.zeros(parameter_count(net))
     return together({"alone": lambda: dist.all_reduce(gradients)}, 3 * ROUNDS, group)["alone"]
 
 
 def sum_times(group: Group) -> dict:
-    """Seconds to sum 1.2 GB in pieces, by MB a piece, and the bytes that a process sent for it."""
+    """Seconds to sum 1.2 GB in pieces, by MB per piece, and the bytes that a process sends for it."""
     gradients = torch.zeros(PARAMETERS)
 
     def sum_in(size: int) -> None:

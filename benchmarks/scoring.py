@@ -1,8 +1,9 @@
-"""Scores against what they cannot do without: `python benchmarks/scoring.py`.
+"""Speed of scoring relative to baselines: `python benchmarks/scoring.py`.
 
-The Fréchet distance of 2048 features against scipy.linalg.sqrtm of the covariances' product, as scores are often
-computed; and features of a sample file against the bare detector on the same images in memory. Detectors: the
-classifier of 8×8 digits, and a stand-in for Inception of 2048 features and a hundredth of its arithmetic.
+Compares the Fréchet distance of 2048 features with scipy.linalg.sqrtm of the product of the covariances, as scores are
+often computed, and the extraction of features from a sample file with the bare detector on the same images in memory.
+The detectors are the classifier of 8×8 digits and a stand-in for Inception with 2048 features and a hundredth of its
+arithmetic.
 """
 
 import tempfile
@@ -25,7 +26,7 @@ DIM, BATCH = 2048, 500
 
 
 class StandIn(torch.nn.Module):
-    """2048 features of images uint8 [N, 3, 64, 64], by 57 M multiply-adds an image: Inception takes 5.7 G."""
+    """2048 features of images, uint8 [N, 3, 64, 64], at 57 M multiply-adds per image; Inception takes 5.7 G."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +40,7 @@ class StandIn(torch.nn.Module):
 
 
 def rows() -> list[Row]:
-    """The distance's speed-up, then extraction by both detectors."""
+    """The speed-up of the distance, then the extraction of features with both detectors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         return [distance(), *extraction(Path(folder), device)]
@@ -68,7 +69,7 @@ def distance() -> Row:
 
 
 def gaussian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Moments of 6,000 rows whose deviations fall from 1 to 5e-4 in random directions."""
+    """Mean and covariance of 6,000 rows whose standard deviations fall from 1 to 5e-4 in random directions."""
     scale = np.geomspace(1, 5e-4, DIM)
     rows = rng.normal(size=(6000, DIM)) * scale @ np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
     return rows.mean(0), np.cov(rows, rowvar=False)

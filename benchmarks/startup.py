@@ -1,11 +1,11 @@
-"""Start-up and overhead: imports, what a stage takes beyond its own work, planning, a no-op, a leg's start.
+"""Start-up and overhead: imports, planning, a run with nothing to do, a stage beyond its own work, a leg's start.
 
     python benchmarks/startup.py [--json FILE]
 
-Snakemake is called as a user calls it, with the MLflow logger of profiles/default, in folders made for it. A stage's
-overhead is the time from its start to its end in the logger's journal, less what the same call takes in a process that
-has done it before, plus the time until the next job starts. A leg's start is the time from its job's start to the end
-of its first step: processes start, load torch, data and networks, and take it.
+Snakemake is called as a user calls it, with the MLflow logger of profiles/default, in temporary folders. A stage's
+overhead is the time from its start to its end in the logger's journal, minus the time of the same call in a warmed-up
+process, plus the time until the next job starts. A leg's start is the time from the start of its job to the end of its
+first step: processes start, load torch, the data and the networks, and take the step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mscd.sampling.generate import generate
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = Path(sys.executable).parent / "snakemake"
-LOADED = "mscd.launch.worker, mscd.training.loop"  # by a process that trains
+LOADED = "mscd.launch.worker, mscd.training.loop"  # what a training process imports
 IMPORTS = {
     "mscd": "import time, torch; began = time.perf_counter(); import mscd; print(time.perf_counter() - began)",
     LOADED: f"""
@@ -39,11 +39,11 @@ with imports_without_gc():
 """,
 }
 SEEDS = range(64)
-BATCH, STEPS_A_TICK = 256, 4  # of the demo, with a tick each kimg
+BATCH, STEPS_A_TICK = 256, 4  # of the demo, with one tick per kimg
 
 
 def rows() -> list[Row]:
-    """All rows; each figure in seconds."""
+    """All rows; each figure is in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         made = [*imports(), planning(Path(folder) / "planned"), no_op(Path(folder) / "finished")]
         project = Path(folder) / "run"
@@ -52,7 +52,7 @@ def rows() -> list[Row]:
 
 
 def imports() -> list[Row]:
-    """What the package alone takes to load after torch, and all that trains as a stage loads it."""
+    """Time to import, after torch, the package alone and the modules of training as a stage imports them."""
     found: dict[str, list[float]] = {modules: [] for modules in IMPORTS}
 
     def load(modules: str) -> Callable[[], None]:
@@ -66,18 +66,18 @@ def imports() -> list[Row]:
 
 
 def planning(folder: Path) -> Row:
-    """A dry run of the published experiment's 4,267 jobs."""
+    """Time of a dry run of the published experiment's 4,267 jobs."""
     taken = seconds(lambda: snakemake(folder, "imagenet64", "-n", "--quiet"))
     alone = seconds(lambda: told(SNAKEMAKE, "--version"))
     return Row("startup", "snakemake -n of config/imagenet64.yaml", taken, 5, unit="s", detail={"--version": alone})
 
 
 def no_op(folder: Path) -> Row:
-    """Snakemake on the demo when all of its files are there."""
+    """Time of Snakemake on the demo when all of its files exist."""
     listed = [line.split("\t") for line in snakemake(folder, "config", "--summary").splitlines()[1:]]
     for path, rule in {(folder / columns[0], columns[2]) for columns in listed if columns[2] != "generate"}:
         (path if rule == "export" else path.parent).mkdir(parents=True, exist_ok=True)
-        if rule != "export":  # of which a folder comes
+        if rule != "export":  # export makes a folder
             path.touch()
     snakemake(folder, "config", "--touch", "--forceall")
     [times] = in_turns({"no-op": lambda: snakemake(folder, "config")}, rounds=2, warmup=0).values()
@@ -85,7 +85,7 @@ def no_op(folder: Path) -> Row:
 
 
 def short_demo(folder: Path) -> list[dict]:
-    """Run the demo's stages with little work, one after the other; the journal's lines of jobs, in order of time."""
+    """Run the demo's stages with little work, one after another; return the journal's job lines in order of time."""
     settings = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     settings["reference"]["classifier"] = {"epochs": 2, "min_accuracy": 0.0}
     settings["teacher"] |= {"duration_kimg": 1, "snapshot_kimg": 1}
@@ -103,7 +103,7 @@ def short_demo(folder: Path) -> list[dict]:
 
 
 def stage_overhead(folder: Path, journal: list[dict]) -> Row:
-    """The largest of the overheads of generating and scoring, each the median over its jobs."""
+    """The larger of the overheads of generating and scoring, each the median over its jobs."""
     results = folder / "results/digits"
     detector, reference = results / "reference/classifier.safetensors", results / "reference/classifier.npz"
     samples, told_score = folder / "samples.npz", folder / "score.json"
@@ -112,12 +112,12 @@ def stage_overhead(folder: Path, journal: list[dict]) -> Row:
         "generate": lambda: generate(results / "teacher/network.safetensors", samples, **how),
         "score": lambda: score([samples], reference, detector, told_score),
     }
-    torch.set_num_threads(1)  # as the jobs have
+    torch.set_num_threads(1)  # as in the jobs
     own = medians(in_turns(work, rounds=3, warmup=1))
     taken: dict[str, list[float]] = {rule: [] for rule in work}
     for line, end, following in zip(journal, journal[1:], [*journal[2:], None], strict=False):
         if line["record"] == "job" and line["rule"] in work:
-            assert end["key"] == line["key"], "jobs ran side by side"
+            assert end["key"] == line["key"], "jobs overlapped"
             until = following["time"] if following else end["time"]
             taken[line["rule"]].append(until - line["time"])
     overhead = {rule: value - own[rule] for rule, value in medians(taken).items()}
@@ -126,7 +126,7 @@ def stage_overhead(folder: Path, journal: list[dict]) -> Row:
 
 
 def leg_start(folder: Path, journal: list[dict]) -> Row:
-    """From the start of the student's job to the end of its first step."""
+    """Time from the start of the student's job to the end of its first step."""
     [job] = [line for line in journal if line["record"] == "job" and line["rule"] == "distill"]
     [events] = [folder / path for path in job["events"]]
     ticks = [event for event in read_events(events) if event["event"] == "metrics"]
@@ -136,14 +136,14 @@ def leg_start(folder: Path, journal: list[dict]) -> Row:
 
 
 def snakemake(folder: Path, config: str | Path, *arguments: str) -> str:
-    """What Snakemake prints, called for a run in `folder`; config: a file, or the name of one in config/."""
+    """Call Snakemake for a run in `folder`; return what it prints. config: a file, or the name of one in config/."""
     folder.mkdir(exist_ok=True)
     file = config if isinstance(config, Path) else ROOT / f"config/{config}.yaml"
     return told(SNAKEMAKE, "--directory", folder, "--configfile", file, *arguments)
 
 
 def told(*command: str | Path) -> str:
-    """What a command prints; an error shows what it said and ends the benchmark."""
+    """Run a command; return what it prints. If it fails, end the benchmark with its stderr."""
     ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     if ran.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{ran.stderr}")

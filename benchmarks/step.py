@@ -1,7 +1,7 @@
-"""The distillation step against the sum of its parts: `python benchmarks/step.py`.
+"""Time of a distillation step relative to the sum of its parts: `python benchmarks/step.py`.
 
-The parts, each timed alone in the same rounds: 2 teacher forwards, 1 student forward, 1 student forward-backward, and
-the update of weights and averages. On a GPU also with the ImageNet-64 network at 64 images.
+The parts, each timed alone in the same rounds, are 2 teacher forwards, 1 student forward, 1 student forward-backward,
+and the update of weights and averages. On a GPU, the ImageNet-64 network at 64 images is timed too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mscd.diffusion.edges import edge_table
 
 
 def rows() -> list[Row]:
-    torch.set_num_threads(1)  # as the demo's students train
+    torch.set_num_threads(1)  # as in the training of the demo's students
     demo = student_run(network(), student_settings(batch_size=BATCH))
     found = [floor_row(f"demo's network, batch {BATCH}", demo, rounds=9)]
     if torch.cuda.is_available():
@@ -26,14 +26,14 @@ def rows() -> list[Row]:
 
 
 def floor_row(what: str, run: StudentRun, rounds: int) -> Row:
-    """Step / floor."""
+    """Time of a step over its floor, the sum of its parts."""
     times = medians(in_turns({"step": lambda: run.step(), **parts_of(run)}, rounds))
     floor = sum(value for name, value in times.items() if name != "step")
     return Row("step", f"step / floor, {what}", times["step"] / floor, 1.03, detail=milliseconds(times))
 
 
 def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
-    """The network evaluations and the update of a step, at its batch, as functions of no argument."""
+    """The network evaluations and the update of a step, at its batch size, as functions without arguments."""
     net, teacher, settings = run.state.main.net, run.teacher, run.settings
     x, sigma, labels = batch_of(net, settings.batch_size)
     betas = dict.fromkeys(settings.emas(), 0.99)
@@ -67,7 +67,7 @@ def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
 
 
 def grid_row() -> Row:
-    """Time to make the table of edges for another T."""
+    """Time to build the table of edges for another T."""
     times = medians(in_turns({"table": lambda: edge_table(8, 1280, node_anchor=0.5)}, rounds=25, warmup=3))
     return Row("step", "grids and edges at T = 1280", times["table"] * 1e3, 5, unit="ms")
 

@@ -1,7 +1,7 @@
-"""What guard, Adam and averages cost: `python benchmarks/updates.py`.
+"""Cost of the update (gradient guard, Adam and weight averages): `python benchmarks/updates.py`.
 
-Their share of a step at batch 64, of the demo's network and on a GPU of the ImageNet-64 network; and their time over
-that of moving the bytes that they have to move once.
+Reports the update's share of a step at batch 64, and its time relative to moving its bytes through memory once.
+Measures the demo's network and, on a GPU, also the ImageNet-64 network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def rows() -> list[Row]:
 
 
 def share_rows(what: str, run: StudentRun, rounds: int) -> list[Row]:
-    """Share of the step, and time over that of its traffic."""
+    """The update's share of the step, and its time over that of its memory traffic."""
     functions = {"step": lambda: run.step(), "update": updating(run), "traffic": traffic(run)}
     times = medians(in_turns(functions, rounds, warmup=3))
     detail = milliseconds(times)
@@ -36,7 +36,7 @@ def share_rows(what: str, run: StudentRun, rounds: int) -> list[Row]:
 
 
 def updating(run: StudentRun) -> Callable[[], None]:
-    """The update from given gradients, with rate 0: weights stay what they are."""
+    """The update from given gradients, at learning rate 0 so that the weights do not change."""
     net, betas = run.state.main.net, dict.fromkeys(run.settings.emas(), 0.99)
     gradients = [torch.randn_like(parameter) for parameter in net.parameters()]
 
@@ -49,7 +49,7 @@ def updating(run: StudentRun) -> Callable[[], None]:
 
 
 def traffic(run: StudentRun) -> Callable[[], None]:
-    """Reads and writes what one pass over the parameters has to: gradient, weights, two moments and every average."""
+    """A function that reads and writes what one update must: gradient, weights, two moments and every average."""
     count = sum(parameter.numel() for parameter in run.state.main.net.parameters())
     device = run.group.device
     written = [torch.zeros(count, device=device) for _ in range(3 + len(run.state.main.averages))]
