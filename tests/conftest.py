@@ -1,4 +1,4 @@
-"""What every test can count on, and what is made once per test run."""
+"""Settings for every test, and fixtures made once per test run."""
 
 import os
 import signal
@@ -6,9 +6,9 @@ import signal
 import pytest
 from shared import make_once
 
-# A shell's background jobs ignore Ctrl-C and hand that on; what tests interrupt has to hear it.
+# A shell's background jobs ignore Ctrl-C, and so do their children; what tests interrupt must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Tests, and the processes they start, run beside each other: threads of each would only wait for those of the others.
+# Tests and the processes they start run in parallel: more threads would only compete for the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed_run(base, tmp_path_factory):
-    """The folder of a student's run in one leg to 3 kimg, of the teacher in `base`."""
+    """The folder of a student's run in one leg to 3 kimg, distilled from the teacher in `base`."""
     from training_runs import student_leg, train
 
     return make_once(tmp_path_factory, "undisturbed", lambda folder: train(student_leg(base, folder, 0, 3)))

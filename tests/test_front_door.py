@@ -1,4 +1,4 @@
-"""The names that `import mscd` offers, and the lines its docstring shows."""
+"""The names that `import mscd` offers, and the example in its docstring."""
 
 import ast
 import re
@@ -15,18 +15,18 @@ from mscd.evaluation.reference import make_reference
 
 
 @pytest.mark.parametrize("name", mscd.__all__)
-def test_a_name_is_there_documented_and_listed(name):
+def test_every_name_exists_is_documented_and_listed(name):
     assert getattr(mscd, name).__doc__ and name in dir(mscd)
     listed = mscd.__doc__.split("What is here:")[1].split("The packages")[0]
     assert re.search(rf"\b{name}\b", listed)
 
 
-def test_another_name_is_refused():
+def test_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="module 'mscd' has no attribute 'distil'"):
         mscd.distil  # noqa: B018
 
 
-def test_type_checkers_see_the_names_where_they_are_found():
+def test_type_checkers_and_import_find_each_name_in_the_same_module():
     imports = [
         node for node in ast.walk(ast.parse(Path(mscd.__file__).read_text())) if isinstance(node, ast.ImportFrom)
     ]
@@ -34,7 +34,7 @@ def test_type_checkers_see_the_names_where_they_are_found():
     assert seen == mscd._HOME and sorted(seen) == mscd.__all__
 
 
-def test_the_lines_of_the_docstring_run(tmp_path, monkeypatch):
+def test_example_in_the_docstring_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reference = Path("results/digits/reference")
     student = Path("results/digits/students/s8/50/ema.safetensors")

@@ -1,4 +1,4 @@
-"""What a process loads when it starts: nothing that it does not use, as some of it takes seconds."""
+"""A process loads only the modules that it uses, because some take seconds to load."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 from mscd.checkpoints.network_file import save_network
 from mscd.networks import EDMPrecond
 
-# Of torch, what only torch.compile needs.
+# Modules that only torch.compile needs.
 COMPILER = {"torch._dynamo", "torch._inductor", "sympy"}
 DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
@@ -48,7 +48,7 @@ for embedding in ("positional", "fourier"):
 
 
 def loaded(code, folder):
-    """Names of the modules that a new process has loaded after it ran `code` in `folder`."""
+    """Names of the modules that a new process has loaded after running `code` in `folder`."""
     code += "\nimport sys\nprint('\\n'.join(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -60,11 +60,11 @@ def test_modules_load_only_what_they_use(modules, tmp_path):
     assert not loaded(f"import {modules}", tmp_path) & UNUSED[modules]
 
 
-def test_a_training_step_loads_nothing_of_the_compiler(tmp_path):
+def test_training_step_does_not_load_the_compiler(tmp_path):
     assert not loaded(TRAIN_A_STEP, tmp_path) & COMPILER
 
 
-def test_sampling_loads_nothing_of_the_compiler(tmp_path):
+def test_sampling_does_not_load_the_compiler(tmp_path):
     for embedding in ("positional", "fourier"):
         options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
         net = EDMPrecond(8, 1, 10, embedding_type=embedding, **options)
@@ -73,7 +73,7 @@ def test_sampling_loads_nothing_of_the_compiler(tmp_path):
     assert not loaded(SAMPLE, tmp_path) & COMPILER
 
 
-def test_a_network_on_meta_is_the_one_that_has_memory():
+def test_network_on_the_meta_device_has_the_same_tensors():
     options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "resample_filter": [1, 3, 3, 1]}
     net = EDMPrecond(8, 1, 10, **options)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Small data sets in the very forms in which their authors publish them, and what packing says of bad ones."""
+"""Small data sets in the formats in which their authors publish them, and the messages that refuse bad ones."""
 
 import gzip
 import io
@@ -35,7 +35,7 @@ def tar_bytes(members: dict[str, bytes | None], kind: int = tarfile.GNU_FORMAT) 
 
 
 def cifar10(per_batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, bytes]]:
-    """Images [N, 32, 32, 3] and classes of five batches, and the members of their tar, in the published one's order."""
+    """Images [N, 32, 32, 3] and classes of five batches, and the members of their tar in the published order."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (5 * per_batch, 32, 32, 3), dtype=np.uint8)
     labels = rng.permutation(np.arange(5 * per_batch) % 10)
@@ -53,14 +53,14 @@ _LAST = ("data_batch_2", "data_batch_5", "data_batch_1")
 
 
 def write_cifar10(path: Path, per_batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Write a compressed CIFAR-10 tar of 5 × per_batch images; returns them and their classes."""
+    """Write a compressed CIFAR-10 tar of 5 × per_batch images; return them and their classes."""
     images, labels, members = cifar10(per_batch)
     path.write_bytes(gzip.compress(tar_bytes(members), 1))
     return images, labels
 
 
 def cifar10_batch(images: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as Python 2's cPickle wrote it, code by code: byte strings, and numpy's modules by their old names."""
+    """A batch as Python 2's cPickle wrote it, opcode by opcode: byte strings, and old names of numpy's modules."""
     pixels = images.transpose(0, 3, 1, 2).tobytes()
     return b"".join(
         (
@@ -77,12 +77,12 @@ def cifar10_batch(images: np.ndarray, labels: list[int]) -> bytes:
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An idx file of a uint8 array."""
+    """The content of an idx file that holds a uint8 array."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def write_mnist(folder: Path, count: int, compressed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Write MNIST's two training files; returns images [N, 28, 28] and classes."""
+    """Write MNIST's two training files; return images [N, 28, 28] and classes."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count) % 10
     for name, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
@@ -97,7 +97,7 @@ def write_bytes(path, content):
 
 
 def write_files(folder, members):
-    """A folder of {name: content}."""
+    """Fill a folder with the files {name: content}; return the folder."""
     for name, content in members.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -105,7 +105,7 @@ def write_files(folder, members):
 
 
 def refusal(source, dest, **options):
-    """The one line in which a source is refused, of which nothing is left."""
+    """The one-line message that refuses a source; fail if packing leaves any file behind."""
     with pytest.raises(UserError) as error:
         pack(source, dest, **options)
     assert not dest.exists() and not list(dest.parent.glob(".*tmp"))
@@ -114,7 +114,7 @@ def refusal(source, dest, **options):
 
 
 def write_images(folder, images, labels=None):
-    """A folder of PNGs from {name: uint8 pixels}, with a dataset.json where labels are given."""
+    """Fill a folder with PNGs of {name: uint8 pixels}, and a dataset.json if labels are given; return the folder."""
     for name, pixels in images.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / name)

@@ -1,4 +1,4 @@
-"""Statistics of rows of features."""
+"""Statistics of feature rows."""
 
 import numpy as np
 

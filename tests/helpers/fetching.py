@@ -1,4 +1,4 @@
-"""What the tests of downloads share: one file, how it is fetched here and in a process of its own, and what is left."""
+"""What the download tests share: a file, ways to fetch it in this or a new process, and a listing of what is left."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 OTHER = b"another file"
 OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
-# For a process of its own: fetches what its arguments name.
+# A program for a new process: it fetches the sources that its arguments name.
 FETCH = """
 import sys
 from mscd.provenance.fetch import fetch
@@ -23,12 +23,12 @@ for source in sys.argv[1:]:
 
 
 def fetched_file(source, sha256=None, license=None) -> Path:
-    """The local file of the source."""
+    """Fetch the source; return its local file."""
     return fetch(os.fspath(source), sha256, license)[0]
 
 
 def refused(source, **options):
-    """The one line that refuses to fetch."""
+    """The one-line message that refuses to fetch the source."""
     with pytest.raises(UserError) as caught:
         fetched_file(source, **options)
     line = str(caught.value)

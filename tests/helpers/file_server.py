@@ -1,4 +1,4 @@
-"""A local HTTP server for tests that serves a folder, and misbehaves when told to."""
+"""A local HTTP server for tests that serves a folder and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `folder` at `address`. Set an attribute to have it misbehave from the next request on.
+    """Serves `folder` at `address`. Set an attribute to make it misbehave from the next request on.
 
-    truncate: send only so many bytes of a file, under a Content-Length that promises all of it, and hang up.
-    stall: the same, but stay silent instead of hanging up, until `released` is set or the server ends.
-    failures: answer so many requests with `failure` (a status); float("inf") for ever.
+    truncate: send only this many bytes of a file, under a Content-Length that promises all of it, then hang up.
+    stall: the same, but go silent instead of hanging up, until `released` is set or the server ends.
+    failures: answer this many requests with the status `failure`; float("inf") for all.
     instead: serve this content in place of every file.
-    redirects: answer requests for these paths with 302 and the address given for each.
-    status, kind: of the answer that brings a file. length: "told", "chunks" or "none", which tells nothing of its end.
-    packs: compress files for clients that say that they unpack them.
-    requests: paths asked for so far, in order. sent: set when the first bytes of a stalled answer are on their way.
+    redirects: answer requests for these paths with 302 and the URL given for each.
+    status, kind: status and Content-Type of a response that carries a file.
+    length: "told" sends a Content-Length, "chunks" uses chunked encoding, "none" does not say where the file ends.
+    packs: compress files for clients that accept gzip.
+    requests: paths requested so far, in order. sent: set when the first bytes of a stalled response have been sent.
     """
 
     daemon_threads = True
@@ -88,12 +89,12 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.server.released.wait()
 
     def log_message(self, *arguments: object) -> None:
-        """Tests read what is asked for from `requests`."""
+        """Log nothing; tests read `requests` instead."""
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Server]:
-    """The server of a folder, which can be told to misbehave."""
+    """Run a server of `folder` for the duration of the block; yield it, so that tests can make it misbehave."""
     with Server(folder) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -107,6 +108,6 @@ def running(folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The address under which the files of `folder` are served, for as long as the block lasts."""
+    """Serve the files of `folder` for the duration of the block; yield their base URL."""
     with running(folder) as server:
         yield server.address

@@ -1,4 +1,4 @@
-"""Golden numbers for tests: arrays and case options made by an independent implementation."""
+"""Golden numbers for tests: arrays and case options computed by an independent implementation."""
 
 import json
 from pathlib import Path

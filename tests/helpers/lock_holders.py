@@ -1,4 +1,4 @@
-"""Processes and threads that take a folder lock, for its tests."""
+"""Processes and threads that take a folder lock, for the tests of the lock."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def python(body, *arguments, **options):
 
 @contextlib.contextmanager
 def holding(path):
-    """A living process that holds the lock `path`; killed at the end."""
+    """Yield a running process that holds the lock `path`; kill it at the end."""
     process = python(HOLD, path)
     assert process.stdout.readline() == "held\n", process.stderr.read()
     yield process
@@ -50,9 +50,9 @@ def edited(path, **changes):
 
 
 class Contenders:
-    """Threads that contend once for one lock and move one at a time as they are told, by lines of files/folder_lock.py.
+    """Threads that each take one lock once; the test advances them one at a time, by lines of files/folder_lock.py.
 
-    path: the lock; releases: for each thread whether it leaves the lock again.
+    path: the lock; releases: for each thread, whether it releases the lock again.
     """
 
     def __init__(self, path, releases):
@@ -65,7 +65,7 @@ class Contenders:
             thread.start()
 
     def move(self, number, lines):
-        """Let thread `number` run so many lines, or to its end."""
+        """Let thread `number` run `lines` lines, or to its end."""
         for _ in range(lines):
             if self.ended[number]:
                 return
@@ -73,7 +73,7 @@ class Contenders:
             self.stopped.acquire()
 
     def finish(self):
-        """Let all run to their ends, in turns."""
+        """Let all threads run to their ends, in turns."""
         while not all(self.ended):
             for number in range(len(self.threads)):
                 self.move(number, 1)

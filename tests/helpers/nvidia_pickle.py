@@ -1,6 +1,6 @@
-"""Pickled checkpoints as NVIDIA's code writes them, from networks of ours: teachers and students for tests to read.
+"""Pickled checkpoints as NVIDIA's code writes them, made from mscd's networks: teachers and students for tests to read.
 
-The source code in them is a line that raises if it is ever run.
+The source code embedded in them is one line that raises if it is ever run.
 """
 
 import copy
@@ -22,7 +22,7 @@ from mscd.networks import EDMPrecond
 from mscd.networks.layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock
 
 SOURCE = "raise RuntimeError('code embedded in a checkpoint was executed')\n"
-# What an nn.Module's state consisted of in torch 1.10.
+# The attributes of an nn.Module's state in torch 1.10.
 OLD_STATE = {"training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_backward_hooks", "_modules"}
 OLD_STATE |= {"_is_full_backward_hook", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"}
 OLD_STATE |= {"_load_state_dict_pre_hooks"}
@@ -37,9 +37,9 @@ def write_pickle(
     nimg: int | None = None,
     torch1: bool = False,
 ) -> None:
-    """Write `net` under `key`: as a teacher, or with student_segments as a student with loss and teacher in its file.
+    """Write `net` under `key`: as a teacher or, with student_segments, as a student along with its loss and teacher.
 
-    torch1: as Python 3.8 and torch 1.10 wrote it, from a GPU.
+    torch1: write it as Python 3.8 and torch 1.10 did, from a GPU.
     """
     content = {key: persistent(net)}
     if student_segments is not None:
@@ -51,27 +51,27 @@ def write_pickle(
 
 
 def dump(path: str | os.PathLike, content: object, *, torch1: bool = False) -> None:
-    """Pickle `content`, in which what `persistent` returns is written as NVIDIA's classes are."""
+    """Pickle `content`; results of `persistent` in it are written as NVIDIA's classes are."""
     with foreign_names() as names, open(path, "wb") as file:
         _Pickler(file, names, torch1).dump(content)
 
 
 class Persistent(torch.nn.Module):
-    """A module whose class the file has the source code of; the class here has its name and nothing else."""
+    """A module whose class has its source code in the file; the class here only has its name."""
 
 
 class Loss:
-    """A loss, or another object that is no module, whose class the file has the source code of."""
+    """A loss, or another object that is not a module, whose class has its source code in the file."""
 
 
 class EasyDict(dict):
-    """A dict of the class that NVIDIA's options are of."""
+    """A dict of the class that NVIDIA's code uses for options."""
 
     __module__ = "dnnlib.util"
 
 
 def record(name: str, **attributes: object) -> Loss:
-    """An object of NVIDIA's class `name` that is no module."""
+    """An object of NVIDIA's class `name` that is not a module."""
     made = _class(Loss, name)()
     made.__dict__ = attributes | {"_init_args": (), "_init_kwargs": {}}
     return made
@@ -113,7 +113,7 @@ class _Pickler(pickle.Pickler):
 
 @contextmanager
 def foreign_names():
-    """What pickle writes under names of code that is not installed here."""
+    """Yield objects that pickle writes under the names of code that is not installed here."""
     made = {"reconstruct": ("torch_utils.persistence", "_reconstruct_persistent_obj")}
     made |= {"scalar": ("numpy.core.multiarray", "scalar")}
     modules = {name: types.ModuleType(name) for name in ("torch_utils", "dnnlib", "dnnlib.util")}
@@ -144,7 +144,7 @@ def student_loss(teacher: EDMPrecond, segments: int) -> Loss:
 
 
 def persistent(module: torch.nn.Module) -> torch.nn.Module:
-    """A module of ours as an object of NVIDIA's class of that name, which shares its weights with ours."""
+    """A copy of mscd's `module` as an object of NVIDIA's class of that name, sharing its weights."""
     if isinstance(module, torch.nn.ModuleDict):
         made = torch.nn.ModuleDict()
     else:

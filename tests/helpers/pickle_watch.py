@@ -1,4 +1,4 @@
-"""Reading a pickled checkpoint while watching that nothing runs, for tests."""
+"""Checks that reading a pickled checkpoint runs no code."""
 
 import sys
 from contextlib import contextmanager
@@ -22,14 +22,13 @@ def audit(event, _args):
 
 
 sys.addaudithook(audit)
-read_edm_pickle(
-    GOLDEN / "teacher_adm.pkl"
-)  # imports what torch imports at its first network, so that no later import is ours
+# torch imports modules for its first network; done here, those imports are not blamed on a later checkpoint.
+read_edm_pickle(GOLDEN / "teacher_adm.pkl")
 
 
 @contextmanager
 def nothing_runs():
-    """Whatever imports, compiles or executes something fails."""
+    """Fail if anything in the block imports, compiles or executes code."""
     global watching
     watching = True
     try:
@@ -39,7 +38,7 @@ def nothing_runs():
 
 
 def refusal(path):
-    """The line that a file is refused with, nothing having run."""
+    """The one-line message, without the path, that refuses a file; fail if any code ran."""
     with nothing_runs(), pytest.raises(UserError) as error:
         read_edm_pickle(path)
     text = str(error.value)

@@ -1,4 +1,4 @@
-"""A folder with the workflow in it, and what a user does there."""
+"""A folder that contains the workflow, and what a user does there."""
 
 import os
 import re
@@ -17,12 +17,12 @@ RESULTS = {("fid_table", ""), ("score_vs_nfe", ""), ("image_grid", "")} | {
 
 
 def profile_settings(name: str) -> dict:
-    """What stands in one of the repository's profiles."""
+    """The settings in one of the repository's profiles."""
     return yaml.safe_load((REPOSITORY / "profiles" / name / "config.yaml").read_text())
 
 
 def clone(folder: Path, **profiles: dict) -> "Project":
-    """The repository's workflow in `folder`, with the tiny configuration and these profiles."""
+    """Copy the repository's workflow to `folder`, with the tiny configuration and these profiles."""
     shutil.copytree(REPOSITORY / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "all"):
         shutil.copy(REPOSITORY / name, folder)
@@ -41,18 +41,18 @@ class Project:
         self.config_file = folder / "config/config.yaml"
 
     def copy(self, folder: Path) -> "Project":
-        """The same with all its files and Snakemake's records of them."""
+        """Copy the project to `folder`, with all its files and Snakemake's records of them."""
         shutil.copytree(self.folder, folder)
         return Project(folder, self.results.name)
 
     def configure(self, change) -> None:
-        """Let `change` edit the settings, as a dict."""
+        """Let `change` edit the dict of settings, and write it back."""
         settings = yaml.safe_load(self.config_file.read_text())
         change(settings)
         self.config_file.write_text(yaml.safe_dump(settings))
 
     def start(self, *arguments: str) -> SnakemakeProcess:
-        """Snakemake in a process group of its own, as from a terminal."""
+        """Start Snakemake in its own process group, as if from a terminal."""
         return SnakemakeProcess(list(arguments), self.folder, {**os.environ, "COLUMNS": "200"})
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
@@ -61,7 +61,7 @@ class Project:
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def planned(self, *arguments: str) -> set[tuple[str, str]]:
-        """What a dry run says would run: (rule, its wildcards' values joined by spaces)."""
+        """The jobs of a dry run: (rule, its wildcard values joined by spaces)."""
         ran = self.snakemake("-n", *arguments)
         assert ran.returncode == 0, ran.stderr
         text = ran.stdout + ran.stderr
@@ -76,12 +76,12 @@ class Project:
 
 
 def user_lines(stderr: str) -> list[str]:
-    """What is not Snakemake's own: the lines a refused call shows to say why."""
+    """The lines that explain why a call was refused, without Snakemake's own."""
     return [line for line in stderr.splitlines() if line and not line.startswith("Using workflow specific profile")]
 
 
 def wait_for(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)

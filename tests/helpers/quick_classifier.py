@@ -1,4 +1,4 @@
-"""Settings with which a classifier of 8×8 digits is trained in a second."""
+"""Settings that train a classifier of 8×8 digits in a second."""
 
 from types import SimpleNamespace
 

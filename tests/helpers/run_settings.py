@@ -1,4 +1,4 @@
-"""Settings of a small run, and how a test changes one of them."""
+"""Settings of a small run, and a function that changes one of them."""
 
 import copy
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def changed(where: str, value, settings=SETTINGS) -> dict:
-    """The settings with the key at the dotted path `where` set."""
+    """A copy of the settings with the key at the dotted path `where` set to `value`."""
     settings = copy.deepcopy(settings)
     *path, key = where.split(".")
     inner = settings

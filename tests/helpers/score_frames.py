@@ -1,10 +1,10 @@
-"""Scores without their files."""
+"""Scores that have no files."""
 
 import pandas as pd
 
 
 def scores_of(*rows):
-    """Scores as `read_scores` gives them, from (model, kimg, ema, sampler, steps, value per seed block)."""
+    """Scores as `read_scores` returns them, from (model, kimg, ema, sampler, steps, value per seed block)."""
     table = []
     for model, kimg, ema, sampler, steps, *values in rows:
         for block, value in enumerate(values):

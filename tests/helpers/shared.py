@@ -1,4 +1,4 @@
-"""What a test run makes or starts once, however many processes run its tests."""
+"""Things that a test run makes or starts once, however many processes run its tests."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ from filelock import FileLock
 
 
 def run_root(tmp_path_factory):
-    """The folder of the test run; each process of pytest-xdist has one of its own below it."""
+    """The folder of the test run; each process of pytest-xdist has its own folder below it."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if base.name.startswith("popen-") else base
 
@@ -25,7 +25,7 @@ def make_once(tmp_path_factory, name, make):
 
 @contextlib.contextmanager
 def started_once(tmp_path_factory, name, start, stop):
-    """In the block, what `start` starts is there: the first process in calls it, and the last one out calls `stop`."""
+    """Keep a shared service up during the block: the first process in calls `start`, the last one out calls `stop`."""
     root = run_root(tmp_path_factory)
     users, lock = root / f"{name}.users", FileLock(root / f"{name}.lock")
     with lock:

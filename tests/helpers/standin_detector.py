@@ -8,7 +8,7 @@ from torch import nn
 
 
 class StandIn(nn.Module):
-    """Resizes inside, returns features or, unasked, logits."""
+    """Resizes its input itself; returns features if asked to, otherwise logits."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -28,7 +28,7 @@ class StandIn(nn.Module):
 
 
 def write_standin(path: Path, dim: int = 2048, seed: int = 0) -> str:
-    """Write the detector of that seed; returns the file's sha256. The same arguments give the same features."""
+    """Write the detector for `seed`; return the file's sha256. The same arguments give the same features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = StandIn(dim).eval().requires_grad_(False)

@@ -32,14 +32,14 @@ STUDENT = StudentSettings(
 
 
 def train(leg, **keywords):
-    """Train the leg in this process; its snapshot is put in place, its events are copied to the run's folder."""
+    """Train the leg in this process, put its snapshot in place and copy its events to the run's folder."""
     train_leg(leg, Group(), **keywords)
     shutil.copy(leg.events, Path(leg.run_dir) / "e.jsonl")
     take_snapshot(leg)
 
 
 def launch_leg(leg, processes, log_dir):
-    """Train the leg in so many processes of this machine."""
+    """Train the leg in `processes` processes on this machine."""
     resources = Resources(processes=processes)
     run_leg.run_leg(leg, resources, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
 
@@ -54,13 +54,13 @@ def teacher_leg(base, run_dir, start, end, settings=TEACHER):
 
 
 def student_leg(base, run_dir, start, end, settings=STUDENT):
-    """A leg of the tiny student, of the teacher in `base`."""
+    """A leg of the tiny student, distilled from the teacher in `base`."""
     teacher = str(base / "teacher/3/ema.safetensors")
     return StudentLeg(model="s4", settings=settings, teacher=teacher, **_files(base, run_dir, start, end))
 
 
 class Stepping:
-    """A leg that has begun, to be trained a step at a time: `start` is what its loop would begin with."""
+    """A leg that has begun and is trained one step at a time; `start` is what its loop would begin with."""
 
     def __init__(self, leg, group=None, batch_per_process=None):
         self.settings, self.group = leg.settings, group or Group()
@@ -74,7 +74,7 @@ class Stepping:
 
 
 def snapshot(run_dir, kimg=3):
-    """Bytes of the snapshot's networks, and all of its state but the code that wrote it."""
+    """The bytes of the snapshot's networks, and a digest of its state without the code that wrote it."""
     folder = Path(run_dir) / str(kimg)
     tensors, metadata = tensor_file.load_tensors(folder / "state.safetensors")
     kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
