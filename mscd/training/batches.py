@@ -1,4 +1,4 @@
-"""What a step is fed: which images, in which order, cut and mirrored how, and the draws that go with them."""
+"""The input of a training step: the order of the images, micro-batches, mirroring, and the random draws per image."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HostBatch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """The images that one process takes through the network at once.
+    """The images that one process passes through the network at once.
 
-    images [n, C, H, W] float32 in [-1, 1], labels [n, K] or None; they are rows `rows` of the global batch of
+    images: [n, C, H, W] float32 in [-1, 1]; labels: [n, K] or None. They are rows `rows` of the global batch of
     `batch_size` images that begins with image number `nimg` of the run.
     """
 
@@ -32,16 +32,16 @@ class MicroBatch:
 
     @property
     def position(self) -> int:
-        """Number of the first image in the run."""
+        """Number, within the run, of the first image of this micro-batch."""
         start: int = self.rows.start
         return self.nimg + start
 
     def normal(self, seed: int, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
-        """This micro-batch's rows [n, *shape] of the global batch's unit normal draws, float32."""
+        """Return this micro-batch's rows [n, *shape] of the global batch's standard normal draws, float32."""
         return self._drawn(torch.randn, seed, purpose, shape, torch.float32)
 
     def uniform(self, seed: int, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
-        """This micro-batch's rows [n, *shape] of the global batch's draws from [0, 1), float64."""
+        """Return this micro-batch's rows [n, *shape] of the global batch's uniform draws from [0, 1), float64."""
         return self._drawn(torch.rand, seed, purpose, shape, torch.float64)
 
     def _drawn(
@@ -55,9 +55,9 @@ class MicroBatch:
 def micro_batch(
     host: HostBatch, rows: slice, nimg: int, settings: TrainingSettings, device: torch.device, *, labelled: bool
 ) -> MicroBatch:
-    """The micro-batch of these pixels and labels on `device`, mirrored where the settings and the draw say so.
+    """Make a micro-batch on `device` from pixels and labels; with `xflip`, mirror each image with probability 1/2.
 
-    rows, nimg: as in MicroBatch; labelled: whether the network takes labels. A GPU is not waited for.
+    rows, nimg: as in MicroBatch; labelled: whether the network takes labels. Does not wait for a GPU.
     """
     pixels, labels = (tensor.to(device, non_blocking=True) for tensor in host)
     images = to_unit_range(pixels)
@@ -70,9 +70,9 @@ def micro_batch(
 
 
 def micro_batch_rows(batch_size: int, group: Group, batch_per_process: int | None) -> list[slice]:
-    """This process's rows of each global batch, in pieces of batch_per_process images (None: in one).
+    """Return this process's rows of each global batch, in pieces of batch_per_process images (None: one piece).
 
-    UserError where the processes cannot share a batch evenly.
+    Raises UserError if the processes cannot share a batch evenly.
     """
     check_share("training", batch_size, group.size, batch_per_process or 0)
     share = batch_size // group.size
@@ -82,7 +82,7 @@ def micro_batch_rows(batch_size: int, group: Group, batch_per_process: int | Non
 
 
 def index_stream(seed: int, nimg: int, batch_size: int, rows: list[slice], size: int) -> Iterator[torch.Tensor]:
-    """Indices into the data set, of `size` images, of every micro-batch from image nimg on, without end."""
+    """Yield, without end, the data set indices of each micro-batch from image nimg on; size: images in the data set."""
     while True:
         indices = image_indices(seed, nimg, batch_size, size)
         yield from (indices[piece] for piece in rows)

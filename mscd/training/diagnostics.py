@@ -1,4 +1,4 @@
-"""Numbers about training, gathered on the device and fetched once a tick."""
+"""Training metrics, accumulated on the device and fetched once per tick."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step leaves to be watched: the losses of each micro-batch, and the norm of the gradient, which may be inf
-    or nan; all on the device."""
+    """What a step reports: the losses of each micro-batch and the gradient norm (may be inf or nan), on the device."""
 
     losses: list[Losses]
     gradient_norm: torch.Tensor
 
 
 class TickDiagnostics:
-    """Sums over the steps of a tick; nothing here waits for the device until `fetch`."""
+    """Sums over the steps of a tick; accumulating them does not wait for the device."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
         self.band_edges = torch.tensor(SIGMA_EDGES, dtype=torch.float64, device=group.device)
-        # Steps in a row, up to now, whose gradients were not finite; it goes on from tick to tick.
+        # Consecutive steps with non-finite gradients up to now; not reset between ticks.
         self.streak = torch.zeros((), dtype=torch.int64, device=group.device)
         self.reset()
 
@@ -49,7 +48,7 @@ class TickDiagnostics:
 
     @torch.no_grad()
     def add(self, step: StepResult) -> None:
-        """Count a step: images and losses by kind of edge and by noise band, and the gradient."""
+        """Add a step: its images and losses, by edge kind and by noise band, and its gradient norm."""
         for losses in step.losses:
             loss = losses.loss.double()
             pairs = torch.stack([torch.ones_like(loss), loss])
@@ -62,11 +61,11 @@ class TickDiagnostics:
         self.longest_streak = torch.maximum(self.longest_streak, self.streak)
 
     def last_step_was_finite(self) -> bool:
-        """Whether the weights may be kept: a gradient that is not finite may have spoilt them. Waits for the device."""
+        """Return whether the weights may be kept: a non-finite gradient may have spoilt them. Waits for the device."""
         return int(self.streak) == 0
 
     def fetch(self) -> tuple[dict[str, float], int]:
-        """(metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""
+        """Return (metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""
         (images, losses), (band_images, band_losses) = (
             self.group.sum(sums.clone()).tolist() for sums in (self.by_kind, self.by_band)
         )
@@ -87,7 +86,7 @@ class TickDiagnostics:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Largest memory the process has held so far, in 10^9 bytes: on the GPU if it computes there, else resident."""
+    """Return the peak memory of the process so far, in 10^9 bytes: GPU memory on a GPU, otherwise resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -95,7 +94,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def log_line(metrics: Mapping[str, float], seconds_left: float) -> str:
-    """The metrics that a person watches, and how long the leg still takes, in one line."""
+    """Format the main metrics and the remaining time of the leg as one line."""
     shown = (
         "loss",
         "validation/score",

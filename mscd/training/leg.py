@@ -1,17 +1,19 @@
-"""One leg of a run: what it is, and where its files are.
+"""One leg of a run: its definition and its files.
 
-In the run's folder, `run_dir`, a leg that is over leaves
+A finished leg leaves these files in the run's folder, `run_dir`:
 
-    <kimg>/ema.safetensors, phema-*.safetensors    the snapshot's networks: all that Snakemake knows of, and deletes
-                                                   before it starts the leg again
-    <kimg>/state.safetensors                       what the next leg begins with; the last KEPT_HANDED of a run stay
+    <kimg>/ema.safetensors, phema-*.safetensors    the snapshot's networks, the only files known to Snakemake, which
+                                                   deletes them before it starts the leg again
+    <kimg>/state.safetensors                       the state that the next leg starts from; the last KEPT_HANDED of a
+                                                   run are kept
 
-and while it trains there are
+While it trains, there are also:
 
-    rolling/state-<images>.safetensors             states to go on from (mscd.training.state says which are kept)
-    in_flight/<kimg>/                              events, attempts, the job that trains it (mscd.launch.record), and
-                                                   in finished/ the snapshot, until take_snapshot puts it in its place
-    lock                                           of the launcher (mscd.launch.run_leg), whose logs are in logs/
+    rolling/state-<images>.safetensors             states to resume from (mscd.training.state says which are kept)
+    in_flight/<kimg>/                              events, attempts, the record of the training job
+                                                   (mscd.launch.record) and, in finished/, the snapshot until
+                                                   take_snapshot moves it into place
+    lock                                           the launcher's lock (mscd.launch.run_leg); its logs are in logs/
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROLLING = "rolling"
 
 @dataclasses.dataclass(frozen=True)
 class ScoringFiles:
-    """Files that a leg scores its network with while it trains (setting `validate_kimg`)."""
+    """The files with which a leg scores its network during training (setting `validate_kimg`)."""
 
     detector: str
     reference: str
@@ -42,10 +44,10 @@ class ScoringFiles:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Leg:
-    """From the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
+    """A leg from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
 
-    model: its name in file metadata; data: the packed images; run_dir: the run's folder; scoring: needed with
-    `validate_kimg`; data_origin: where the images are from, if not the user's own.
+    model: the model's name in file metadata; data: the packed images; run_dir: the run's folder; scoring: required with
+    `validate_kimg`; data_origin: where third-party images come from, None for local ones.
     """
 
     kind: ClassVar[str]
@@ -73,7 +75,7 @@ class _Leg:
 
     @property
     def folder(self) -> Path:
-        """What is known of this leg until it has been handed over."""
+        """Folder of the leg's records, which exists until its snapshot is in place."""
         return Path(self.run_dir) / "in_flight" / str(self.end_kimg)
 
     @property
@@ -83,12 +85,12 @@ class _Leg:
 
     @property
     def attempts(self) -> Path:
-        """A line for each time that training began or resumed."""
+        """File with one line for each time that training began or resumed."""
         return self.folder / "attempts.jsonl"
 
     @property
     def finished(self) -> Path:
-        """The finished snapshot, complete as soon as this folder is there."""
+        """Folder of the finished snapshot, complete as soon as it exists."""
         return self.folder / "finished"
 
     def _identity(self, data_digest: str) -> dict[str, Any]:
@@ -97,19 +99,19 @@ class _Leg:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherLeg(_Leg):
-    """A leg of the diffusion model that is trained here."""
+    """A leg of a teacher, a diffusion model trained by mscd."""
 
     kind: ClassVar[str] = "teacher"
     settings: TeacherSettings
 
     def fingerprint(self, data_digest: str) -> str:
-        """Digest of all that the run's states and snapshots depend on."""
+        """Return the digest of everything that the run's states and snapshots depend on."""
         return digest(self._identity(data_digest))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentLeg(_Leg):
-    """A leg of a student; teacher: the network file that it learns from and starts as."""
+    """A leg of a student; teacher: the network file it is initialised from and distils."""
 
     kind: ClassVar[str] = "student"
     settings: StudentSettings
@@ -121,7 +123,7 @@ class StudentLeg(_Leg):
         return [self.data, self.teacher]
 
     def fingerprint(self, data_digest: str, teacher_digest: str) -> str:
-        """Digest of all that the run's states and snapshots depend on."""
+        """Return the digest of everything that the run's states and snapshots depend on."""
         return digest(self._identity(data_digest) | {"teacher": teacher_digest})
 
 
@@ -129,9 +131,9 @@ Leg = TeacherLeg | StudentLeg
 
 
 def take_snapshot(leg: Leg) -> None:
-    """Put a finished leg's snapshot and state where the next steps look for them, and drop what is no longer needed.
+    """Move a finished leg's snapshot and state to where later steps expect them, and delete what is no longer needed.
 
-    May be repeated after it was cut off: the finished snapshot goes last. Raises UserError when the disk is full.
+    Safe to repeat after an interruption: the finished snapshot is deleted last. Raises UserError when the disk is full.
     """
     run_dir = Path(leg.run_dir)
     target = run_dir / str(leg.end_kimg)
@@ -142,20 +144,20 @@ def take_snapshot(leg: Leg) -> None:
         state.unlink()
     for kimg in [k for k in handed_kimgs(run_dir) if k <= leg.end_kimg][:-KEPT_HANDED]:
         (run_dir / str(kimg) / STATE_NAME).unlink()
-    leg.finished.rename(leg.folder / "taken")  # a folder that is half deleted must not be taken again
+    leg.finished.rename(leg.folder / "taken")  # a half-deleted folder must not be taken again
     shutil.rmtree(leg.folder)
-    with contextlib.suppress(OSError):  # another leg may lie in it
+    with contextlib.suppress(OSError):  # another leg may be in it
         leg.folder.parent.rmdir()
 
 
 def handed_kimgs(run_dir: Path) -> list[int]:
-    """kimg of the states handed from leg to leg that there are, in order."""
+    """Return the kimg of the existing states handed from leg to leg, in ascending order."""
     folders = (path.parent.name for path in run_dir.glob(f"*/{STATE_NAME}"))
     return sorted(int(name) for name in folders if name.isdigit())
 
 
 def _put(file: Path, target: Path) -> None:
-    """`file` also under the name `target`, whole or not at all."""
+    """Link or copy `file` to `target` atomically."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with writing(target):

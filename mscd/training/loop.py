@@ -1,7 +1,7 @@
-"""The training loop, of teachers and students alike: one leg of a run, from its state to its snapshot.
+"""The training loop for teachers and students: one leg of a run, from its state to its snapshot.
 
-Counters are the only state besides tensors (mscd.training.randomness), so a leg may be cut anywhere and resumes to the
-same bytes.
+Counters are the only state apart from tensors (mscd.training.randomness), so a leg that is interrupted anywhere and
+resumed ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; the text says at which image, and from which state it goes on when started again.
+    """Training was asked to stop; the message says at which image, and from which state a restart resumes.
 
-    saved: whether this attempt has left a state, so that it was not for nothing.
+    saved: whether this attempt saved a state and thus made progress.
     """
 
     def __init__(self, nimg: int, state: Path | None, saved: bool) -> None:
-        super().__init__(f"stopped at {nimg} images; started again it goes on from {state or 'the beginning'}")
+        super().__init__(f"stopped at {nimg} images; when restarted, training resumes from {state or 'the beginning'}")
         self.saved = saved
 
 
@@ -57,12 +57,12 @@ def train_leg(
     stop: StopRequest | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Train one leg and leave its snapshot, ema, phema-* and state .safetensors, in leg.finished (mscd.training.leg).
+    """Train one leg and write its snapshot (ema, phema-* and state .safetensors) to leg.finished (mscd.training.leg).
 
-    batch_per_process: images a process takes through the network at once (None: its whole share); the rest is
-    accumulated. stop: ends training when it comes true in the lead process. facts: what is to be recorded of this
-    attempt, as where it runs. Raises Interrupted when stopped, with a state saved; UserError for files that are
-    missing, damaged or don't fit together and for gradients that stay non-finite.
+    batch_per_process: images that a process passes through the network at once (None: its whole share); gradients of a
+    larger share are accumulated. stop: ends training when it becomes true in the lead process. facts: what to record
+    about this attempt, such as where it runs. Raises Interrupted when stopped, after saving a state; UserError for
+    files that are missing, damaged or don't fit together, and for gradients that stay non-finite.
     """
     settings, events = leg.settings, EventLog(leg.events)
     start = set_up(leg, group, batch_per_process, facts or {})
@@ -104,7 +104,7 @@ def train_leg(
                 tick = _Tick(state.nimg)
 
             if group.is_lead and stop and not ended:
-                # Without a word to the other processes: they wait for this one and end with it.
+                # Stop without notifying the other processes; they are blocked in a collective and exit with this one.
                 attempts.check_newest()
                 if last_good != states.rolling_state(state.nimg) and ticks.last_step_was_finite():
                     last_good, saved = states.save_rolling(state), True
@@ -123,10 +123,10 @@ def training_step(
     group: Group,
     settings: TrainingSettings,
 ) -> StepResult:
-    """One optimiser step: gradients of this process's micro-batches, then the update of weights and averages.
+    """Take one optimiser step: accumulate the gradients of this process's micro-batches, update weights and averages.
 
-    batches: gives the pixels and labels of each of `rows`, this process's share of the global batch. Nothing here waits
-    for the device.
+    batches: yields the pixels and labels for each of `rows`, this process's share of the global batch. Nothing here
+    waits for the device.
     """
     watched = []
     for part in rows:
@@ -144,32 +144,32 @@ def training_step(
 
 
 class _Tick:
-    """The stretch of training that one record is of: it begins at image nimg, now."""
+    """The stretch of training covered by one metrics record; it begins now, at image nimg."""
 
     def __init__(self, nimg: int) -> None:
         self.nimg, self.began = nimg, time.monotonic()
 
     def rates(self, nimg: int) -> dict[str, float]:
-        """How fast training was up to image nimg."""
+        """Return the training speed from the beginning of the tick to image nimg."""
         return {"images_per_second": (nimg - self.nimg) / (time.monotonic() - self.began)}
 
 
 def _validation(leg: Leg, group: Group) -> Validation | None:
-    """What scores the network inside the loop, where the settings ask for it."""
+    """Return the scorer that the loop uses, or None if the settings do not ask for scores."""
     if leg.settings.validate_kimg is None:
         return None
     if leg.scoring is None:
-        raise ValueError(f"{leg}: validate_kimg needs files to score with")
+        raise ValueError(f"{leg}: validate_kimg requires a detector and a reference in `scoring`")
     return Validation(leg.settings, leg.scoring.detector, leg.scoring.reference, group)
 
 
 def _crossed(before: int, after: int, kimg: int | None) -> bool:
-    """Whether a multiple of `kimg` thousand images is in (before, after]; None: never."""
+    """Return whether (before, after] contains a multiple of `kimg` thousand images; never, if kimg is None."""
     return kimg is not None and before // (kimg * 1000) != after // (kimg * 1000)
 
 
 def _schedules(settings: TrainingSettings, nimg: int) -> dict[str, float]:
-    """What the step that ended at image nimg was taken with."""
+    """Return the scheduled values used by the step that ended at image nimg."""
     began = nimg - settings.batch_size
     metrics = {"learning_rate": learning_rate(settings, began)}
     metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, began).items()}
@@ -179,7 +179,7 @@ def _schedules(settings: TrainingSettings, nimg: int) -> dict[str, float]:
 
 
 def _progress_bar(leg: Leg, nimg: int, group: Group) -> tqdm[NoReturn]:
-    """A bar with images per second and the time left, where the lead process has a terminal; a log has its lines."""
+    """Return a bar with images per second and time left; only the lead process shows it, and only on a terminal."""
     return tqdm(
         total=leg.end_nimg,
         initial=nimg,

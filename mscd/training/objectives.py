@@ -1,4 +1,4 @@
-"""What the training loop minimises: a teacher's denoising loss, a student's consistency loss, of one micro-batch."""
+"""What the training loop minimises, per micro-batch: a teacher's denoising loss or a student's consistency loss."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ GENERAL, BOUNDARY, TERMINAL = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """loss [n] of each image, the noise level sigma [n] it was taken at and the kind of its edge [n] (int64)."""
+    """Per image: the loss [n], the noise level sigma [n] at which it was computed and the kind of edge [n] (int64)."""
 
     loss: torch.Tensor
     sigma: torch.Tensor
     kind: torch.Tensor
 
     def detached(self) -> Losses:
-        """The same without the graph that led to them."""
+        """Return the same losses detached from the autograd graph."""
         return dataclasses.replace(self, loss=self.loss.detach())
 
 
 Objective = Callable[[MicroBatch], Mapping[str, Losses]]
-"""Losses of a micro-batch by the name of the trained network (mscd.training.state) that they are for; a step minimises
-the sum of all, over the global batch, divided by its size."""
+"""Maps a micro-batch to its losses, by the name of the trained network they are for (mscd.training.state). A step
+minimises the sum of all losses over the global batch, divided by the batch size."""
 
 
 def teacher_objective(settings: TeacherSettings, net: TrainedNetwork) -> Objective:
-    """EDM's denoising loss with the settings' noise distribution."""
+    """Return EDM's denoising loss with the settings' noise distribution."""
 
     def objective(batch: MicroBatch) -> dict[str, Losses]:
         seed_dropout(settings.seed, batch.position)
@@ -63,11 +63,11 @@ def teacher_objective(settings: TeacherSettings, net: TrainedNetwork) -> Objecti
 
 
 def student_objective(settings: StudentSettings, teacher: EDMPrecond, net: TrainedNetwork) -> Objective:
-    """The consistency loss with edges drawn from the table of the annealed number of teacher steps."""
+    """Return the consistency loss; its edges are drawn from the table for the annealed number of teacher steps."""
 
     def objective(batch: MicroBatch) -> dict[str, Losses]:
         def masked(network: torch.nn.Module) -> Denoiser:
-            """The network with the dropout mask of this micro-batch, which both passes of a step share."""
+            """Wrap the network to use this micro-batch's dropout mask, which both passes of a step share."""
 
             def denoise(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
                 seed_dropout(settings.seed, batch.position)
@@ -99,12 +99,12 @@ def student_objective(settings: StudentSettings, teacher: EDMPrecond, net: Train
 
 
 def teacher_steps(settings: StudentSettings, nimg: int) -> int:
-    """T for the step that begins at image number nimg."""
+    """Return the number of teacher steps, T, for the optimiser step that begins at image nimg."""
     start, end = settings.teacher_steps_start, settings.teacher_steps_end
     return annealed_steps(nimg / 1000, start, end, settings.anneal_kimg)
 
 
-# A run sees each T for one stretch of steps, so a few tables are all that is ever needed again.
+# A run uses each T for one stretch of steps, so a small cache is enough.
 @functools.lru_cache(maxsize=4)
 def _cached_table(
     options: tuple[tuple[str, Any], ...], steps: int, device: torch.device
@@ -115,7 +115,7 @@ def _cached_table(
 
 
 def _device_table(settings: StudentSettings, steps: int, device: torch.device) -> tuple[EdgeTable, torch.Tensor]:
-    """The edge table for `steps` teacher steps and its cumulative probabilities, on the device."""
+    """Return the edge table for `steps` teacher steps and its cumulative probabilities, both on the device."""
     names = ("segments", "terminal_anchor", "P_mean", "P_std", "sigma_max_anchor", "node_anchor")
     options = (*((name, getattr(settings, name)) for name in names), ("sampling", settings.edge_sampling))
     return _cached_table(options, steps, device)

@@ -1,7 +1,7 @@
-"""What a step does to the weights once it has their gradients: the guard, Adam and every average.
+"""The update of the weights from their gradients: a guard against non-finite values, Adam and all averages.
 
-Weights, gradients, moments and averages are vectors, of which the networks' parameters are views: a few kernels go over
-each as a whole, whatever the number of parameters, and none waits for the device.
+Weights, gradients, moments and averages are flat vectors, and the networks' parameters are views of them. A few kernels
+process each vector as a whole, whatever the number of parameters, and none waits for the device.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from mscd.diffusion.ema_names import EMA, phema_name
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 LARGEST_GRADIENT = 1e5
-ALIGNMENT = 64  # elements at whose multiples parameters begin, so that kernels find each as aligned as by itself
+ALIGNMENT = 64  # parameters begin at multiples of this many elements, aligned as in their own allocations
 
 
 class AdamWithAverages:
-    """Adam and the averages of a network: `step` takes one step.
+    """Adam and the weight averages of a network; `step` takes one step.
 
-    net: the network in training, on its device; averages: networks like it, by name. Their parameters become views of
-    one float32 vector each and stay where they are from then on (`net.to(...)` would part them from it).
+    net: the network in training, already on its device; averages: networks of the same architecture, by name. The
+    parameters of each network become views of one float32 vector and must not be moved afterwards: `net.to(...)` would
+    separate them from it.
     """
 
     def __init__(self, net: torch.nn.Module, averages: Mapping[str, torch.nn.Module]) -> None:
@@ -42,15 +43,15 @@ class AdamWithAverages:
         }
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """Adam's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, views that may be written to."""
+        """Return Adam's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`: views that may be written to."""
         return self._moments
 
     @torch.no_grad()
     def step(self, learning_rate: float, betas: Mapping[str, float], steps: int) -> torch.Tensor:
-        """One step from the gradients of the network's parameters, which are taken away; `steps` were taken before.
+        """Take one step with the gradients of the network's parameters and clear them; `steps`: steps taken before.
 
-        betas: the decay of each average in this step (mscd.diffusion.ema). NaN in a gradient counts as 0 and infinity
-        as 1e5 of its sign. Returns the norm that the gradient had before that, a scalar on the device.
+        betas: the decay of each average in this step (mscd.diffusion.ema). In the gradient, NaN is replaced by 0 and
+        ±infinity by ±1e5; returns the gradient's norm before this replacement, a scalar on the device.
         """
         self._gather()
         norm: torch.Tensor = torch.linalg.vector_norm(self._gradient)
@@ -76,7 +77,7 @@ class AdamWithAverages:
         return norm
 
     def _gather(self) -> None:
-        """Put the parameters' gradients into their vector; of a parameter that has none they are 0."""
+        """Move the parameters' gradients to the gradient vector; a missing gradient counts as 0."""
         pairs = list(zip(self._gradients, self._parameters, strict=True))
         given = [(view, parameter.grad) for view, parameter in pairs if parameter.grad is not None]
         torch._foreach_copy_([view for view, _ in given], [gradient for _, gradient in given])
@@ -87,7 +88,7 @@ class AdamWithAverages:
 
 
 def _flatten(net: torch.nn.Module) -> torch.Tensor:
-    """One float32 vector that holds all parameters of `net`, which become views of it."""
+    """Move all parameters of `net` to one float32 vector, of which they become views, and return it."""
     parameters = list(net.parameters())
     size = sum(_padded(parameter) for parameter in parameters)
     vector = torch.zeros(size, device=parameters[0].device)
@@ -98,7 +99,7 @@ def _flatten(net: torch.nn.Module) -> torch.Tensor:
 
 
 def _views(vector: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """The parts of a vector that stand for the parameters, in their shapes; what lies between is not used."""
+    """Return the parts of a vector that hold the parameters, in their shapes; the padding between them is unused."""
     pieces = torch.split(vector, [_padded(parameter) for parameter in parameters])
     return [
         piece[: parameter.numel()].view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)
@@ -110,13 +111,13 @@ def _padded(parameter: torch.nn.Parameter) -> int:
 
 
 def learning_rate(settings: TrainingSettings, nimg: int) -> float:
-    """Learning rate of the step that begins at image nimg: a linear ramp from 0 over lr_rampup_kimg, then constant."""
+    """Return the learning rate of the step that begins at image nimg: linear over lr_rampup_kimg from 0, then flat."""
     ramp = settings.lr_rampup_kimg * 1000
     return settings.learning_rate * (min(nimg / ramp, 1.0) if ramp else 1.0)
 
 
 def averaging_betas(settings: TrainingSettings, nimg_before: int) -> dict[str, float]:
-    """Decay of each averaged network, by name, for the step that begins at image nimg_before."""
+    """Return the decay of each averaged network, by name, for the step that begins at image nimg_before."""
     batch = settings.batch_size
     decays = {EMA: ema_beta(settings.ema_halflife_kimg, settings.ema_rampup, nimg_before, batch)}
     for std in settings.phema_stds:

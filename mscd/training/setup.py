@@ -1,4 +1,4 @@
-"""What a leg starts from: its data, its networks in the furthest state there is, and the loss to minimise."""
+"""The setup of a leg: its data, its networks in the most advanced usable state, and the loss to minimise."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from mscd.training.randomness import seed_of
 from mscd.training.state import MAIN, Resumed, StateFolder, TrainedNetwork, TrainingState
 
 log = logging.getLogger(__name__)
-LOADER_WORKERS = 2  # of each process, where the images do not fit in memory
+LOADER_WORKERS = 2  # per process, used if the images do not fit in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What the loop of a leg begins with.
+    """Everything that the training loop of a leg starts with.
 
-    rows: this process's share of each global batch, in micro-batches; batches: their pixels and labels, in order and
-    without end; states: where the run's states are; resumed: the one this leg resumes from; inherited: what its
-    networks' metadata carry on from the teacher's.
+    rows: this process's share of each global batch, split into micro-batches; batches: yields their pixels and labels,
+    in order and endlessly; states: the states of the run; resumed: the one this leg resumes from; inherited: metadata
+    that the leg's networks inherit from the teacher.
     """
 
     dataset: ImageDataset
@@ -56,9 +56,9 @@ class Start:
 
 
 def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping[str, str]) -> Start:
-    """Everything that training the leg needs, its state being the furthest there is; recorded as an attempt.
+    """Prepare everything that training the leg needs, in the most advanced usable state, and record an attempt.
 
-    Arguments and errors as those of `train_leg`.
+    Arguments and errors are those of `train_leg`.
     """
     settings = leg.settings
     choose_matrix_format(settings.precision)
@@ -94,7 +94,7 @@ def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping
 
 @dataclasses.dataclass(frozen=True)
 class _Fresh:
-    """A run at image 0: its network, what is minimised, the run's fingerprint, and what its metadata inherit."""
+    """A run at image 0: its network, objective, fingerprint and inherited metadata."""
 
     net: EDMPrecond
     objective_of: Callable[[TrainedNetwork], Objective]
@@ -103,7 +103,7 @@ class _Fresh:
 
 
 def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset) -> _Fresh:
-    """A network of random weights."""
+    """Return a run that starts from random weights."""
     settings = leg.settings
     torch.manual_seed(seed_of(settings.seed, "weights", 0))
     shape = (dataset.resolution, dataset.channels, dataset.label_dim)
@@ -113,7 +113,7 @@ def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset) -> _Fresh:
 
 
 def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device) -> _Fresh:
-    """A network of its teacher's weights. UserError where the data do not fit the teacher."""
+    """Return a run that starts from its teacher's weights. Raises UserError if the data do not fit the teacher."""
     teacher, metadata = load_network(leg.teacher, device)
     classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher ignores labels
     wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
@@ -132,7 +132,7 @@ def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device)
 
 
 def _training_options(settings: TrainingSettings) -> dict[str, Any]:
-    """Options of the network that belong to its training."""
+    """Return the network options that are training settings."""
     return {
         "precision": settings.precision,
         "dropout": settings.dropout,
@@ -141,20 +141,20 @@ def _training_options(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def distributed(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
-    """The network as a pass with gradient calls it, so that all processes get the sum of their gradients.
+    """Wrap the network for passes with gradients, so that the gradients are summed over all processes.
 
-    images: how many it takes at once.
+    images: how many images the network takes at once.
     """
     if group.size == 1:
         return net
     devices = [group.device.index] if group.device.type == "cuda" else None
-    # Of kernels of one pixel or one channel the strides differ in name only.
+    # The strides of kernels with a single pixel or channel differ in name only.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    # As views of its buckets gradients take no memory of their own and are not copied back.
+    # As views of DDP's buckets, gradients take no extra memory and are not copied back.
     wrapped = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False  # buffers are constants
-    # After its first backward pass DDP regroups its buckets by the order in which gradients came. Were that pass one of
-    # training's, a resumed run would sum gradients in another order than one that was never interrupted.
+    # After its first backward pass, DDP regroups its buckets by the order in which gradients arrived. If that pass were
+    # part of training, a resumed run would sum gradients in a different order from an uninterrupted one.
     x = torch.zeros(images, net.img_channels, net.img_resolution, net.img_resolution, device=group.device)
     labels = x.new_zeros(images, net.label_dim) if net.label_dim else None
     wrapped(x, x.new_ones(images), labels).sum().backward()
@@ -165,17 +165,17 @@ def distributed(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:
 def _announce(
     leg: Leg, state: TrainingState, resumed: Resumed | None, dataset: ImageDataset, tags: dict[str, str]
 ) -> None:
-    """Say in log and events what runs and from where."""
-    where = f"going on from {resumed.path} ({state.nimg} images)" if resumed else "starting afresh"
+    """Report what runs, and from where it starts, in the log and the events."""
+    where = f"resuming from {resumed.path} ({state.nimg} images)" if resumed else "starting afresh"
     if isinstance(leg, StudentLeg) and not resumed:
-        where += f", all weights and averages from {leg.teacher}"
-    log.info("%s: %d images of %s; %s", leg.model, len(dataset), leg.data, where)
+        where += f" with all weights and averages from {leg.teacher}"
+    log.info("%s: %d images in %s; %s", leg.model, len(dataset), leg.data, where)
     if leg.start_kimg * 1000 > state.nimg:
-        log.warning("%s: no usable state at %d kimg; what lies before it is trained again", leg.model, leg.start_kimg)
+        log.warning("%s: no usable state at %d kimg; the training before it is repeated", leg.model, leg.start_kimg)
     code = code_identity()
     if resumed and resumed.code.digest != code.digest:
         change = f"from {resumed.code} to {code} at {state.nimg} images"
-        log.warning("%s: the training code changed %s: this run is of both", leg.model, change)
+        log.warning("%s: the training code changed %s; this run mixes both versions", leg.model, change)
         tags["code_changed"] = change
     events = EventLog(leg.events)
     events.start(state.nimg // 1000)

@@ -1,4 +1,4 @@
-"""What a leg leaves: its averaged networks, and the state that the next leg starts from."""
+"""The snapshot of a leg: its averaged networks and the state that the next leg starts from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def write_snapshot(
     attempts: Attempts,
     inherited: dict[str, Any],
 ) -> None:
-    """Write every averaged network and the state to hand over; they appear in leg.finished together.
+    """Write every averaged network and the state for the next leg; they appear in leg.finished together.
 
-    inherited: what the networks' metadata carry on from the teacher's. Raises Superseded, and leaves nothing, where a
-    newer attempt at the leg has begun.
+    inherited: metadata that the networks inherit from the teacher. Raises Superseded, without creating leg.finished, if
+    a newer attempt at the leg has begun.
     """
     partial = leg.finished.with_suffix(".part")
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed here
+    shutil.rmtree(partial, ignore_errors=True)  # left by an attempt that was killed here
     folder.save(state, partial / STATE_NAME)
     about = {
         "model": leg.model,

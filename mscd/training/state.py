@@ -1,7 +1,7 @@
-"""Training states: what is kept to go on from, where it lies, and which of it belongs to a run.
+"""Training states: what they contain, where they are stored, and which of them a run may resume from.
 
-A run's folder holds <kimg>/state.safetensors, handed from one leg to the next, and rolling/, where a leg dumps states
-while it trains. States carry the fingerprint of the run they belong to; one of another run is never gone on from.
+A run's folder holds <kimg>/state.safetensors, handed from one leg to the next, and rolling/, where a leg saves states
+while it trains. A state carries the fingerprint of its run; a state of another run is never resumed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mscd.training.leg import ROLLING, STATE_NAME, handed_kimgs
 from mscd.training.optimizer import AdamWithAverages
 
 KEPT_ROLLING = 2
-MAIN = "net"  # what states call the network that is averaged, sampled and exported
+MAIN = "net"  # name, in states, of the network that is averaged, sampled and exported
 log = logging.getLogger(__name__)
 
 
@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 class TrainedNetwork:
     """A network in training, with its optimiser and the averages of its weights.
 
-    net: on its device already; averages: by name (`ema`, `phema-0.050`), networks like it; wrapped: the network as a
-    pass with gradient calls it, by DistributedDataParallel where several processes train (mscd.training.setup).
+    net: the network, already on its device; averages: networks of the same architecture, by name (`ema`,
+    `phema-0.050`); wrapped: what passes with gradients call, net or, if several processes train, net wrapped in
+    DistributedDataParallel (mscd.training.setup).
     """
 
     net: EDMPrecond
@@ -46,13 +47,13 @@ class TrainedNetwork:
 
     @contextlib.contextmanager
     def local_gradients(self) -> Iterator[None]:
-        """In the block, gradients are added up in this process and not yet summed over all."""
+        """Within the block, accumulate gradients in this process without summing them over all processes."""
         wrapped = self.wrapped
         with wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext():
             yield
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor by name: `net.<parameter>`, `<average>.<parameter>`, `adam.<moment>.<parameter>`."""
+        """Yield all tensors by name: `net.<parameter>`, `<average>.<parameter>`, `adam.<moment>.<parameter>`."""
         for prefix, net in {MAIN: self.net, **self.averages}.items():
             yield from ((f"{prefix}.{name}", tensor) for name, tensor in net.state_dict().items())
         yield from ((f"adam.{name}", moment) for name, moment in self.optimizer.moments().items())
@@ -60,9 +61,9 @@ class TrainedNetwork:
 
 @dataclasses.dataclass
 class TrainingState:
-    """Everything that changes in a run: the networks that it trains, and two counters.
+    """Everything that changes in a run: the networks it trains and two counters.
 
-    trained: by name; MAIN is the one that is averaged, sampled and exported. nimg: images seen; steps: optimiser steps.
+    trained: the networks, by name; MAIN is averaged, sampled and exported. nimg: images seen; steps: optimiser steps.
     """
 
     trained: dict[str, TrainedNetwork]
@@ -71,21 +72,21 @@ class TrainingState:
 
     @property
     def main(self) -> TrainedNetwork:
-        """The network that the run is about."""
+        """The network that is averaged, sampled and exported."""
         return self.trained[MAIN]
 
     @contextlib.contextmanager
     def local_gradients(self) -> Iterator[None]:
-        """In the block, no network's gradients are summed over the processes."""
+        """Within the block, do not sum any network's gradients over the processes."""
         with contextlib.ExitStack() as entered:
             for network in self.trained.values():
                 entered.enter_context(network.local_gradients())
             yield
 
     def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
-        """Take the step whose gradients the networks have, of batch_size images; returns the norm of MAIN's gradient.
+        """Take one step of every network with its gradients over batch_size images; return the norm of MAIN's gradient.
 
-        Every network takes it, at the same rate. betas: the decay of each average in this step.
+        All networks use the same learning rate. betas: the decay of each average in this step.
         """
         norms = {
             name: part.optimizer.step(learning_rate, {ema: betas[ema] for ema in part.averages}, self.steps)
@@ -95,7 +96,7 @@ class TrainingState:
         return norms[MAIN]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by name: MAIN's as they are, others' after `<network>/`."""
+        """Return all tensors by name; names are prefixed with `<network>/` except for MAIN's."""
         return {
             name if network == MAIN else f"{network}/{name}": tensor
             for network, part in self.trained.items()
@@ -104,7 +105,7 @@ class TrainingState:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, torch.Tensor], nimg: int, steps: int) -> None:
-        """Take over the tensors (by the names of `tensors`) and counters of a state file."""
+        """Copy in the tensors (named as by `tensors`) and counters of a state file."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.nimg, self.steps = nimg, steps
@@ -112,7 +113,7 @@ class TrainingState:
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """The state file that training goes on from, and the code that wrote it."""
+    """The state file that training resumes from, and the code that wrote it."""
 
     path: Path
     code: CodeIdentity
@@ -120,32 +121,32 @@ class Resumed:
 
 @dataclasses.dataclass(frozen=True)
 class StateFolder:
-    """The states of one run: `run_dir` is the run's folder, `fingerprint` tells the run from any other."""
+    """The states of one run: `run_dir` is the run's folder, `fingerprint` identifies the run."""
 
     run_dir: Path
     fingerprint: str
 
     @property
     def rolling(self) -> Path:
-        """Where a leg's own states lie; Snakemake knows nothing of it."""
+        """Folder of the states a leg saves while it trains; unknown to Snakemake."""
         return self.run_dir / ROLLING
 
     def rolling_state(self, nimg: int) -> Path:
-        """The rolling state at image `nimg`."""
+        """Return the path of the rolling state at image `nimg`."""
         return self.rolling / f"state-{nimg:012d}.safetensors"
 
     def handed(self, kimg: int) -> Path:
-        """The state at the end of the leg that ends at `kimg`."""
+        """Return the path of the state at the end of the leg that ends at `kimg`."""
         return self.run_dir / str(kimg) / STATE_NAME
 
     def save(self, state: TrainingState, path: Path, score: float | None = None) -> None:
-        """Write `state` to `path`, whole or not at all; `score` (lower is better) goes with it."""
+        """Write `state` to `path` atomically, with its `score` (lower is better)."""
         metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
         code = dataclasses.asdict(code_identity())
         tensor_file.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
     def save_rolling(self, state: TrainingState, score: float | None = None) -> Path:
-        """Dump a rolling state; of those that this run has, the last two and the best scored stay."""
+        """Save a rolling state and return its path; keep only this run's last two and the one with the best score."""
         path = self.rolling_state(state.nimg)
         self.save(state, path, score)
         states = [state for state in sorted(self.rolling.glob("state-*.safetensors")) if self._is_own(state)]
@@ -158,7 +159,7 @@ class StateFolder:
         return path
 
     def _is_own(self, path: Path) -> bool:
-        """Whether a state may be gone on from: one of this run, and undamaged as far as its header tells."""
+        """Return whether a state may be resumed: it belongs to this run and its header is undamaged."""
         try:
             metadata = read_metadata(path)
         except UserError:
@@ -166,16 +167,17 @@ class StateFolder:
         return (metadata.get("format"), metadata.get("fingerprint")) == (STATE_FORMAT, self.fingerprint)
 
     def candidates(self, start_kimg: int, end_nimg: int) -> Iterator[Path]:
-        """State files a leg from start_kimg to end_nimg images may go on from, the furthest first."""
+        """Yield the state files that a leg from start_kimg to end_nimg images may resume from, most advanced first."""
         rolling = sorted(self.rolling.glob("state-*.safetensors"), reverse=True)
         yield from (path for path in rolling if int(path.stem.removeprefix("state-")) <= end_nimg)
         kimgs = [kimg for kimg in handed_kimgs(self.run_dir) if kimg <= start_kimg]
         yield from (self.handed(kimg) for kimg in reversed(kimgs))
 
     def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Resumed | None:
-        """Load the furthest usable state into `state`; returns which, or None where training begins afresh.
+        """Load the most advanced usable state into `state`; return which it is, or None if training starts afresh.
 
-        What is damaged, or belongs to another configuration, data set or teacher, is passed over and named in the log.
+        The log names each state that is skipped because it is damaged or belongs to another configuration, data set or
+        teacher.
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:
@@ -189,7 +191,7 @@ class StateFolder:
                         continue
                     state.load(file.read_all(), metadata["nimg"], metadata["steps"])
             except UserError as error:
-                log.warning("%s; falling back to the state before it", error)
+                log.warning("%s; falling back to the previous state", error)
                 continue
             return Resumed(path, CodeIdentity(**metadata["code"]))
         return None
@@ -199,6 +201,6 @@ def _score(path: Path) -> float:
     try:
         metadata = read_metadata(path)
     except UserError:
-        return math.inf  # a damaged file is never the best; reading it to resume says so
+        return math.inf  # a damaged file is never the best; resuming reports the damage
     score = metadata["score"] if is_state(metadata) else None
     return math.inf if score is None else score

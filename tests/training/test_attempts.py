@@ -1,4 +1,4 @@
-"""Which attempt at a leg may write, and how many of them got nowhere."""
+"""Which attempt at a leg may write, and how many attempts made no progress."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from mscd.errors import UserError
 from mscd.training.attempts import Attempts, Superseded, read_attempts, starts_in_place
 
 
-def test_only_the_newest_attempt_goes_on(tmp_path):
+def test_only_the_newest_attempt_may_continue(tmp_path):
     first, second = Attempts(tmp_path / "leg/attempts.jsonl"), Attempts(tmp_path / "leg/attempts.jsonl")
     first.begin(0, {"nodes": "n1"})
     first.check_newest()
@@ -23,7 +23,7 @@ def test_only_the_newest_attempt_goes_on(tmp_path):
     ]
 
 
-def test_a_torn_last_line_is_left_out_and_no_file_is_no_attempt(tmp_path):
+def test_an_incomplete_last_line_is_skipped_and_no_file_means_no_attempts(tmp_path):
     path = tmp_path / "attempts.jsonl"
     assert read_attempts(path) == [] and starts_in_place(path) == 0
     Attempts(path).begin(5, {})
@@ -35,18 +35,18 @@ def test_a_torn_last_line_is_left_out_and_no_file_is_no_attempt(tmp_path):
 @pytest.mark.parametrize(
     ("starts", "count"), [([], 0), ([0], 1), ([0, 0, 0], 3), ([0, 0, 7, 7], 2), ([7, 0], 1), ([5, 0, 5, 5, 5], 3)]
 )
-def test_starts_in_place_are_those_last_ones_that_began_at_the_same_image(tmp_path, starts, count):
+def test_starts_in_place_counts_the_newest_attempts_from_the_same_image(tmp_path, starts, count):
     for start in starts:
         Attempts(tmp_path / "a.jsonl").begin(start, {})
     assert starts_in_place(tmp_path / "a.jsonl") == count
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_leaves_no_half_line(tmp_path):
+def test_a_full_disk_leaves_no_incomplete_line(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk]).returncode:
-        pytest.skip("this machine allows no mount")
+        pytest.skip("this machine does not allow mounting")
     try:
         attempts = Attempts(disk / "attempts.jsonl")
         with pytest.raises(UserError, match="could not be written.*free some space"):

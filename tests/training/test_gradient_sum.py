@@ -1,4 +1,4 @@
-"""Gradients of processes that train together: what is summed, when, and that cutting a run does not change the sums."""
+"""Gradient sums over processes: what is summed and when, and that interrupting a run does not change the sums."""
 
 import json
 import os
@@ -20,17 +20,17 @@ from mscd.parallel.group import process_group
 
 pytestmark = pytest.mark.slow  # three processes load PyTorch
 
-# 3 MB of gradients: more than the first bucket, of 1 MB, holds.
+# 3 MB of gradients: more than the first bucket (1 MB) holds.
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=32, channel_mult=[1, 2], num_blocks=1)
 SETTINGS = TeacherSettings(
     network=NETWORK, duration_kimg=1, snapshot_kimg=1, batch_size=48, learning_rate=1e-3, ema_halflife_kimg=1
 )
-PROCESSES, STEPS = 3, 3  # of three, as a sum of two is the same in any order
-PIECES = {1: 16, 4: 4}  # how many a process's 16 images are taken in, and images a piece
+PROCESSES, STEPS = 3, 3  # three processes, because a sum of two is the same in any order
+PIECES = {1: 16, 4: 4}  # number of pieces that a process's 16 images are split into: images per piece
 
 
 def watch(net, events: list) -> None:
-    """Append to `events` the number of each parameter when its gradient has come, and each bucket that is summed."""
+    """Append to `events` the number of each parameter when its gradient arrives, and each bucket that is summed."""
     numbers = {parameter: number for number, parameter in enumerate(net.net.parameters())}
     for parameter, number in numbers.items():
         parameter.register_post_accumulate_grad_hook(lambda _, number=number: events.append(number))
@@ -44,7 +44,7 @@ def watch(net, events: list) -> None:
 
 
 def join(rank: int, folder: str) -> None:
-    """What each process does: for each number of pieces, the events of a few steps, and the weights after them."""
+    """Run one process: for each number of pieces, save the events of a few steps and the weights after them."""
     torch.set_num_threads(1)
     folder = Path(folder)
     with process_group(rank, PROCESSES, rank, f"file://{folder}/rendezvous") as group:
@@ -63,7 +63,7 @@ def join(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where each process has left what it saw."""
+    """Folder with the events and weights that each process saved."""
     folder = tmp_path_factory.mktemp("sum")
     packing.pack("digits", folder / "train.zip", max_images=96)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -92,7 +92,7 @@ def sums(step):
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_a_step_sums_every_gradient_once_however_many_pieces_its_images_are_taken_in(folder, pieces):
+def test_a_step_sums_every_gradient_once_for_any_number_of_pieces(folder, pieces):
     parameters = list(EDMPrecond(8, 1, 10, **NETWORK.unet_options()).parameters())
     for step in steps_of(folder, pieces):
         assert sum(bucket["bytes"] for bucket in sums(step)) == 4 * sum(p.numel() for p in parameters)
@@ -102,14 +102,14 @@ def test_a_step_sums_every_gradient_once_however_many_pieces_its_images_are_take
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_summing_begins_while_the_backward_pass_goes_on(folder, pieces):
+def test_summing_begins_during_the_backward_pass(folder, pieces):
     for step in steps_of(folder, pieces):
         first, *others = sums(step)
         after = [event for event in step[step.index(first) + 1 :] if isinstance(event, int)]
         assert others and len(after) > len(first["parameters"])
 
 
-def test_buckets_are_the_same_in_every_step_so_a_run_may_be_cut_anywhere(folder):
+def test_buckets_are_the_same_in_every_step_so_a_run_can_be_cut_anywhere(folder):
     first, *others = (
         sums(step) for pieces in PIECES for rank in range(PROCESSES) for step in steps_of(folder, pieces, rank)
     )

@@ -1,4 +1,4 @@
-"""Where a leg's files lie, and how its finished snapshot gets in place."""
+"""Where a leg's files are, and how its finished snapshot is moved into place."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ def write(path, text="old"):
     path.write_text(text)
 
 
-def test_the_snapshot_is_put_in_place_and_what_is_no_longer_needed_dropped(leg, tmp_path):
+def test_the_snapshot_is_moved_into_place_and_obsolete_files_are_deleted(leg, tmp_path):
     run = tmp_path / "run"
     finished(leg)
     for kimg in (10, 20, 40):
@@ -42,7 +42,7 @@ def test_the_snapshot_is_put_in_place_and_what_is_no_longer_needed_dropped(leg, 
     assert (run / "30/ema.safetensors").read_text() == "new" and (
         run / "30/state.safetensors"
     ).read_text() == "new state"
-    assert handed_kimgs(run) == [20, 30, 40]  # two back from this leg, and whatever lies further on
+    assert handed_kimgs(run) == [20, 30, 40]  # the last two up to this leg, and all later ones
     assert sorted(path.name for path in run.iterdir()) == ["10", "20", "30", "40", "rolling"]
     assert not list((run / "rolling").iterdir()) and sorted(os.listdir(run / "30")) == [
         "ema.safetensors",
@@ -50,7 +50,7 @@ def test_the_snapshot_is_put_in_place_and_what_is_no_longer_needed_dropped(leg, 
     ]
 
 
-def test_taking_a_snapshot_may_be_cut_off_and_repeated(leg, tmp_path, monkeypatch):
+def test_taking_a_snapshot_can_be_interrupted_and_repeated(leg, tmp_path, monkeypatch):
     finished(leg)
     replaced = []
 
@@ -77,12 +77,12 @@ def test_a_file_system_without_hard_links_gets_copies(leg, tmp_path, monkeypatch
     assert (tmp_path / "run/30/ema.safetensors").read_text() == "new"
 
 
-def test_the_last_step_of_a_leg_is_whole(leg):
+def test_a_leg_ends_after_a_whole_step(leg):
     assert leg.end_nimg == 30_000 and leg.settings.batch_size == 100
     assert student("run", 0, 1, STUDENT.model_copy(update={"batch_size": 256})).end_nimg == 1024
 
 
-def test_the_fingerprint_changes_with_all_that_training_depends_on_and_nothing_else(leg):
+def test_the_fingerprint_covers_all_that_training_depends_on_and_no_more(leg):
     own = leg.fingerprint("data", "teacher")
     assert own == dataclasses.replace(
         student("other/run", 0, 10), model="other", data="elsewhere.zip", teacher="other.safetensors"

@@ -1,4 +1,4 @@
-"""The training engine: legs, resuming, and what happens when something goes wrong."""
+"""The training loop: legs, resuming, and what happens when something goes wrong."""
 
 import dataclasses
 import json
@@ -37,20 +37,18 @@ def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):
     assert snapshot(tmp_path / "teacher") == snapshot(base / "teacher")
 
 
-def test_handed_states_rotate_and_a_leg_without_its_predecessors_state_retrains_what_is_lost(
-    base, undisturbed, tmp_path, caplog
-):
+def test_handed_states_rotate_and_a_leg_retrains_what_a_lost_state_held(base, undisturbed, tmp_path, caplog):
     for kimg in range(3):
         train(student_leg(base, tmp_path, kimg, kimg + 1))
     kept = sorted(p.parent.name for p in tmp_path.glob("*/state.safetensors"))
     assert kept == ["2", "3"] and not list((tmp_path / "rolling").glob("*"))
     (tmp_path / "2/state.safetensors").unlink()
     train(student_leg(base, tmp_path, 2, 3))
-    assert snapshot(tmp_path) == undisturbed and "trained again" in caplog.text
+    assert snapshot(tmp_path) == undisturbed and "the training before it is repeated" in caplog.text
 
 
 def start(leg, processes, log_dir):
-    """Train the leg through submitit in a process group of its own."""
+    """Train the leg through submitit in its own process group."""
     pickled = pickle.dumps(leg).hex()
     code = (
         "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Resources\n"
@@ -66,7 +64,7 @@ def start(leg, processes, log_dir):
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out waiting for the condition"
         time.sleep(0.01)
 
 
@@ -75,7 +73,7 @@ LONG = {"duration_kimg": 6, "snapshot_kimg": 6}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 3])  # a sum of two gradients would be the same in any order
-def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbed_one(base, tmp_path, processes):
+def test_a_leg_killed_at_random_and_restarted_equals_the_undisturbed_one(base, tmp_path, processes):
     settings = STUDENT.model_copy(update={**LONG, "batch_size": 204})
     launch_leg(student_leg(base, tmp_path / "whole", 0, 6, settings), processes, tmp_path / "a")
     for _ in range(2):
@@ -93,13 +91,13 @@ def test_a_leg_killed_at_a_random_moment_and_started_again_equals_the_undisturbe
     assert steps == list(range(1, 7))
 
 
-def test_sigterm_leaves_a_state_from_which_the_next_call_goes_on(base, undisturbed, tmp_path):
+def test_an_interrupt_leaves_a_state_from_which_the_next_call_resumes(base, undisturbed, tmp_path):
     leg = student_leg(base, tmp_path, 0, 3, STUDENT.model_copy(update={"state_kimg": 100}))
     victim = start(leg, 1, tmp_path / "logs")
     wait_for(lambda: (tmp_path / "e.jsonl").exists() and '"metrics"' in (tmp_path / "e.jsonl").read_text())
     victim.send_signal(signal.SIGINT)
     told = victim.communicate(timeout=30)[1]
-    assert victim.returncode == 1 and "goes on from" in told
+    assert victim.returncode == 1 and "resumes from" in told
     (state,) = (tmp_path / "rolling").glob("state-*.safetensors")
     assert str(state) in told
     train(leg)
@@ -109,7 +107,7 @@ def test_sigterm_leaves_a_state_from_which_the_next_call_goes_on(base, undisturb
 def test_training_stops_when_its_launcher_is_gone(base, tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
-    with StopRequest(gone.pid) as stop, pytest.raises(Interrupted, match="goes on from"):
+    with StopRequest(gone.pid) as stop, pytest.raises(Interrupted, match="resumes from"):
         train_leg(student_leg(base, tmp_path, 0, 3), Group(), stop=stop)
     assert list((tmp_path / "rolling").glob("state-*.safetensors"))
 
@@ -125,7 +123,7 @@ def two_legs(base, tmp_path_factory):
 
 @pytest.fixture
 def states(two_legs, tmp_path):
-    """The rolling states, by kimg, of a run in tmp_path that was cut in its last third."""
+    """The rolling states, by kimg, of a run in tmp_path that was interrupted in its last third."""
     (tmp_path / "rolling").mkdir()
     files = {kimg: tmp_path / f"rolling/state-{kimg * 1000:012d}.safetensors" for kimg in (1, 2)}
     for kimg, path in files.items():
@@ -144,12 +142,12 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
-def test_a_damaged_state_is_named_and_the_one_before_it_used(base, undisturbed, states, tmp_path, caplog, damage):
+def test_a_damaged_state_is_named_and_the_previous_one_used(base, undisturbed, states, tmp_path, caplog, damage):
     damage(states[2])
     caplog.clear()
     with caplog.at_level(logging.INFO):
         train(student_leg(base, tmp_path, 0, 3))
-    assert f"{states[2]}: " in caplog.text and "damaged" in caplog.text and f"going on from {states[1]}" in caplog.text
+    assert f"{states[2]}: " in caplog.text and "damaged" in caplog.text and f"resuming from {states[1]}" in caplog.text
     assert snapshot(tmp_path) == undisturbed
 
 
@@ -162,7 +160,7 @@ def test_a_damaged_snapshot_is_refused_by_name(base, tmp_path, damage):
         network_file.load_network(path)
 
 
-def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, undisturbed, states, tmp_path, caplog):
+def test_a_state_of_another_configuration_is_reported_and_not_resumed(base, undisturbed, states, tmp_path, caplog):
     other = STUDENT.model_copy(update={"learning_rate": 2e-3})
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -172,11 +170,11 @@ def test_a_state_of_another_configuration_is_not_resumed_and_that_is_said(base, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, undisturbed_run, tmp_path):
+def test_a_full_disk_keeps_the_previous_state_and_is_reported(base, undisturbed_run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
-        pytest.skip("this machine allows no mount")
+        pytest.skip("this machine does not allow mounting")
     try:
         settings = STUDENT.model_copy(update=LONG)
         size = (undisturbed_run / "3/state.safetensors").stat().st_size
@@ -192,7 +190,7 @@ def test_a_full_disk_leaves_the_state_before_it_and_says_so(base, undisturbed_ru
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_state(base, tmp_path):
+def test_a_lasting_non_finite_loss_stops_and_names_the_last_good_state(base, tmp_path):
     train(student_leg(base, tmp_path, 0, 1))
     wild = STUDENT.model_copy(update={"max_nonfinite_steps": 3})
     shutil.copytree(tmp_path / "1", tmp_path / "keep")
@@ -206,8 +204,8 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_names_the_last_good_stat
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
-    settings = STUDENT.model_copy(update={"dropout": 0.0})  # dropout alone depends on how the batch is cut
+def test_two_processes_train_like_one_up_to_rounding(base, tmp_path):
+    settings = STUDENT.model_copy(update={"dropout": 0.0})  # only dropout depends on how the batch is split
     launch_leg(student_leg(base, tmp_path / "two", 0, 1, settings), 2, tmp_path / "logs")
     train(student_leg(base, tmp_path / "one", 0, 1, settings))
     train(student_leg(base, tmp_path / "pieces", 0, 1, settings), batch_per_process=25)
@@ -222,11 +220,11 @@ def test_two_processes_give_what_one_gives_up_to_rounding(base, tmp_path):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="3 processes cannot share 100 images evenly"):
         micro_batch_rows(100, Group(size=3), None)
-    with pytest.raises(UserError, match="2 processes of 30 images at once cannot share 100"):
+    with pytest.raises(UserError, match="2 processes with 30 images at a time cannot share 100"):
         micro_batch_rows(100, Group(size=2), 30)
 
 
-def test_processes_together_see_every_row_once_and_every_image_once_a_pass():
+def test_processes_see_every_row_once_and_every_image_once_per_pass():
     rows = [r for rank in range(4) for r in micro_batch_rows(16, Group(rank=rank, size=4), 2)]
     assert sorted(i for r in rows for i in range(r.start, r.stop)) == list(range(16))
     stream = index_stream(7, 0, 10, [slice(0, 10)], 25)
@@ -258,7 +256,7 @@ def test_the_two_student_passes_share_one_dropout_mask():
     assert not torch.equal(masks[2], first)
 
 
-def test_ticks_record_what_is_to_be_watched(undisturbed_run):
+def test_ticks_record_the_metrics_to_monitor(undisturbed_run):
     events = list(read_events(undisturbed_run / "e.jsonl"))
     metrics = [e for e in events if e["event"] == "metrics"]
     assert [e["step"] for e in metrics] == [1, 2, 3]
@@ -291,7 +289,7 @@ def test_data_that_does_not_fit_the_teacher_is_refused(base, tmp_path):
         train(leg)
 
 
-def test_a_change_of_the_training_code_between_two_legs_is_told(base, tmp_path, caplog):
+def test_a_change_of_the_training_code_between_two_legs_is_reported(base, tmp_path, caplog):
     train(student_leg(base, tmp_path, 0, 1))
     path = tmp_path / "1/state.safetensors"
     tensors, metadata = tensor_file.load_tensors(path)

@@ -1,4 +1,4 @@
-"""The update of a step against PyTorch's optimiser, tensor by tensor, and where parameters lie."""
+"""The update against PyTorch's optimiser, tensor by tensor, and the memory layout of the parameters."""
 
 import copy
 
@@ -15,7 +15,7 @@ BETAS = {"ema": 0.5, "phema-0.100": 0.9}
 
 @pytest.fixture
 def nets():
-    """A network with weights that are not zero, and two averages of it."""
+    """A network with non-zero weights, and two averages of it."""
     torch.manual_seed(0)
     net = EDMPrecond(8, 1, 0, **OPTIONS)
     for parameter in net.parameters():
@@ -36,7 +36,7 @@ def tensors(net):
 
 
 @pytest.mark.parametrize("poison", [False, True])
-def test_updates_equal_pytorchs_adam_after_a_guard_and_averages_of_each_tensor(nets, poison):
+def test_updates_equal_pytorchs_guarded_adam_and_averages_of_each_tensor(nets, poison):
     net, averages = nets
     plain, plain_averages = copy.deepcopy(net), copy.deepcopy(averages)
     optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
@@ -74,7 +74,7 @@ def test_the_norm_is_of_the_gradient_before_the_guard(nets):
     assert any(not torch.equal(old, new) for old, new in zip(before, tensors(net), strict=True))
 
 
-def test_gradients_are_taken_away_and_a_missing_one_is_zero(nets):
+def test_gradients_are_cleared_and_a_missing_one_counts_as_zero(nets):
     net, averages = nets
     updates, (first, *_) = AdamWithAverages(net, averages), net.parameters()
     set_gradients(net, 0)
@@ -106,7 +106,7 @@ def test_parameters_are_aligned_views_that_keep_their_values_and_names(nets):
 
 
 class Kernels(TorchDispatchMode):
-    """Names of the operations that are called."""
+    """Records the names of the operations that are called."""
 
     def __init__(self):
         super().__init__()

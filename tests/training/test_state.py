@@ -1,4 +1,4 @@
-"""Which states are kept, and which a leg goes on from."""
+"""Which states are kept, and which a leg resumes from."""
 
 import copy
 
@@ -38,14 +38,14 @@ def test_the_last_two_states_and_the_best_scored_one_are_kept(state, tmp_path):
     assert save(folder, state, (4, 5.0), (5, 3.0), (6, 4.0), (7, None), (8, None)) == [5, 7, 8]
 
 
-def test_states_of_other_settings_take_no_place_of_this_runs(state, tmp_path):
+def test_states_of_other_settings_do_not_displace_those_of_this_run(state, tmp_path):
     save(StateFolder(tmp_path, "other"), state, (30, 1.0), (40, None))
     folder = StateFolder(tmp_path, "f")
     assert save(folder, state, (1, None), (2, None), (3, 5.0), (4, None), (5, None)) == [3, 4, 5, 30, 40]
     assert folder.resume(state, 0, 1000).path == folder.rolling_state(5)
 
 
-def test_a_state_comes_back_equal_with_adams_moments(state, tmp_path):
+def test_a_resumed_state_equals_the_saved_one_with_adams_moments(state, tmp_path):
     folder = StateFolder(tmp_path, "f")
     folder.save_rolling(state)
     net = EDMPrecond(8, 1, 0, **OPTIONS)
@@ -57,7 +57,7 @@ def test_a_state_comes_back_equal_with_adams_moments(state, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in other.tensors().items())
 
 
-def test_a_leg_never_goes_on_from_its_own_end_or_from_beyond_it(state, tmp_path):
+def test_a_leg_never_resumes_from_its_own_end_or_beyond(state, tmp_path):
     folder = StateFolder(tmp_path, "f")
     folder.save(state, folder.handed(20))
     save(folder, state, (30_000, None))

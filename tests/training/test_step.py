@@ -1,4 +1,4 @@
-"""What one training step must not do: wait for the device, grow, or make a table of edges again."""
+"""What one training step must not do: wait for the device, leak memory, or rebuild the edge table needlessly."""
 
 import dataclasses
 import gc
@@ -35,13 +35,13 @@ COMMON = {
 }
 TEACHER = TeacherSettings(network=NETWORK, **COMMON)
 STUDENT = StudentSettings(segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, **COMMON)
-# Operations whose result, or its shape, the host has to know before it goes on.
+# Operations whose result, or its shape, the host needs before it can continue.
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
 
 
 @pytest.fixture(scope="module")
 def short_teacher(tmp_path_factory):
-    """A folder with packed digits and a teacher of one short leg."""
+    """A folder with packed digits and a teacher trained for one short leg."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("step")
     packing.pack("digits", folder / "train.zip", max_images=150)
@@ -51,7 +51,7 @@ def short_teacher(tmp_path_factory):
 
 
 def begun(short_teacher, run_dir, kind, device="cpu", batch_per_process=8, **changes):
-    """A run of `kind` whose micro-batches are drawn already, so that what is seen is the step's own."""
+    """Return a run of `kind` with micro-batches loaded in advance, so that only the steps themselves are observed."""
     settings = {"teacher": TEACHER, "student": STUDENT}[kind].model_copy(update=changes)
     leg = {"teacher": teacher_leg, "student": student_leg}[kind](short_teacher, run_dir, 0, 100, settings)
     if kind == "student":
@@ -62,7 +62,7 @@ def begun(short_teacher, run_dir, kind, device="cpu", batch_per_process=8, **cha
 
 
 class Waits(TorchDispatchMode):
-    """Operations of WAITING that are called; also those on tensors of the host, as a CPU's stand for a GPU's."""
+    """Records the operations in WAITING that are called, even on CPU tensors, which stand in for a GPU's."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ class Waits(TorchDispatchMode):
 def test_nothing_waits_for_the_device_between_ticks(short_teacher, tmp_path, kind):
     changes = {"anneal_kimg": 0.0} if kind == "student" else {}
     run = begun(short_teacher, tmp_path, kind, **changes)
-    run.step()  # the table of edges is made here, and at no later step, as T stays what it is
+    run.step()  # the edge table is built here and in no later step, because T is constant
     with Waits() as waits:
         for _ in range(5):
             run.step()
@@ -89,7 +89,7 @@ def test_nothing_waits_for_the_device_between_ticks(short_teacher, tmp_path, kin
     assert waits.seen == []
     with Waits() as waits:
         ticks.fetch()
-    assert waits.seen  # the tick's end does, or nothing above would show anything
+    assert waits.seen  # ending a tick does wait, which shows that the checks above can fail
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -100,7 +100,7 @@ def test_nothing_waits_for_a_gpu_between_ticks(short_teacher, tmp_path, kind):
         run.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(200):  # the number of teacher steps changes on the way
+        for _ in range(200):  # the number of teacher steps changes meanwhile
             run.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -118,26 +118,26 @@ def test_a_gpu_trains_to_the_same_bits_each_time(short_teacher, tmp_path, precis
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
-def test_kernels_are_chosen_for_a_gpu_alone():
+def test_repeatable_kernels_are_chosen_only_for_a_gpu():
     before = torch.are_deterministic_algorithms_enabled()
     choose_repeatable_kernels(torch.device("cpu"))
     assert torch.are_deterministic_algorithms_enabled() == before
     try:
         choose_repeatable_kernels(torch.device("cuda"))
         assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # with warnings only, attention stays as it is
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()  # with warn_only, attention would not change
     finally:
         torch.use_deterministic_algorithms(before)
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
-def test_steps_leave_no_more_memory_in_use(short_teacher, tmp_path):
+def test_steps_do_not_leak_memory(short_teacher, tmp_path):
     run = begun(short_teacher, tmp_path, "student", batch_per_process=16, anneal_kimg=0.0)
     for _ in range(30):
         run.step()
@@ -147,10 +147,10 @@ def test_steps_leave_no_more_memory_in_use(short_teacher, tmp_path):
         run.step()
     gc.collect()
     assert sum(torch.is_tensor(x) for x in gc.get_objects()) == tensors
-    assert resident() - before < 1.6e6  # 16 kB per step would show
+    assert resident() - before < 1.6e6  # a leak of 16 kB per step would show
 
 
-def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(short_teacher, tmp_path, monkeypatch):
+def test_edges_are_rebuilt_only_when_the_number_of_teacher_steps_changes(short_teacher, tmp_path, monkeypatch):
     made, original = [], objectives.edge_table
     monkeypatch.setattr(objectives, "edge_table", lambda **how: (made.append(how["steps"]), original(**how))[1])
     objectives._cached_table.cache_clear()
@@ -162,7 +162,7 @@ def test_edges_are_made_anew_only_when_the_number_of_teacher_steps_changes(short
     assert made == sorted(set(asked)) and len(made) == 25
 
 
-def test_a_second_network_trains_beside_the_first_and_is_part_of_the_state(short_teacher, tmp_path):
+def test_a_second_network_trains_alongside_and_is_part_of_the_state(short_teacher, tmp_path):
     alone, run = (begun(short_teacher, tmp_path / name, "teacher") for name in ("alone", "both"))
     torch.manual_seed(1)
     second = TrainedNetwork(EDMPrecond(**run.state.main.net.init_kwargs).train(), {})
