@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md: `python benchmarks/predict_scale.py [CONFIG]` prints them in half a minute.
+"""The tables behind docs/explanation/scaling.md: `python benchmarks/predict_scale.py [CONFIG]`, in half a minute.
 
 From the counts of `mscd plan` and the assumptions below about GPUs and their network, they predict the throughput of
 distillation on several GPUs, and how work and disk grow with the length of a run, the images per score and the number

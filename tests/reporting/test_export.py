@@ -136,11 +136,11 @@ def test_the_carried_files_equal_those_of_the_package(network, tmp_path):
     assert (folder / "mscd" / "LICENSE").read_bytes() == (package.parent / "LICENSE").read_bytes()
 
 
-def test_the_example_in_the_docs_is_the_exported_one_and_short():
-    package = Path(mscd.__file__).parent
-    example = package.parent / "docs" / "sample_standalone.py"
-    assert example.samefile(package / "reporting/standalone_sampler.py")
-    (main,) = [node for node in ast.parse(example.read_text()).body if isinstance(node, ast.FunctionDef)]
+def test_example_in_the_docs_is_the_exported_script_and_short():
+    repository = Path(mscd.__file__).parents[1]
+    script = "mscd/reporting/standalone_sampler.py"
+    assert f'--8<-- "{script}"' in (repository / "docs/how-to/use-elsewhere.md").read_text()
+    (main,) = [node for node in ast.parse((repository / script).read_text()).body if isinstance(node, ast.FunctionDef)]
     assert main.end_lineno - main.lineno < 32
 
 

@@ -1,1 +1,0 @@
-../mscd/reporting/standalone_sampler.py

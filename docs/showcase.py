@@ -1,0 +1,84 @@
+"""Renew the pictures and numbers of README.md and docs/index.md from the demo's results: `make showcase`.
+
+Copies two figures to docs/assets and writes the text between the `results` markers: the pictures, a table of the
+teacher and the best students, and how long the run took. Run `make demo` first.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from mscd.config.run_paths import TEACHER, RunPaths
+from mscd.errors import UserError
+from mscd.files.markdown import markdown_table
+from mscd.reporting.score_table import best_rows, read_table, teacher_euler
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ASSETS = REPOSITORY / "docs/assets"
+PAGES = {REPOSITORY / "README.md": "docs/assets", REPOSITORY / "docs/index.md": "assets"}  # with the path of ASSETS
+FIGURES = {  # name in the run: (name in ASSETS, width on the page, description)
+    "images": ("digits.png", "62%", "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
+    "score-vs-nfe": ("score-vs-nfe.png", "36%", "Score against network evaluations per image"),
+}
+BLOCK = re.compile(r"(<!-- results: make showcase -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def main(results: Path) -> None:
+    run = RunPaths(results)
+    try:
+        table = read_table(run.table)
+        for figure, (name, _, _) in FIGURES.items():
+            shutil.copyfile(run.figure(figure), ASSETS / name)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; run `make demo` first") from error
+    for page, assets in PAGES.items():
+        text, found = BLOCK.subn(lambda block: block[1] + shown(run, table, assets) + block[2], page.read_text())
+        if found != 1:
+            raise UserError(f"{page}: has {found} blocks of results, expected one between the `results` markers")
+        page.write_text(text)
+
+
+def shown(run: RunPaths, table: pd.DataFrame, assets: str) -> str:
+    """Return the Markdown of the results: pictures, table, and what they were made of."""
+    pictures = [f'<img src="{assets}/{name}" width="{width}" alt="{alt}">' for name, width, alt in FIGURES.values()]
+    minutes, cores = duration(run), os.cpu_count()
+    metric, images = table["metric"].iloc[0], table["images"].iloc[0]
+    caption = (
+        f"Real 8×8 digits, everything trained from scratch by `make demo`, here in {minutes:.0f} minutes on {cores} CPU "
+        f"cores. {metric}: Fréchet distance in the features of a digit classifier, mean over three blocks of "
+        f"{images:,} images; lower is better. It is not comparable with FID on ImageNet."
+    )
+    return "\n".join([f"<p>{' '.join(pictures)}</p>", "", *result_table(table), "", caption, ""])
+
+
+def result_table(table: pd.DataFrame) -> list[str]:
+    """Return four rows as Markdown: the teacher at the evaluations of the largest student and at its best, and the
+    best snapshot of each student, by falling number of evaluations."""
+    best = best_rows(table)
+    teacher = best.pop(TEACHER)
+    students = sorted(best.values(), key=lambda row: -row["nfe"])
+    [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
+    named = [("teacher, its best sampler", teacher), ("teacher, same evaluations as the student", euler)]
+    named += [(f"**student {row['model']}**", row) for row in students]
+    header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "relative to the teacher's best"]
+    rows = [[name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f} ×"] for name, row in named]
+    return markdown_table(header, rows, right={1, 2, 3}, padded=False)
+
+
+def duration(run: RunPaths) -> float:
+    """Return the minutes between the first and the last event that a job of the run wrote."""
+    lines = [line for path in run.root.glob("logs/**/*.events.jsonl") for line in path.read_text().splitlines()]
+    times = [json.loads(line)["time"] for line in lines]
+    return (max(times) - min(times)) / 60
+
+
+if __name__ == "__main__":
+    try:
+        main(REPOSITORY / "results/digits")
+    except UserError as error:
+        sys.exit(str(error))
