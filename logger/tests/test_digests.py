@@ -1,11 +1,11 @@
-"""Digests of the input files of a job."""
+"""Digests of a job's input files."""
 
 import time
 
 from snakemake_logger_plugin_mlflow.digests import Digests
 
 
-def test_digest_is_of_the_input_the_job_saw(tmp_path):
+def test_digest_is_of_the_input_that_the_job_saw(tmp_path):
     path, big = tmp_path / "in", tmp_path / "big"
     path.write_text("abc")
     with open(big, "wb") as file:

@@ -1,4 +1,4 @@
-"""Events files: what counts of a job's own lines and of those of attempts before it."""
+"""Events files: which lines of a job and of its earlier attempts count."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_events_are_read_as_they_are_written(tmp_path):
     assert events.read() and points(events) == {("loss", 1): 3.0, ("loss", 2): 2.0}
 
 
-def test_half_a_line_waits_for_its_end(tmp_path):
+def test_incomplete_line_is_read_once_it_is_complete(tmp_path):
     path = tmp_path / "a.events.jsonl"
     events = EventsFile(path, EMPTY_MARK)
     text = json.dumps(metrics(1, loss=3.0))
@@ -34,7 +34,7 @@ def test_half_a_line_waits_for_its_end(tmp_path):
     assert events.read() and points(events) == {("loss", 1): 3.0} and events.left_out == []
 
 
-def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
+def test_start_voids_later_steps_and_start_at_0_voids_everything(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("params", params={"lr": 1}), *[metrics(step, loss=step) for step in (1, 2, 3)])
     write(path, line("start", step=2))
@@ -51,13 +51,13 @@ def test_start_voids_later_steps_and_start_at_0_voids_all(tmp_path):
     [(2, {("loss", 1): 1, ("loss", 2): 2, ("loss", 3): 30}), (0, {("loss", 3): 30}), (None, {("loss", 3): 30})],
 )
 @pytest.mark.parametrize("deleted", [True, False])
-def test_what_an_earlier_attempt_wrote_counts_up_to_the_start_step(tmp_path, start, expected, deleted):
+def test_steps_of_an_earlier_attempt_count_up_to_the_start_step(tmp_path, start, expected, deleted):
     path = tmp_path / "a.events.jsonl"
     write(path, *[metrics(step, loss=step) for step in (1, 2, 3)])
     events = EventsFile(path, mark_of(path), keep_earlier(str(path), tmp_path / "kept"))
     events.read()
     assert points(events) == {}
-    if deleted:  # as Snakemake does when a job starts
+    if deleted:  # as Snakemake does when it starts a job
         path.unlink()
     if start is not None:
         write(path, line("start", step=start))
@@ -66,7 +66,7 @@ def test_what_an_earlier_attempt_wrote_counts_up_to_the_start_step(tmp_path, sta
     assert points(events) == expected and events.left_out == []
 
 
-def test_attempt_after_attempt_adds_to_one_curve(tmp_path):
+def test_successive_attempts_continue_one_curve(tmp_path):
     path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
     for first, last in ((0, 3), (2, 6), (4, 7)):
         earlier = keep_earlier(str(path), folder)
@@ -74,18 +74,18 @@ def test_attempt_after_attempt_adds_to_one_curve(tmp_path):
         write(path, line("start", step=first), *[metrics(step, loss=first) for step in range(first + 1, last)])
     events = EventsFile(path, EMPTY_MARK, earlier)
     events.read()
-    attempts = (0, 0, 2, 2, 4, 4)  # the ones that wrote steps 1 to 6
+    attempts = (0, 0, 2, 2, 4, 4)  # start step of the attempt that wrote each of steps 1 to 6
     assert points(events) == {("loss", step): start for step, start in enumerate(attempts, 1)}
 
 
 @pytest.mark.parametrize("read_before_deletion", [True, False])
-def test_process_that_outlives_its_snakemake_goes_on_with_one_curve(tmp_path, read_before_deletion):
+def test_process_that_outlives_its_snakemake_continues_its_curve(tmp_path, read_before_deletion):
     path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
     write(path, line("start", step=0), line("params", params={"lr": 1}), line("tags", tags={"host": "a"}))
     for step in (1, 4, 7):
         write(path, metrics(step, loss=step))
         events = EventsFile(path, mark_of(path), keep_earlier(str(path), folder))
-        write(path, metrics(step + 1, loss=step + 1))  # between the announcement of the job and what Snakemake deletes
+        write(path, metrics(step + 1, loss=step + 1))  # after the job is announced, before Snakemake deletes
         if read_before_deletion:
             events.read()
         path.unlink()
@@ -95,7 +95,7 @@ def test_process_that_outlives_its_snakemake_goes_on_with_one_curve(tmp_path, re
         assert events.content.params == {"lr": "1"} and events.content.tags == {"host": "a"}
 
 
-def test_attempt_that_wrote_nothing_breaks_no_curve(tmp_path):
+def test_attempt_that_wrote_nothing_does_not_break_the_curve(tmp_path):
     path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
     write(path, line("start", step=0), metrics(1, loss=1), metrics(2, loss=2))
     keep_earlier(str(path), folder)
@@ -106,7 +106,7 @@ def test_attempt_that_wrote_nothing_breaks_no_curve(tmp_path):
     assert points(events) == {("loss", 1): 1.0, ("loss", 2): 20.0}
 
 
-def test_attempt_from_0_forgets_the_ones_before_it(tmp_path):
+def test_attempt_that_starts_at_0_replaces_earlier_ones(tmp_path):
     path, folder = tmp_path / "a.events.jsonl", tmp_path / "kept"
     for value in (1, 2):
         write(path, line("start", step=0), *[metrics(step, loss=value) for step in range(1, 6 - value)])
@@ -119,7 +119,7 @@ def test_attempt_from_0_forgets_the_ones_before_it(tmp_path):
     assert len(list(folder.rglob("*.jsonl"))) == 1
 
 
-def test_later_tags_replace_earlier_ones_and_those_before_a_start_stay(tmp_path):
+def test_later_tags_replace_earlier_ones_and_tags_before_a_start_remain(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("tags", tags={"slurm_job_id": "123", "requeues": "0"}), line("start", step=0))
     events = EventsFile(path, EMPTY_MARK)
@@ -130,7 +130,7 @@ def test_later_tags_replace_earlier_ones_and_those_before_a_start_stay(tmp_path)
     assert events.content.tags == {"slurm_job_id": "123", "requeues": "1"}
 
 
-def test_new_process_takes_over_no_params_and_tags_of_an_earlier_attempt(tmp_path):
+def test_new_process_inherits_no_params_or_tags_from_an_earlier_attempt(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("start", step=0), line("params", params={"lr": 1}), line("tags", tags={"nodes": "n1"}))
     write(path, metrics(1, loss=1))
@@ -141,7 +141,7 @@ def test_new_process_takes_over_no_params_and_tags_of_an_earlier_attempt(tmp_pat
     assert points(events) == {("loss", 1): 1.0} and events.content.params == events.content.tags == {}
 
 
-def test_overwritten_earlier_attempt_is_left_out_and_named(tmp_path):
+def test_overwritten_earlier_attempt_is_left_out_and_reported(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, line("start", step=0), metrics(1, loss=1))
     earlier = keep_earlier(str(path), tmp_path / "kept")
@@ -153,7 +153,7 @@ def test_overwritten_earlier_attempt_is_left_out_and_named(tmp_path):
     assert points(events) == {("loss", 2): 2.0} and len(events.left_out) == 1
 
 
-def test_file_written_anew_holds_nothing_from_before_the_job(tmp_path):
+def test_rewritten_file_has_nothing_from_before_the_job(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, metrics(1, loss=1))
     events = EventsFile(path, mark_of(path), keep_earlier(str(path), tmp_path / "kept"))
@@ -163,7 +163,7 @@ def test_file_written_anew_holds_nothing_from_before_the_job(tmp_path):
     assert points(events) == {("loss", 1): 7.0, ("loss", 2): 8.0}
 
 
-def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
+def test_lines_that_are_not_events_are_left_out_and_reported(tmp_path):
     path = tmp_path / "a.events.jsonl"
     path.write_text('not json\n{"event": "dance", "time": 1}\n[1]\n')
     write(path, metrics("x", loss=1), metrics(1, loss=1))
@@ -172,7 +172,7 @@ def test_lines_that_are_no_events_are_left_out_and_named(tmp_path):
     assert len(events.left_out) == 4 and points(events) == {("loss", 1): 1.0}
 
 
-def test_events_file_deleted_and_begun_anew_between_two_reads(tmp_path):
+def test_events_file_deleted_and_recreated_between_two_reads(tmp_path):
     path = tmp_path / "a.events.jsonl"
     write(path, metrics(1, loss=1))
     events = EventsFile(path, mark_of(path))

@@ -6,7 +6,7 @@ import sys
 from snakemake_logger_plugin_mlflow.journal import Journal, JournalReader, describe_process, mark_of, process_is_gone
 
 
-def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
+def test_mark_distinguishes_a_grown_file_from_a_rewritten_one(tmp_path):
     path = tmp_path / "a"
     path.write_text("x" * 1000)
     before = mark_of(path)
@@ -16,7 +16,7 @@ def test_mark_tells_a_grown_file_from_one_written_anew(tmp_path):
     assert mark_of(path, before["size"]) != before
 
 
-def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
+def test_reader_returns_each_record_once_and_no_partial_one(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     reader = JournalReader(journal.path)
     journal.add({"record": "a"})
@@ -27,7 +27,7 @@ def test_reader_gives_each_record_once_and_no_half_one(tmp_path):
     assert journal.path.stat().st_mode & 0o077 == 0
 
 
-def test_process_is_gone_only_when_it_is_provably_so():
+def test_process_counts_as_gone_only_if_that_is_certain():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     process = describe_process(child.pid)
     assert not process_is_gone(process, same_directory=True)

@@ -1,4 +1,4 @@
-"""Real workflows that log to a real MLflow server on a real PostgreSQL, and what becomes of them when those go away."""
+"""Real workflows that log to a real MLflow server on a real PostgreSQL, and what happens when those go down."""
 
 import time
 
@@ -49,7 +49,7 @@ def server(postgres, tmp_path_factory):
 
 @pytest.fixture
 def new_flow():
-    """Makes a project in a folder for a store; jobs that wait for the file `go` end with the test."""
+    """A function that creates a project for a store; after the test, jobs that wait for the file `go` end."""
     flows = []
 
     def new(folder, uri):
@@ -67,15 +67,15 @@ def flow(tmp_path, server, new_flow):
     return new_flow(tmp_path, server.uri)
 
 
-def test_jobs_of_every_ending_are_nested_runs_on_the_server(flow):
+def test_jobs_with_every_outcome_become_nested_runs_on_the_server(flow):
     check_finished_and_failed_jobs(flow)
 
 
-def test_jobs_of_every_ending_are_nested_runs_in_the_database_without_a_server(tmp_path, postgres, server, new_flow):
+def test_jobs_with_every_outcome_become_nested_runs_without_a_server(tmp_path, postgres, server, new_flow):
     check_finished_and_failed_jobs(new_flow(tmp_path, postgres.uri))
 
 
-def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp_path, server, new_flow):
+def test_two_concurrent_workflows_share_a_new_experiment_and_lose_nothing(tmp_path, server, new_flow):
     flows = [new_flow(tmp_path / name, server.uri) for name in ("mine", "yours")]
     for flow in flows:
         write_slow(flow)
@@ -100,18 +100,18 @@ def test_two_workflows_at_once_make_one_new_experiment_and_both_arrive_whole(tmp
 
 
 @pytest.mark.slow
-def test_server_killed_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, server):
+def test_server_outage_is_reported_once_and_filled_by_replay(flow, server):
     line = check_outage(flow, server.kill, server.start)
     assert server.uri in line
 
 
 @pytest.mark.slow
-def test_postgres_stopped_to_the_end_of_the_workflow_is_told_once_and_filled_by_replay(flow, postgres):
+def test_postgres_outage_is_reported_once_and_filled_by_replay(flow, postgres):
     line = check_outage(flow, postgres.stop, postgres.start)
-    assert "error 503, as when its database is away" in line
+    assert "error 503; its database may be down" in line
 
 
-def test_postgres_that_comes_back_in_time_is_caught_up_with(flow, postgres):
+def test_temporarily_stopped_postgres_receives_everything(flow, postgres):
     write_slow(flow)
     process = flow.start()
     wait_until(lambda: has_live_metrics(flow), "live metrics")
@@ -127,17 +127,17 @@ def test_postgres_that_comes_back_in_time_is_caught_up_with(flow, postgres):
     check_curve_of_slow(flow)
 
 
-def test_requeued_job_sends_each_step_once_and_its_new_facts_as_tags(flow):
+def test_requeued_job_sends_each_step_once_and_new_facts_as_tags(flow):
     check_requeued_job(flow)
 
 
 @pytest.mark.slow
-def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
+def test_job_that_outlives_its_killed_snakemake_has_the_complete_curve(flow):
     check_job_that_outlives_snakemake(flow)
 
 
 @pytest.mark.slow
-def test_runs_whose_making_was_answered_into_the_void_are_there_once(tmp_path, server, new_flow):
+def test_runs_exist_once_if_the_response_to_their_creation_was_lost(tmp_path, server, new_flow):
     flows = {}
     for times in (1, 2):
         proxy = Proxy(server.uri)

@@ -1,4 +1,4 @@
-"""Jobs that are killed and go on, and jobs that outlive their Snakemake, in real runs with an SQLite store."""
+"""Jobs that are killed and resume, and jobs that outlive their Snakemake, in real runs with an SQLite store."""
 
 import pytest
 from mlflow_resumed import check_job_that_outlives_snakemake, check_requeued_job
@@ -9,15 +9,15 @@ from mlflow_workflows import Flow, plugin_lines
 def flow(tmp_path):
     flow = Flow(tmp_path / "flow")
     yield flow
-    (flow.folder / "go").touch()  # ends its job where a check failed
+    (flow.folder / "go").touch()  # ends the job if a check failed
 
 
-def test_requeued_job_sends_each_step_once_and_its_new_facts_as_tags(flow):
+def test_requeued_job_sends_each_step_once_and_new_facts_as_tags(flow):
     check_requeued_job(flow)
 
 
 @pytest.mark.slow
-def test_job_that_outlives_its_killed_snakemake_has_the_whole_curve(flow):
+def test_job_that_outlives_its_killed_snakemake_has_the_complete_curve(flow):
     check_job_that_outlives_snakemake(flow)
 
 
@@ -41,7 +41,7 @@ open(output, "w").close()
 """
 
 
-def test_retried_job_has_the_whole_curve_with_each_step_once(flow):
+def test_retried_job_has_the_complete_curve_with_each_step_once(flow):
     flow.write(RETRIED, train=TRAIN)
     done = flow.run()
     assert done.returncode == 0 and plugin_lines(done.stderr) == []

@@ -1,4 +1,4 @@
-"""What a session sends to a real SQLite store from the journal of a workflow."""
+"""What a session sends from the journal of a workflow to a real SQLite store."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from snakemake_logger_plugin_mlflow.journal import (
 from snakemake_logger_plugin_mlflow.session import Session, artifact_folders
 
 
-def test_files_of_one_name_go_to_folders_of_their_own():
+def test_files_with_the_same_name_go_to_separate_folders():
     assert artifact_folders("log", ["a/x.log", "b/x.log", "c/y.log"]) == [
         ("a/x.log", "log/a"), ("b/x.log", "log/b"), ("c/y.log", "log")
     ]  # fmt: skip
@@ -28,7 +28,7 @@ def test_files_of_one_name_go_to_folders_of_their_own():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current directory, with an empty store in it."""
+    """The current directory, which contains an empty store."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     return tmp_path
@@ -73,7 +73,7 @@ def note_nothing(message):
     raise AssertionError(message)
 
 
-def test_job_becomes_a_nested_run_with_everything_that_is_known_of_it(folder):
+def test_job_becomes_a_nested_run_with_everything_known_about_it(folder):
     events = folder / "t.events.jsonl"
     log, table, big = folder / "t.log", folder / "table.csv", folder / "big.csv"
     log.write_text("hello")
@@ -119,7 +119,7 @@ def test_repeated_and_interrupted_sessions_send_nothing_twice(folder):
     journal.add(workflow_entry(folder))
     journal.add(job_entry("1.1", log=["t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK}))
     write(events, line("start", step=0), metrics(1, loss=1, lr=2))
-    assert not Session(journal.path, note_nothing).step()  # and this sender dies here
+    assert not Session(journal.path, note_nothing).step()  # this sender ends here
     write(events, metrics(2, loss=2, lr=2))
     journal.add(end_entry("1.1", events={"t.events.jsonl": mark_of(events)}))
     journal.add(job_entry("2.1", time=START + 3))
@@ -138,7 +138,7 @@ def test_repeated_and_interrupted_sessions_send_nothing_twice(folder):
     assert runs["2.1"].data.tags["snakemake.error"] == "shell: false"
 
 
-def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_tag(folder):
+def test_restarted_job_sends_each_step_once_and_its_new_param_as_a_tag(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
@@ -153,7 +153,7 @@ def test_job_that_begins_again_sends_each_step_once_and_keeps_the_new_param_as_t
     assert runs["1.1"].data.params["host"] == "a" and runs["1.1"].data.tags["host"] == "b"
 
 
-def test_facts_about_a_requeued_job_are_tags_with_the_latest_value(folder):
+def test_tags_of_a_requeued_job_have_the_latest_value(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
@@ -165,11 +165,11 @@ def test_facts_about_a_requeued_job_are_tags_with_the_latest_value(folder):
     session.step()
     expected = {"slurm_job_id": "123", "nodes": "n[1,3]", "requeues": "1"}.items()
     assert runs_of(folder)[1]["1.1"].data.tags.items() >= expected
-    Session(journal.path, note_nothing).step()  # a sender that begins anew puts no older value back
+    Session(journal.path, note_nothing).step()  # a new sender does not restore older values
     assert runs_of(folder)[1]["1.1"].data.tags.items() >= expected
 
 
-def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
+def test_events_file_overwritten_after_its_job_is_left_out_and_reported(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
@@ -183,7 +183,7 @@ def test_events_file_overwritten_since_its_job_is_left_out_and_named(folder):
     assert notes and "t.events.jsonl" in notes[0] and histories(folder, "1.1") == {}
 
 
-def test_thousand_metrics_and_odd_names_arrive_whole(folder):
+def test_a_thousand_metrics_and_odd_names_all_arrive(folder):
     events = folder / "t.events.jsonl"
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
@@ -202,14 +202,14 @@ def test_thousand_metrics_and_odd_names_arrive_whole(folder):
     assert again.step() and again.counts.total() == 0
 
 
-def test_abandoned_workflow_is_closed_as_killed_at_the_last_sign_of_life(folder):
+def test_abandoned_workflow_is_killed_as_of_its_last_sign_of_life(folder):
     (folder / "t.log").write_text("half")
     os.utime(folder / "t.log", (2e9, 2e9))
     journal = Journal(folder / "j.jsonl")
     journal.add(workflow_entry(folder))
     journal.add(job_entry("1.1", log=["t.log"]))
     end_journal(journal.path)
-    end_journal(journal.path)  # changes nothing more
+    end_journal(journal.path)  # changes nothing
     assert Session(journal.path, note_nothing).step()
     client, runs = runs_of(folder)
     assert {run.info.status for run in runs.values()} == {"KILLED"}
@@ -217,7 +217,7 @@ def test_abandoned_workflow_is_closed_as_killed_at_the_last_sign_of_life(folder)
     assert [a.path for a in client.list_artifacts(runs["1.1"].info.run_id, "log")] == ["log/t.log"]
 
 
-def test_logs_of_a_job_survive_that_it_begins_again(folder):
+def test_logs_of_a_job_survive_its_restart(folder):
     events, log = folder / "t.events.jsonl", folder / "t.log"
     job = job_entry("1.1", log=["t.log", "t.events.jsonl"], events={"t.events.jsonl": EMPTY_MARK})
     write(events, line("start", step=0), metrics(1, loss=1))
@@ -226,7 +226,7 @@ def test_logs_of_a_job_survive_that_it_begins_again(folder):
     journal.add(workflow_entry(folder))
     journal.add(job)
     journal.add(end_job(job, kept_folder(journal.path), "FAILED", START + 5))
-    for file in (events, log):  # as Snakemake does
+    for file in (events, log):  # as Snakemake does before it restarts the job
         file.unlink()
     journal.add(job | {"key": "1.2"})
     write(events, line("start", step=0), metrics(1, loss=2))

@@ -1,4 +1,4 @@
-"""The runs of a workflow in the real MLflow UI, seen through a headless browser."""
+"""The runs of a workflow in the real MLflow UI, in a headless browser."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ open(log, "w").write("scored\\n")
 """
 
 
-def test_user_finds_the_workflow_with_its_jobs_and_compares_two_students(tmp_path):
+def test_user_finds_the_workflow_and_its_jobs_and_compares_two_runs(tmp_path):
     folder, pictures = tmp_path / "project", tmp_path / "pictures"
     folder.mkdir()
     pictures.mkdir()

@@ -1,4 +1,4 @@
-"""The MLflow logger plugin in real Snakemake runs of small third-party workflows."""
+"""The plugin in real Snakemake runs of small workflows."""
 
 import os
 import signal
@@ -29,11 +29,11 @@ from mlflow_workflows import (
 
 @pytest.fixture
 def flow(tmp_path):
-    """A project folder with an empty store where a bare `mlflow ui` looks for it."""
+    """A project folder with an empty store where `mlflow ui` without arguments looks for one."""
     return Flow(tmp_path / "flow")
 
 
-def test_finished_and_failed_jobs_are_nested_runs_with_their_logs(flow):
+def test_finished_and_failed_jobs_become_nested_runs_with_their_logs(flow):
     check_finished_and_failed_jobs(flow)
 
 
@@ -44,7 +44,7 @@ rule one:
 """
 
 
-def test_what_runs_no_job_logs_nothing(flow):
+def test_nothing_is_logged_if_no_job_runs(flow):
     flow.write(ONE)
     for arguments in (["-n"], ["--lint"], ["--dag"], ["--touch"], ["--unlock"]):
         flow.run(*arguments)
@@ -63,13 +63,13 @@ def test_quiet_run_is_logged_in_the_named_experiment(flow):
 
 @pytest.fixture
 def slow(flow):
-    """A project whose job works until the file `go` is there, noting a metric ten times a second."""
+    """A project whose job runs until the file `go` exists and writes a metric ten times per second."""
     write_slow(flow)
     yield flow
-    (flow.folder / "go").touch()  # ends the job where Snakemake was killed above it
+    (flow.folder / "go").touch()  # ends the job if its Snakemake was killed
 
 
-def test_metrics_arrive_while_the_job_runs_and_an_interrupted_one_is_killed(slow):
+def test_metrics_arrive_live_and_an_interrupted_job_is_killed(slow):
     process = slow.start()
     wait_until(lambda: has_live_metrics(slow), "live metrics")
     assert slow.states()["slow"] == "RUNNING"
@@ -89,7 +89,7 @@ def test_runs_of_a_killed_snakemake_are_closed_by_the_sender(slow):
 
 
 def leave_running(flow, *arguments):
-    """Kills a Snakemake and its sender, which does not notice. Returns the runs it made, those left running by name."""
+    """Kill a Snakemake and its sender, before the sender notices. Return {name: id} of the runs left running."""
     before = {run.info.run_id for run in flow.runs()}
 
     def new_runs():
@@ -109,7 +109,7 @@ def leave_running(flow, *arguments):
 
 
 @pytest.mark.slow
-def test_runs_left_running_are_closed_as_killed_by_the_next_workflow_with_the_logs_of_a_journal_that_is_left(slow):
+def test_next_workflow_closes_left_runs_with_logs_if_their_journal_exists(slow):
     without_journal = leave_running(slow)
     [journal] = (slow.folder / ".snakemake" / "mlflow").glob("*.jsonl")
     journal.unlink()
@@ -127,14 +127,14 @@ def test_runs_left_running_are_closed_as_killed_by_the_next_workflow_with_the_lo
 
 
 def lock_store(flow):
-    """Holds the SQLite store locked until the ROLLBACK of what is returned."""
+    """Lock the SQLite store until the returned connection executes ROLLBACK."""
     lock = sqlite3.connect(flow.folder / "mlflow.db", isolation_level=None, timeout=20)
     lock.execute("BEGIN EXCLUSIVE")
     return lock
 
 
 @pytest.mark.slow
-def test_locked_store_is_told_once_and_filled_by_replay(slow):
+def test_locked_store_is_reported_once_and_filled_by_replay(slow):
     (slow.folder / "go").touch()
     lock = lock_store(slow)
     done = slow.run()
@@ -146,12 +146,12 @@ def test_locked_store_is_told_once_and_filled_by_replay(slow):
     assert slow.runs() == []
 
     filled = slow.run_command(command_in(line))
-    assert filled.returncode == 0 and "5 runs made" in filled.stdout, filled
+    assert filled.returncode == 0 and "5 runs created" in filled.stdout, filled
     assert slow.states() == SLOW_STATES
     assert "complete" in slow.replay_again() and slow.states() == SLOW_STATES
 
 
-def test_store_that_is_locked_for_a_while_is_caught_up_with(slow):
+def test_temporarily_locked_store_receives_everything(slow):
     process = slow.start()
     wait_until(lambda: has_live_metrics(slow), "live metrics")
     lock = lock_store(slow)
@@ -167,7 +167,7 @@ def test_store_that_is_locked_for_a_while_is_caught_up_with(slow):
 
 
 @pytest.mark.slow
-def test_server_that_goes_down_during_the_run_is_told_once_and_filled_by_replay(tmp_path):
+def test_server_that_goes_down_is_reported_once_and_filled_by_replay(tmp_path):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     server = Server(tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
     proxy = Proxy(server.uri)
@@ -182,7 +182,7 @@ def test_server_that_goes_down_during_the_run_is_told_once_and_filled_by_replay(
     assert proxy.uri in line
 
 
-def test_server_that_never_was_there_leaves_the_workflow_alone(tmp_path):
+def test_missing_server_does_not_disturb_the_workflow(tmp_path):
     flow = Flow(tmp_path / "flow", f"http://me:secret@127.0.0.1:{free_port()}")
     flow.write(ONE)
     done = flow.run()
@@ -193,7 +193,7 @@ def test_server_that_never_was_there_leaves_the_workflow_alone(tmp_path):
     assert replay.returncode == 1 and len(replay.stderr.splitlines()) == 1
 
 
-def test_journal_that_cannot_be_written_is_told_once(flow):
+def test_unwritable_journal_is_reported_once(flow):
     flow.write(ONE)
     (flow.folder / ".snakemake").mkdir()
     (flow.folder / ".snakemake" / "mlflow").write_text("in the way")
@@ -201,8 +201,8 @@ def test_journal_that_cannot_be_written_is_told_once(flow):
     assert done.returncode == 0 and len(plugin_lines(done.stderr)) == 1
 
 
-def test_replay_of_a_missing_journal_is_one_clear_line(flow):
+def test_replay_of_a_missing_journal_prints_one_clear_line(flow):
     done = flow.run_command([*REPLAY, "no.jsonl"])
     assert done.returncode == 1 and done.stderr == (
-        "MLflow logger: replay stopped: no.jsonl: no such journal; they lie in .snakemake/mlflow\n"
+        "MLflow logger: replay stopped: no.jsonl: no such journal; journals are in .snakemake/mlflow\n"
     )

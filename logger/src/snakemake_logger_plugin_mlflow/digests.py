@@ -3,20 +3,20 @@
 import hashlib
 import os
 
-LARGEST_HASHED = 8 * 2**20  # bytes; of larger files only the size is noted
-CLOCK_SKEW = 60.0  # seconds by which clocks of a shared disk may differ
+LARGEST_HASHED = 8 * 2**20  # bytes; for larger files only the size is recorded
+CLOCK_SKEW = 60.0  # seconds by which the clocks of machines that share a disk may differ
 
 
 class Digests:
-    """Digests of files, each computed once as long as the file does not change."""
+    """Digests of files; each is computed once for as long as its file does not change."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, int], str] = {}
 
     def of_inputs(self, paths: list[str], started: float) -> dict[str, str]:
-        """{path: digest} for a job that began at `started`.
+        """Return {path: digest} for a job that started at `started`.
 
-        A digest is "sha256:<hex>", "size:<bytes>", "folder", "gone" or, where the file is newer, "changed since".
+        A digest is "sha256:<hex>", "size:<bytes>", "folder", "gone" or, if the file is newer, "changed since".
         """
         return {path: self._digest(path, started) for path in paths}
 
@@ -30,7 +30,7 @@ class Digests:
             key = (path, status.st_size, status.st_mtime_ns)
             if key not in self._known:
                 self._known[key] = _sha256(path) if status.st_size <= LARGEST_HASHED else f"size:{status.st_size}"
-        except FileNotFoundError:  # a temporary file, removed since
+        except FileNotFoundError:  # for example a temporary file that was removed since
             return "gone"
         return self._known[key]
 

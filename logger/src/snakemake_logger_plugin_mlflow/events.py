@@ -1,8 +1,8 @@
-"""Events files: append-only JSONL in which a job notes its params, tags, metrics (with step) and artifacts.
+"""Events files: append-only JSONL in which a job reports its params, tags, metrics (with step) and artifacts.
 
-Any `log:` file of a rule whose name ends in `.events.jsonl` is one. Lines:
-    {"event": "start", "time": t, "step": k}     a process begins at step k: what is above for later steps is
-                                                 void; with k = 0 everything above is, but for tags
+Every `log:` file of a rule whose name ends in `.events.jsonl` is an events file. Its lines:
+    {"event": "start", "time": t, "step": k}     a process begins at step k: earlier lines for later steps
+                                                 no longer count; with k = 0 no earlier line does, except tags
     {"event": "params", "time": t, "params": {...}}              {"event": "tags", "time": t, "tags": {...}}
     {"event": "metrics", "time": t, "step": n, "metrics": {...}} {"event": "artifact", "time": t, "path": "..."}
 """
@@ -22,28 +22,28 @@ SUFFIX = ".events.jsonl"
 
 @dataclass
 class Start:
-    """A process begins at a step."""
+    """A process begins at `step`."""
 
     step: int
 
 
 @dataclass
 class Params:
-    """What a job was called with; MLflow never changes a param."""
+    """Parameters of a job; MLflow never changes a param."""
 
     values: dict[str, str]
 
 
 @dataclass
 class Tags:
-    """What may change while a job runs."""
+    """Facts that may change while a job runs."""
 
     values: dict[str, str]
 
 
 @dataclass
 class Metrics:
-    """Numbers at a step. time: ms since 1970."""
+    """Values at a step. time: ms since 1970."""
 
     step: int
     time: int
@@ -62,7 +62,7 @@ Event = Start | Params | Tags | Metrics | Artifact
 
 
 def parse_event(text: bytes) -> Event | None:
-    """The event of one line; None where it is not of the format."""
+    """Return the event on one line, or None if the line is not in the format."""
     try:
         line = json.loads(text)
         kind, time = line["event"], float(line["time"])
@@ -77,14 +77,14 @@ def parse_event(text: bytes) -> Event | None:
             return Tags({name: str(value) for name, value in line["tags"].items()})
         if kind == "artifact":
             return Artifact(str(line["path"]), time)
-    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, a field that is missing or of another type
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or a field is missing or of the wrong type
         pass
     return None
 
 
 @dataclass
 class Content:
-    """What holds of an events file (or of a part of it) after the `start` rule."""
+    """What counts of an events file (or of part of it) once the `start` rule is applied."""
 
     points: dict[tuple[str, int], tuple[float, int]] = field(default_factory=dict)  # (name, step): (value, ms)
     params: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Content:
     artifacts: dict[str, float] = field(default_factory=dict)  # path: time of the last line that names it
 
     def add(self, event: Event) -> None:
-        """Adds what one line says."""
+        """Add the event of one line."""
         match event:
             case Start(step):
                 self.restart(step)
@@ -106,7 +106,7 @@ class Content:
                 self.artifacts[path] = written
 
     def restart(self, step: int) -> None:
-        """Drops what is void when a process begins at a step."""
+        """Drop what no longer counts when a process begins at a step."""
         if step == 0:
             self.points.clear()
             self.params.clear()
@@ -115,7 +115,7 @@ class Content:
             self.points = {key: value for key, value in self.points.items() if key[1] <= step}
 
     def prepend(self, earlier: "Content") -> None:
-        """Adds what was noted earlier than all of this."""
+        """Add content that is older than all content so far."""
         self.points = earlier.points | self.points
         self.params = earlier.params | self.params
         self.tags = earlier.tags | self.tags
@@ -123,26 +123,26 @@ class Content:
 
 
 class EventsFile:
-    """The events of one job, in a file that may hold those of an earlier attempt and may still grow.
+    """The events of one job, in a file that may begin with those of an earlier attempt and may still grow.
 
-    before: mark of the file when the job was announced, after which Snakemake deletes it. earlier: what attempts before
-    this one wrote (see keep_earlier). Their steps count up to k where this attempt begins with a `start` at k > 0. All
-    of it counts where metrics come without a `start`: then a process that outlived its Snakemake is still writing.
+    before: mark of the file when Snakemake announced the job; Snakemake deletes the file after that. earlier: what
+    earlier attempts wrote (see keep_earlier). If this attempt begins with a `start` at k > 0, their steps count up to
+    k. If its metrics come without a `start`, a process that outlived its Snakemake is still writing: all of it counts.
     """
 
     def __init__(self, path: Path, before: Mark = EMPTY_MARK, earlier: Sequence[KeptFile] = ()):
         self.path = path
         self.content = Content()
-        self.left_out: list[str] = []  # what could not be read
-        self._seen = before  # mark of what was read or does not count
+        self.left_out: list[str] = []  # descriptions of what could not be read
+        self._seen = before  # mark of the part that was read or does not count
         self._earlier = earlier
-        self._has_earlier = False  # whether it is settled what of the earlier attempts counts
+        self._has_earlier = False  # whether the earlier attempts have been taken into account
 
     def read(self, until: Mark | None = None) -> bool:
-        """Adds the lines that are new, up to the mark `until`. True if there were any."""
+        """Add the new lines, up to the mark `until`. Return whether there were any."""
         if (
             mark_of(self.path, self._seen["size"]) != self._seen
-        ):  # deleted or written anew: a new file, all of it counts
+        ):  # the file was deleted or rewritten: all of the new one counts
             self.content, self._seen, self._has_earlier = Content(), EMPTY_MARK, False
         start = self._seen["size"]
         try:
@@ -155,7 +155,7 @@ class EventsFile:
         return bool(lines)
 
     def matches(self, until: Mark) -> bool:
-        """Whether the file still begins with what was marked."""
+        """Return whether the file still begins with what was marked."""
         return mark_of(self.path, until["size"]) == until
 
     def _add(self, line: bytes) -> None:
@@ -169,12 +169,12 @@ class EventsFile:
         self.content.add(event)
 
     def _add_earlier(self, first: Start | Metrics) -> None:
-        """Adds what counts of earlier attempts, given the first `start` or `metrics` of this one."""
+        """Add what counts of the earlier attempts, given the first `start` or `metrics` of this one."""
         if isinstance(first, Start):
             if first.step > 0:
                 earlier = self._read_earlier()
                 earlier.restart(first.step)
-                earlier.params, earlier.tags = {}, {}  # a process that begins notes its own
+                earlier.params, earlier.tags = {}, {}  # a new process reports its own
                 self.content.prepend(earlier)
         elif begin_with_start([kept["path"] for kept in self._earlier]):
             self.content.prepend(self._read_earlier())
@@ -186,17 +186,18 @@ class EventsFile:
             if not file.exists() or mark_of(file, size) != {"size": size, "tail": kept["tail"]}:
                 self.left_out.append("what earlier attempts wrote was overwritten")
                 continue
-            # all of it, since its process wrote on until Snakemake deleted it; unless it is still the job's own file
+            # Its process kept writing until Snakemake deleted the file, so all of it counts. But if it is still the
+            # job's own file, only the marked part is from an earlier attempt.
             for event in read_events(file, size if is_same_file(self.path, file) else None):
                 content.add(event)
         return content
 
 
 def keep_earlier(path: str, folder: Path) -> list[KeptFile]:
-    """Gives an events file that Snakemake is about to delete a second name in a folder of its own below `folder`.
+    """Keep an events file that Snakemake is about to delete, in a folder below `folder` that is only for this path.
 
-    Returns it and those that were kept before, oldest first, as far as it continues them. A hard link, so that what
-    a living process still writes is not lost; a copy where there can be no links.
+    Return the files kept for this path so far, as far as this one continues them, and this one, oldest first. A file is
+    kept as a hard link, so that what a living process still writes is not lost, or copied where links are not possible.
     """
     chain = folder / hashlib.sha256(path.encode()).hexdigest()[:16]
     kept = sorted(chain.glob(f"*{SUFFIX}"))
@@ -212,7 +213,7 @@ def keep_earlier(path: str, folder: Path) -> list[KeptFile]:
 
 
 def starts_over(path: str | Path, kept: Sequence[Path]) -> bool:
-    """Whether nothing of the attempts before counts for an events file."""
+    """Return whether nothing of the earlier attempts `kept` counts for the events file at `path`."""
     match first_step(path):
         case None:
             return False
@@ -223,18 +224,18 @@ def starts_over(path: str | Path, kept: Sequence[Path]) -> bool:
 
 
 def begin_with_start(paths: Iterable[str | Path]) -> bool:
-    """Whether the processes that wrote these events files begin with a `start`."""
+    """Return whether the processes that wrote these events files report a `start` first."""
     firsts = (first_step(path) for path in paths if os.path.exists(path))
     return next((isinstance(first, Start) for first in firsts if first is not None), False)
 
 
 def first_step(path: str | Path) -> Start | Metrics | None:
-    """The first event of an events file that has a step."""
+    """Return the first event of an events file that has a step."""
     return next((event for event in read_events(path) if isinstance(event, Start | Metrics)), None)
 
 
 def read_events(path: str | Path, end: int | None = None) -> Iterator[Event]:
-    """The events of an events file, or of its first `end` bytes."""
+    """Yield the events of an events file, or of its first `end` bytes."""
     for line in whole_lines(path, 0, end):
         event = parse_event(line)
         if event is not None:
@@ -242,14 +243,14 @@ def read_events(path: str | Path, end: int | None = None) -> Iterator[Event]:
 
 
 def whole_lines(path: str | Path, start: int, end: int | None) -> list[bytes]:
-    """The lines from byte start to end (None: of the file), without a last one that is not written to its end."""
+    """Return the lines from byte `start` to byte `end` (None: the file's end), without an incomplete last line."""
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(-1 if end is None else max(0, end - start)).split(b"\n")[:-1]
 
 
 def is_same_file(path: str | Path, other: str | Path) -> bool:
-    """Whether two paths name one file."""
+    """Return whether two paths name the same file."""
     try:
         return os.path.samefile(path, other)
     except FileNotFoundError:
@@ -257,7 +258,7 @@ def is_same_file(path: str | Path, other: str | Path) -> bool:
 
 
 def link_or_copy(path: str, name: Path) -> None:
-    """Gives a file a second name, or where there can be no links a copy."""
+    """Give a file a second name, or copy it where links are not possible."""
     name.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, name)

@@ -1,4 +1,4 @@
-"""The part in the Snakemake process: it writes the journal and starts the sender, and never stops a workflow."""
+"""The part in the Snakemake process: writes the journal, starts the sender, and never stops a workflow."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ from snakemake_logger_plugin_mlflow.journal import Journal, Record, WorkflowReco
 from snakemake_logger_plugin_mlflow.messages import ALREADY_TOLD, replay_command, tell_user
 from snakemake_logger_plugin_mlflow.recorder import Recorder
 
-DRAIN_SECONDS = 60  # how long the end of a workflow waits for the sender
+DRAIN_SECONDS = 60  # how long a workflow waits for the sender at its end
 
 
 @dataclass
 class LogHandlerSettings(LogHandlerSettingsBase):
-    """Command line settings: `--logger-mlflow-tracking-uri`, `--logger-mlflow-experiment-name`."""
+    """Command-line options: `--logger-mlflow-tracking-uri`, `--logger-mlflow-experiment-name`."""
 
     tracking_uri: Optional[str] = field(  # noqa: UP045 (Snakemake reads no other form)
         default=None,
@@ -33,7 +33,7 @@ class LogHandlerSettings(LogHandlerSettingsBase):
     experiment_name: Optional[str] = field(  # noqa: UP045 (Snakemake reads no other form)
         default=None,
         metadata={
-            "help": "MLflow experiment that gets the runs; made if there is none. Default: "
+            "help": "MLflow experiment for the runs; created if it does not exist. Default: "
             "$MLFLOW_EXPERIMENT_NAME, else the name of the working directory.",
             "env_var": False,
             "required": False,
@@ -42,21 +42,21 @@ class LogHandlerSettings(LogHandlerSettingsBase):
 
 
 class LogHandler(LogHandlerBase):
-    """Journals one workflow run.
+    """Writes the journal of one workflow.
 
-    Snakemake calls `emit` in a thread of its own, later than the log record was made. What is true only when it is
-    made (params, sizes of events files) is noted by `capture`, a logging filter, which runs at that moment.
+    Snakemake calls `emit` in a separate thread, some time after it creates a log record. `capture`, a logging filter,
+    runs when the record is created and notes what is only true at that moment (params, sizes of events files).
     """
 
     settings: LogHandlerSettings
     writes_to_stream = False
     writes_to_file = False
-    has_filter = True  # else Snakemake adds one that drops job records under --quiet
+    has_filter = True  # otherwise Snakemake adds a filter that drops job records under --quiet
     has_formatter = True
     needs_rulegraph = False
 
     def __post_init__(self) -> None:
-        from snakemake.logging import logger  # here, because the sender imports this package without Snakemake
+        from snakemake.logging import logger  # imported here: the sender imports this package without Snakemake
 
         self.logger = logger
         self.journal: Journal | None = None
@@ -69,7 +69,7 @@ class LogHandler(LogHandlerBase):
             logger.addFilter(self.capture)
 
     def capture(self, record: LogRecord) -> bool:
-        """Puts the journal records that a log record stands for onto it; lets every log record pass."""
+        """Attach to a log record the journal records that it stands for; let every log record pass."""
         if self.active:
             try:
                 record.mlflow = list(self.recorder.translate(record))
@@ -78,7 +78,7 @@ class LogHandler(LogHandlerBase):
         return True
 
     def emit(self, record: LogRecord) -> None:
-        """Writes them to the journal, which the first one opens."""
+        """Write the attached records to the journal, which the workflow's own record opens."""
         if self.active:
             try:
                 entries: list[Record] = getattr(record, "mlflow", [])
@@ -91,7 +91,7 @@ class LogHandler(LogHandlerBase):
                 self._give_up(error)
 
     def close(self) -> None:
-        """Notes how the workflow ended and waits for the sender, for a bounded time."""
+        """Record how the workflow ended, and wait up to DRAIN_SECONDS for the sender."""
         self.logger.removeFilter(self.capture)
         if self.active and self.journal is not None:
             try:
@@ -107,33 +107,33 @@ class LogHandler(LogHandlerBase):
         super().close()
 
     def _open_journal(self, entry: WorkflowRecord) -> None:
-        """Begins the journal and starts the sender that follows it."""
+        """Create the journal and start the sender that follows it."""
         path = journal_path(Path(entry["directory"]), entry["id"], entry["time"])
         self.journal = Journal(path)
         self.journal.add(entry)
         command = [sys.executable, "-P", "-m", "snakemake_logger_plugin_mlflow", "send", str(path)]
-        # a session of its own, so that Ctrl-C reaches the workflow only
+        # a new session, so that Ctrl-C reaches only the workflow
         self.sender = subprocess.Popen(
             command, cwd=entry["directory"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
     def _opened_journal(self) -> Journal:
-        assert self.journal is not None  # a workflow's own record comes before those of its jobs
+        assert self.journal is not None  # the workflow's own record comes before those of its jobs
         return self.journal
 
     def _wait_for_sender(self, journal: Journal) -> None:
-        assert self.sender is not None  # it is started with the journal
-        later = f"if it does not end well: {replay_command(journal.path)}"
+        assert self.sender is not None  # it is started when the journal is opened
+        later = f"if it fails, run: {replay_command(journal.path)}"
         try:
             status = self.sender.wait(timeout=DRAIN_SECONDS)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            tell_user(f"MLflow is still being written to by process {self.sender.pid}; {later}")
+            tell_user(f"process {self.sender.pid} is still writing to MLflow; {later}")
         else:
             if status not in (0, ALREADY_TOLD):
-                tell_user(f"the sender ended with status {status}. Fill the gap: {replay_command(journal.path)}")
+                tell_user(f"the sender exited with status {status}. To fill the gap: {replay_command(journal.path)}")
 
     def _give_up(self, error: Exception) -> None:
         if self.active:
             self.active = False
-            how = f" Send what was noted: {replay_command(self.journal.path)}" if self.journal else ""
-            tell_user(f"cannot follow this workflow, which goes on ({type(error).__name__}: {error}).{how}")
+            how = f" To send what was recorded: {replay_command(self.journal.path)}" if self.journal else ""
+            tell_user(f"stopped recording this workflow, which continues ({type(error).__name__}: {error}).{how}")

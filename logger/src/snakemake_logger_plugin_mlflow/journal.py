@@ -1,4 +1,4 @@
-"""The journal of one workflow: append-only JSONL, one record per line, and how it is written, read and ended."""
+"""The journal of one workflow (append-only JSONL, one record per line): writing, reading and ending it."""
 
 import fcntl
 import hashlib
@@ -14,26 +14,26 @@ from typing import Literal, TypedDict
 import psutil
 
 FOLDER = Path(".snakemake") / "mlflow"
-TAIL_BYTES = 256  # bytes before a mark that are hashed to recognise the file again
+TAIL_BYTES = 256  # bytes before a mark that are hashed to recognise the file later
 
 State = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Mark(TypedDict):
-    """Names the first `size` bytes of a file by their number and the digest of the last of them."""
+    """Identifies the first `size` bytes of a file by their number and the digest of the last ones."""
 
     size: int
     tail: str
 
 
 class KeptFile(Mark):
-    """The second name (`path`) of what an earlier attempt of a job wrote, and its mark."""
+    """The second name (`path`) of a file that an earlier attempt of a job wrote, and its mark."""
 
     path: str
 
 
 class ProcessIdentity(TypedDict):
-    """Identifies a process among all others, also after its number was given to another."""
+    """Identifies a process uniquely, even after its process id was reused."""
 
     host: str
     boot: str
@@ -43,7 +43,7 @@ class ProcessIdentity(TypedDict):
 
 
 class WorkflowRecord(TypedDict):
-    """The first line. time: seconds since 1970, in every record."""
+    """The first line of a journal. time: seconds since 1970, in every record."""
 
     record: Literal["workflow"]
     time: float
@@ -56,13 +56,13 @@ class WorkflowRecord(TypedDict):
     user: str
     snakefile: str
     configfiles: list[str]
-    jobs: dict[str, int]  # rule: how many
-    tags: dict[str, str]  # of the parent run
-    git: dict[str, str]  # tags of all runs
+    jobs: dict[str, int]  # rule: number of jobs
+    tags: dict[str, str]  # tags of the parent run
+    git: dict[str, str]  # tags of every run
 
 
 class JobRecord(TypedDict):
-    """A job begins."""
+    """A job starts."""
 
     record: Literal["job"]
     time: float
@@ -76,8 +76,8 @@ class JobRecord(TypedDict):
     input: list[str]
     output: list[str]
     log: list[str]
-    events: dict[str, Mark]  # events file: what was in it already
-    earlier: dict[str, list[KeptFile]]  # events file: what attempts before this one wrote, oldest first
+    events: dict[str, Mark]  # events file: mark of what was in it already
+    earlier: dict[str, list[KeptFile]]  # events file: what earlier attempts wrote, oldest first
 
 
 class JobEndRecord(TypedDict):
@@ -89,12 +89,12 @@ class JobEndRecord(TypedDict):
     state: State
     error: str
     log: list[str]  # further log files
-    events: dict[str, Mark]  # events file: what the job wrote
-    kept: dict[str, str]  # log file: second name of it
+    events: dict[str, Mark]  # events file: mark of what the job wrote
+    kept: dict[str, str]  # log file: its second name
 
 
 class EndRecord(TypedDict):
-    """The last line: the workflow ends."""
+    """The last line of a journal: the workflow ends."""
 
     record: Literal["end"]
     time: float
@@ -107,19 +107,19 @@ EMPTY_MARK: Mark = {"size": 0, "tail": ""}
 
 
 class Journal:
-    """An open journal; `add` writes a record whole, so a reader never meets half of one."""
+    """An open journal. `add` writes each record in one piece, so a reader never gets half of one."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        # only the owner may read it: a tracking URI can hold a password
+        # Only the owner may read it: a tracking URI can contain a password.
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def add(self, entry: Record) -> None:
-        """Appends one record. Raises OSError when it cannot be written."""
+        """Append one record. Raises OSError if it cannot be written completely."""
         line = (json.dumps(entry) + "\n").encode()
         if os.write(self._file, line) != len(line):
-            raise OSError(f"{self.path}: only a part of a record could be written (is the disk full?)")
+            raise OSError(f"{self.path}: only part of a record could be written (is the disk full?)")
 
     def close(self) -> None:
         os.close(self._file)
@@ -133,7 +133,7 @@ class JournalReader:
         self._offset = 0
 
     def read(self) -> list[Record]:
-        """The records that were added since the last call."""
+        """Return the records added since the last call."""
         with open(self.path, "rb") as file:
             file.seek(self._offset)
             lines = file.read().split(b"\n")
@@ -142,26 +142,26 @@ class JournalReader:
 
 
 def read_workflow(path: Path) -> WorkflowRecord:
-    """The first record of a journal."""
+    """Return the first record of a journal."""
     first = JournalReader(path).read()[0]
     assert first["record"] == "workflow", f"{path} does not begin with the record of its workflow"
     return first
 
 
 def has_end(path: Path) -> bool:
-    """Whether a journal says how its workflow ended."""
+    """Return whether a journal records how its workflow ended."""
     return JournalReader(path).read()[-1]["record"] == "end"
 
 
 def journal_path(directory: Path, workflow_id: str, time: float) -> Path:
-    """The journal of a workflow that started at `time` in `directory`; names sort by time."""
+    """Return the path of the journal of a workflow that started at `time` in `directory`; names sort by time."""
     return directory / FOLDER / f"{datetime.fromtimestamp(time):%Y%m%d-%H%M%S}-{workflow_id[:8]}.jsonl"
 
 
 def mark_of(path: str | Path, size: int | None = None) -> Mark:
-    """Names the first `size` bytes (default: all) of a file; EMPTY_MARK if there is none or it is shorter.
+    """Return the mark of the first `size` bytes (default: all) of a file; EMPTY_MARK if it is missing or shorter.
 
-    The name of n bytes is n and the sha256 of the last 256 of them: enough to notice a file that was written anew.
+    The mark of n bytes is n and the start of the sha256 of the last 256 of them: enough to notice a rewritten file.
     """
     try:
         with open(path, "rb") as file:
@@ -178,7 +178,7 @@ def mark_of(path: str | Path, size: int | None = None) -> Mark:
 def end_job(
     job: JobRecord, folder: Path, state: State, now: float, error: str = "", log: Sequence[str] = ()
 ) -> JobEndRecord:
-    """The record of a job's end. Keeps its log files in a folder: see keep_logs. log: where else it may have logged."""
+    """Keep a job's log files in `folder` (see keep_logs) and return the record of its end. log: further log files."""
     kept = keep_logs(job, folder)
     return {
         "record": "job_end", "time": now, "key": job["key"], "state": state, "error": error,
@@ -188,9 +188,9 @@ def end_job(
 
 
 def keep_logs(job: JobRecord, folder: Path) -> dict[str, str]:
-    """Gives a job's log files, which Snakemake deletes when it starts the job again, a second name (a hard link).
+    """Give a job's log files a second name (a hard link): Snakemake deletes them when it starts the job again.
 
-    Returns {log file: second name}. The sender reads and removes them.
+    Return {log file: second name}. The sender reads the second names and then removes them.
     """
     kept = {}
     for number, path in enumerate(job["log"]):
@@ -200,18 +200,18 @@ def keep_logs(job: JobRecord, folder: Path) -> dict[str, str]:
                 name.parent.mkdir(parents=True, exist_ok=True)
                 os.link(path, name)
                 kept[path] = str(name)
-            except OSError:  # another file system, or one without links: the sender reads the file itself, if in time
+            except OSError:  # no link is possible: the sender reads the file itself, if it still exists then
                 continue
     return kept
 
 
 def kept_folder(journal: Path) -> Path:
-    """The folder next to a journal for the log files of its jobs."""
+    """Return the folder next to a journal that keeps the log files of its jobs."""
     return journal.with_suffix(".logs")
 
 
 def end_abandoned_journals(directory: Path) -> None:
-    """Ends the journals of workflows of a directory that were killed, before a new one overwrites what is theirs."""
+    """End the journals of killed workflows of a directory, before a new workflow overwrites their files."""
     for path in sorted((directory / FOLDER).glob("*.jsonl")):
         with try_lock(path) as mine:
             if mine and process_is_gone(read_workflow(path)["process"], same_directory=True):
@@ -219,9 +219,9 @@ def end_abandoned_journals(directory: Path) -> None:
 
 
 def end_journal(path: Path) -> None:
-    """Ends the journal of a workflow that is gone, unless it did so itself: what was running is KILLED.
+    """End the journal of a workflow that is gone, unless the workflow did so itself: what was running is KILLED.
 
-    The time of it is that of the last sign of life. Relative paths are those of the current directory.
+    The end time is that of the last sign of life. Relative paths refer to the current directory.
     """
     if has_end(path):
         return
@@ -242,7 +242,7 @@ def end_journal(path: Path) -> None:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Holds a journal for one sender; gives False where another has it."""
+    """Lock a journal for one sender; yield False if another process holds it."""
     with open(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -253,11 +253,12 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def this_process() -> ProcessIdentity:
+    """Return the identity of the current process."""
     return describe_process(os.getpid())
 
 
 def describe_process(pid: int) -> ProcessIdentity:
-    """What identifies a running process of this host."""
+    """Return the identity of a running process on this host."""
     boot_file, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return {
         "host": platform.node(),
@@ -269,10 +270,10 @@ def describe_process(pid: int) -> ProcessIdentity:
 
 
 def process_is_gone(process: ProcessIdentity, same_directory: bool) -> bool:
-    """Whether a process that `this_process` described has certainly ended.
+    """Return whether a process that `this_process` described has certainly ended.
 
-    Only a process of this host can be judged. After a reboot all are gone; that the name belongs to the same
-    host is believed only for a workflow of the same directory.
+    Only processes on this host can be judged. After a reboot all earlier ones are gone. But another host may have the
+    same name, so a different boot id counts as a reboot only for a workflow in the same directory.
     """
     here = this_process()
     if process["host"] != here["host"]:

@@ -1,8 +1,8 @@
-"""From Snakemake's log records to journal records.
+"""Translates Snakemake's log records into journal records.
 
-Snakemake reports jobs in JOB_INFO (started), JOB_FINISHED and JOB_ERROR records. Their fields leave out the params,
-and some ends are not reported at all (a quiet run reports no finished job, a job whose output is missing gets no
-JOB_ERROR), so the job objects are looked up in the running workflow.
+Snakemake reports jobs in JOB_INFO (started), JOB_FINISHED and JOB_ERROR records. These lack the params, and some ends
+are never reported (a quiet run reports no finished jobs, a job whose output is missing gets no JOB_ERROR), so the job
+objects are looked up in the running workflow.
 """
 
 import getpass
@@ -44,28 +44,28 @@ from snakemake_logger_plugin_mlflow.snakemake_run import (
     running_workflow,
 )
 
-INTERRUPTED = "Terminating processes on user request"  # Snakemake reports Ctrl-C in no other way
+INTERRUPTED = "Terminating processes on user request"  # the only way in which Snakemake reports Ctrl-C
 HIDDEN_RESOURCES = ("_cores", "_nodes")
 
 
 class Recorder:
-    """Follows one workflow run; `translate` is called where a log record is made, in whichever thread that is."""
+    """Follows one workflow; `translate` is called in whichever thread creates a log record."""
 
-    header: WorkflowStarted  # which Snakemake sends first
-    logs: Path  # where the logs of jobs are kept, from the start of the workflow on
+    header: WorkflowStarted  # sent by Snakemake before all others
+    logs: Path  # where the logs of jobs are kept; set when the workflow starts
 
     def __init__(self, tracking_uri: str | None, experiment_name: str | None, quiet: bool):
         self.tracking_uri = tracking_uri
         self.experiment_name = experiment_name
         self.quiet = quiet
         self.started = False
-        self.jobs: dict[int, SnakemakeJob] = {}  # job id: the Snakemake job of its running attempt
-        self.journaled: dict[int, JobRecord] = {}  # and its journal record
+        self.jobs: dict[int, SnakemakeJob] = {}  # job id: the Snakemake job of the running attempt
+        self.journaled: dict[int, JobRecord] = {}  # job id: the journal record of the running attempt
         self.attempts: dict[int, int] = {}
         self.interrupted = self.error_seen = False
 
     def translate(self, record: LogRecord) -> Iterator[Record]:
-        """The journal records that one log record stands for."""
+        """Yield the journal records that one log record stands for."""
         event = getattr(record, "event", None)
         if event == LogEvent.WORKFLOW_STARTED:
             self.header = cast(WorkflowStarted, record)
@@ -86,7 +86,7 @@ class Recorder:
             yield from self._end_unreported(record.created)
 
     def finish(self) -> Iterator[Record]:
-        """The records that end a journal: of the jobs that did not end themselves, and of the workflow."""
+        """Yield the records that end a journal: those of jobs without an end, and that of the workflow."""
         now = time.time()
         yield from self._end_unreported(now)
         for jobid in list(self.jobs):
@@ -129,7 +129,7 @@ class Recorder:
 
     def _start_job(self, record: JobInfo) -> Iterator[Record]:
         jobid = record.jobid
-        if jobid in self.jobs:  # tried again without a word on how the attempt before ended
+        if jobid in self.jobs:  # retried, and Snakemake did not report how the attempt before ended
             yield self._end_job(jobid, "FAILED", record.created)
         job = self.jobs[jobid] = find_job(jobid)
         self.attempts[jobid] = self.attempts.get(jobid, 0) + 1
@@ -168,7 +168,7 @@ class Recorder:
         return end_job(self.journaled.pop(jobid), self.logs, state, now, error, log)
 
     def _end_unreported(self, now: float) -> Iterator[Record]:
-        """The ends of jobs that Snakemake has not reported."""
+        """Yield the ends of jobs that have ended but that Snakemake has not reported."""
         dag, failed = running_workflow().dag, failed_jobs()
         for jobid, job in list(self.jobs.items()):
             if dag.finished(job):
@@ -178,7 +178,7 @@ class Recorder:
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one: {"a": {"b": 1}} -> {"a.b": "1"}."""
+    """Flatten nested mappings: {"a": {"b": 1}} becomes {"a.b": "1"}."""
     result: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -189,7 +189,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit of the repository that holds the folder, and whether tracked files differ from it; {} outside of one."""
+    """Return tags: the commit of the folder's repository, and whether tracked files differ from it; {} outside one."""
     commit = _run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
@@ -198,7 +198,7 @@ def git_tags(folder: Path) -> dict[str, str]:
 
 
 def _run_git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where there is no git or it fails."""
+    """Return what git prints, or None if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except FileNotFoundError:  # no git on this machine

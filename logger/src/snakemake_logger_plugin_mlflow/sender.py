@@ -1,4 +1,4 @@
-"""The sender: follows the journal of a running workflow, or replays journals of workflows that have ended."""
+"""The sender: follows the journal of a running workflow, or replays the journals of workflows that have ended."""
 
 import json
 import os
@@ -32,11 +32,11 @@ from snakemake_logger_plugin_mlflow.session import CLOSED_BY, HOST, JOURNAL, PRO
 from snakemake_logger_plugin_mlflow.store import RunEnd, Store
 
 POLL_SECONDS = 0.25
-LONGEST_PAUSE = 30.0  # seconds between attempts while the store cannot be written to
+LONGEST_PAUSE = 30.0  # seconds between attempts while writing to the store fails
 
 
 class Sender:
-    """Sends one journal while its workflow runs. terminal: where the user is told, each thing once."""
+    """Sends one journal while its workflow runs. terminal: gets the messages to the user, each of them once."""
 
     def __init__(self, path: Path, terminal: TextIO):
         self.path, self.terminal = path, terminal
@@ -46,7 +46,7 @@ class Sender:
         self.leftovers_closed = False
 
     def run(self) -> int:
-        """Exit status: 0 everything is sent, ALREADY_TOLD it is not."""
+        """Send the journal. Return the exit status: 0 if everything was sent, else ALREADY_TOLD."""
         pause = 1.0
         while True:
             last_attempt = self.is_over()
@@ -62,7 +62,7 @@ class Sender:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def is_over(self) -> bool:
-        """Whether the workflow has ended, in order or not."""
+        """Return whether the workflow has ended, by itself or because its process is gone."""
         return self._parent_is_gone() or has_end(self.path)
 
     def _parent_is_gone(self) -> bool:
@@ -87,12 +87,12 @@ class Sender:
             tell_user(message, self.terminal)
 
     def _tell_of(self, error: Exception) -> None:
-        """Tells the user of the first error only."""
+        """Report the first error to the user, and no later one."""
         if not self.told_of_error:
             self.told_of_error = True
             uri = remove_passwords(self.workflow["uri"] or "the store of this folder")
-            later = f"If MLflow lacks runs in the end: {replay_command(self.path)}"
-            tell_user(f"cannot write to {uri} ({root_cause(error)}); the workflow goes on. {later}", self.terminal)
+            later = f"If runs are missing from MLflow at the end, run: {replay_command(self.path)}"
+            tell_user(f"cannot write to {uri} ({root_cause(error)}); the workflow continues. {later}", self.terminal)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -101,7 +101,7 @@ class Sender:
 
 
 def send(path: Path) -> int:
-    """Follows a workflow from its journal; keeps what MLflow prints in a file next to it. Returns the exit status."""
+    """Follow a workflow by its journal and keep what MLflow prints in a file next to it. Return the exit status."""
     os.nice(10)
     terminal = os.fdopen(os.dup(2), "w")
     noise = path.with_suffix(".log")
@@ -115,7 +115,7 @@ def send(path: Path) -> int:
 
 
 def close_leftovers(store: Store, workflow: WorkflowRecord, report: Callable[[str], None]) -> None:
-    """Closes the runs that workflows whose process is gone left RUNNING: by their journal, else just as KILLED."""
+    """Close the runs left RUNNING by workflows whose process is gone: from their journal, or without one as KILLED."""
     runs = store.search(f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{workflow['process']['host']}'")
     journals: set[Path] = set()
     without_journal: list[Run] = []
@@ -136,9 +136,9 @@ def close_leftovers(store: Store, workflow: WorkflowRecord, report: Callable[[st
 
 
 def replay(paths: list[Path]) -> Counter[str]:
-    """Sends journals; by default all of the current directory. Prints a line for each and returns what was sent.
+    """Send journals, by default all in the current directory. Print one line for each and return what was sent.
 
-    A journal that belongs to another directory is read there. Raises what MLflow raises.
+    A journal of another directory is sent from there. Raises what MLflow raises.
     """
     total: Counter[str] = Counter()
     here = Path.cwd()
@@ -147,16 +147,16 @@ def replay(paths: list[Path]) -> Counter[str]:
         counts = replay_journal(path, lambda message: tell_user(message, sys.stdout))
         os.chdir(here)
         if counts is not None:
-            sent = f"{counts['runs']} runs made, {counts['metrics']} metrics sent" if counts.total() else "complete"
+            sent = f"{counts['runs']} runs created, {counts['metrics']} metrics sent" if counts.total() else "complete"
             print(f"{path.name}: {sent}")
             total += counts
         else:
-            print(f"{path.name}: its workflow is running or its runs are being sent just now; left alone")
+            print(f"{path.name}: skipped: its workflow is still running, or another process is sending its runs")
     return total
 
 
 def replay_journal(path: Path, report: Callable[[str], None]) -> Counter[str] | None:
-    """Sends one journal in the current directory; None where its workflow lives or another process sends it."""
+    """Send one journal of the current directory; None if its workflow is running or another process is sending it."""
     over = has_end(path) or process_is_gone(read_workflow(path)["process"], same_directory=True)
     with try_lock(path) as mine:
         if not mine or not over:

@@ -1,4 +1,4 @@
-"""Sends one journal to MLflow; what the store already holds is not sent again, so it may be repeated at will."""
+"""Sends one journal to MLflow. What the store already has is not sent again, so sending can be repeated."""
 
 import json
 import os
@@ -34,14 +34,14 @@ from snakemake_logger_plugin_mlflow.store import (
 
 WORKFLOW_ID, JOB_KEY, CLOSED_BY = "snakemake.workflow_id", "snakemake.job", "snakemake.closed_by"
 PROCESS, HOST, JOURNAL = "snakemake.process", "snakemake.host", "snakemake.journal"
-WORKFLOW_KEY = "workflow"  # what stands for JOB_KEY at the parent run
+WORKFLOW_KEY = "workflow"  # the value of JOB_KEY in the parent run
 ATTACHED_OUTPUTS = (".png", ".jpg", ".jpeg", ".svg", ".csv", ".tsv", ".md", ".json")
 LARGEST_OUTPUT, LARGEST_LOG = 2**20, 10 * 2**20  # bytes
 
 
 @dataclass
 class SentJob:
-    """A job of the journal and what MLflow has of it."""
+    """A job in the journal and what MLflow has of it."""
 
     entry: JobRecord
     run_id: str
@@ -50,24 +50,24 @@ class SentJob:
     sent: set[tuple[str, int]] = field(default_factory=set)  # (metric, step)
     params: dict[str, str] = field(default_factory=dict)  # as MLflow has them
     tags: dict[str, str] = field(default_factory=dict)
-    artifacts: dict[str, float] = field(default_factory=dict)  # path: time of the line that was followed
+    artifacts: dict[str, float] = field(default_factory=dict)  # path: time of the event for which it was attached
 
     def log_file(self, path: str) -> Path:
-        """Where to read a log file from: its second name, if it has one, since the job may have begun again."""
+        """Return where to read a log file: at its second name if it has one, since the job may have been restarted."""
         kept = Path(path if self.end is None else self.end["kept"].get(path, path))
         return kept if kept.exists() else Path(path)
 
 
 class Session:
-    """One pass over a journal with one connection to the store. After an error, begin another one.
+    """One pass over a journal with one connection to the store. After an error, start a new session.
 
-    To begin connects to the store and makes the workflow's run, if there is none. report: gets a line on each thing
-    that was left out and why. Relative paths of the journal are those of the current directory.
+    The constructor connects to the store and creates the workflow's run if there is none. report: called with one line
+    for everything that is left out, with the reason. Relative paths in the journal refer to the current directory.
     """
 
     def __init__(self, path: Path, report: Callable[[str], None]):
         self.path, self.report = path, report
-        self.counts: Counter[str] = Counter()  # runs made, metrics sent
+        self.counts: Counter[str] = Counter()  # runs created, metrics sent
         self.workflow = read_workflow(path)
         self.store = Store(self.workflow["uri"], self.workflow["experiment"], self.workflow["user"])
         self._reader, self._digests = JournalReader(path), Digests()
@@ -79,7 +79,7 @@ class Session:
         self._in_use = {self.parent_id}  # run ids
 
     def step(self) -> bool:
-        """Sends what is new. True when the workflow has ended and MLflow has all of it."""
+        """Send what is new. Return whether the workflow has ended and MLflow has all of it."""
         entries = self._reader.read()
         self._open_jobs([entry for entry in entries if entry["record"] == "job"])
         for entry in entries:
@@ -97,7 +97,7 @@ class Session:
         return True
 
     def _search_runs(self) -> list[Run]:
-        """The workflow's runs in the store."""
+        """Return the workflow's runs in the store."""
         return self.store.search(f"tags.`{WORKFLOW_ID}` = '{self.workflow['id']}'")
 
     def _find_or_create_parent(self) -> str:
@@ -111,7 +111,7 @@ class Session:
         return made
 
     def _open_jobs(self, entries: list[JobRecord]) -> None:
-        """Finds the runs of jobs that began; makes those that MLflow lacks, all at once."""
+        """Find the runs of jobs that have started, and create those that MLflow lacks in one call."""
         new = {entry["key"]: self._job_run(entry) for entry in entries if entry["key"] not in self._existing}
         made = dict(zip(new, self.store.create(list(new.values())) if new else [], strict=True))
         for entry in entries:
@@ -163,7 +163,7 @@ class Session:
             if job.end is not None:
                 until, events.path = job.end["events"].get(name), job.log_file(name)
             if until is not None and until != EMPTY_MARK and not events.matches(until):
-                what = f"{name} is not what it was when job {job_name(job.entry)!r} ended"
+                what = f"{name} has changed since job {job_name(job.entry)!r} ended"
                 self.report(f"{what}; its events are left out")
             elif events.read(until):
                 self._send_content(job, events)
@@ -176,7 +176,7 @@ class Session:
         points = [point for point in points if (point.name, point.step) not in job.sent]
         named, labels = valid_pairs(content.params, LONGEST_PARAM), valid_pairs(content.tags, LONGEST_TAG)
         params = {name: value for name, value in named.items() if name not in job.params}
-        # MLflow never changes a param: a new value of a job that began again becomes a tag
+        # MLflow never changes a param: a new value from a restarted job becomes a tag.
         changed = {name: value for name, value in named.items() if job.params.get(name, value) != value}
         tags = {name: value for name, value in (changed | labels).items() if job.tags.get(name) != value}
         if points or params or tags:
@@ -202,15 +202,15 @@ class Session:
         for job, end in ended:
             self._ends[end["state"]] += 1
             del self._open[job.entry["key"]]
-            shutil.rmtree(kept_folder(self.path) / job.entry["key"], ignore_errors=True)  # there may be none
+            shutil.rmtree(kept_folder(self.path) / job.entry["key"], ignore_errors=True)  # it may not exist
 
     def _is_complete(self, key: str) -> bool:
-        """A run is closed after everything else, so a closed one lacks nothing, except where another closed it."""
+        """Return whether a run is complete: closed, which comes last, and not by another workflow."""
         run = self._existing.get(key)
         return run is not None and run.info.status != "RUNNING" and CLOSED_BY not in run.data.tags
 
     def _complete(self, job: SentJob, end: JobEndRecord) -> None:
-        """Adds what comes with the end of a job: logs, outputs, error."""
+        """Add what is known once a job has ended: logs, outputs, error."""
         entry = job.entry
         missing = {name: value for name, value in job_params(entry).items() if valid_key(name) not in job.params}
         tags = {"snakemake.error": end["error"]} if end["error"] else {}
@@ -250,14 +250,14 @@ class Session:
             self.store.finish([RunEnd(self.parent_id, end["state"], now)])
 
     def _delete_doubles(self) -> None:
-        """Deletes what was made twice: a request is repeated where the answer to it was lost."""
+        """Delete runs that were created twice, because a request is repeated when its response is lost."""
         for run in self._search_runs():
             if run.info.run_id not in self._in_use:
                 self.store.delete(run.info.run_id)
 
 
 def runs_by_key(runs: list[Run]) -> dict[str, Run]:
-    """A workflow's runs by key. Of two with one key the one that is in use: closed, a parent, or with more in it."""
+    """Return a workflow's runs by key. Of two with one key, the one in use: closed, a parent, or with more data."""
     parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
 
     def use(run: Run) -> tuple[bool, bool, int]:
@@ -267,17 +267,18 @@ def runs_by_key(runs: list[Run]) -> dict[str, Run]:
 
 
 def to_ms(seconds: float) -> int:
+    """Convert seconds to whole milliseconds."""
     return int(seconds * 1000)
 
 
 def job_name(entry: JobRecord) -> str:
-    """Rule and wildcards: "train_student student=s8, kimg=50"."""
+    """Return rule and wildcards: "align sample=a, lane=2"."""
     wildcards = ", ".join(f"{name}={value}" for name, value in entry["wildcards"].items())
     return f"{entry['rule']} {wildcards}".strip()
 
 
 def job_params(entry: JobRecord) -> dict[str, str]:
-    """The params of a job's run: wildcards, params, resources and threads."""
+    """Return the params of a job's run: wildcards, params, resources and threads."""
     params = {"threads": str(entry["threads"])}
     for part, values in (
         ("wildcards", entry["wildcards"]), ("params", entry["params"]), ("resources", entry["resources"])
@@ -287,17 +288,17 @@ def job_params(entry: JobRecord) -> dict[str, str]:
 
 
 def events_files(entry: JobRecord) -> list[EventsFile]:
-    """The events files of a job."""
+    """Return the events files of a job."""
     return [EventsFile(Path(path), before, entry["earlier"][path]) for path, before in entry["events"].items()]
 
 
 def is_small_result(path: Path) -> bool:
-    """Whether an output is a picture or small table that is worth attaching."""
+    """Return whether an output is a small image, table or text that is worth attaching."""
     return path.suffix.lower() in ATTACHED_OUTPUTS and path.is_file() and path.stat().st_size < LARGEST_OUTPUT
 
 
 def artifact_folders(root: str, paths: Iterable[str]) -> list[tuple[str, str]]:
-    """(path, folder to attach it in): `root`, or below it by its own folder where two files have one name."""
+    """Return (path, artifact folder) for each path: `root`, or a subfolder of it for files with the same name."""
     paths = list(dict.fromkeys(paths))
     names = Counter(Path(path).name for path in paths)
     own = [str(Path(path).parent).lstrip("./") for path in paths]

@@ -1,6 +1,6 @@
-"""What is read from the Snakemake that runs in this process: fields of its log records, its workflow and jobs.
+"""Reads the Snakemake that runs in this process: the fields of its log records, its workflow and its jobs.
 
-Snakemake has no types of its own for them; the protocols name what is used here.
+Snakemake declares no types for them; the protocols below name what is used here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ class WorkflowStarted(Protocol):
 
 
 class RunInfo(Protocol):
-    """A log record of LogEvent.RUN_INFO: how many jobs of each rule there are."""
+    """A log record of LogEvent.RUN_INFO: the number of jobs per rule."""
 
     created: float
     stats: dict[str, int]
@@ -55,13 +55,13 @@ class JobError(Protocol):
 
 
 class NamedValues(Protocol):
-    """A rule's params: values with or without a name."""
+    """A rule's params, each with or without a name."""
 
     def _allitems(self) -> Iterable[tuple[str | None, object]]: ...
 
 
 class SchedulerJob(Protocol):
-    """What the scheduler runs: a job, or a group of jobs."""
+    """What the scheduler runs: a single job or a group of jobs."""
 
     def is_group(self) -> bool: ...
 
@@ -79,7 +79,7 @@ class SnakemakeJob(SchedulerJob, Protocol):
 
 
 class Scheduler(Protocol):
-    """What runs the jobs."""
+    """The scheduler, which runs the jobs."""
 
     running: Iterable[SchedulerJob]
     failed: set[SchedulerJob]
@@ -102,28 +102,28 @@ class Workflow(Protocol):
 
 
 def running_workflow() -> Workflow:
-    """The workflow that Snakemake runs in this process."""
-    import snakemake.workflow  # here, because the sender imports this package without Snakemake
+    """Return the workflow that Snakemake runs in this process."""
+    import snakemake.workflow  # imported here: the sender imports this package without Snakemake
 
     workflow: Workflow = snakemake.workflow.workflow
     return workflow
 
 
 def find_job(jobid: int) -> SnakemakeJob:
-    """The running Snakemake job of this id. Raises LookupError if there is none."""
+    """Return the running Snakemake job with this id. Raises LookupError if there is none."""
     for job in single_jobs(list(running_workflow().scheduler.running)):
         if job.jobid == jobid:
             return job
-    raise LookupError(f"job {jobid} is not among the running ones")
+    raise LookupError(f"job {jobid} is not running")
 
 
 def failed_jobs() -> set[SnakemakeJob]:
-    """The jobs that failed for good."""
+    """Return the jobs that failed and will not be retried."""
     return set(single_jobs(running_workflow().scheduler.failed))
 
 
 def single_jobs(jobs: Iterable[SchedulerJob]) -> Iterator[SnakemakeJob]:
-    """Jobs, those of groups one by one."""
+    """Yield single jobs, including each job of a group."""
     for job in jobs:
         if job.is_group():
             yield from cast(Iterable[SnakemakeJob], job)
@@ -132,12 +132,12 @@ def single_jobs(jobs: Iterable[SchedulerJob]) -> Iterator[SnakemakeJob]:
 
 
 def params_by_name(values: NamedValues) -> dict[str, object]:
-    """A rule's params by name; those without one by position."""
+    """Return a rule's params by name, those without a name by position."""
     return {str(i) if name is None else name: value for i, (name, value) in enumerate(values._allitems())}
 
 
 def error_text(record: JobError) -> str:
-    """What Snakemake says of a failed job: message, shell command and what the executor adds."""
+    """Return what Snakemake reports about a failed job: message, shell command and what the executor adds."""
     parts = [str(record.rule_msg)] if record.rule_msg else []
     if record.shellcmd:
         parts.append(f"shell: {str(record.shellcmd).strip()}")

@@ -1,4 +1,4 @@
-"""One experiment of an MLflow store. Imported by the sender only: importing MLflow takes a second."""
+"""One experiment in an MLflow store. Only the sender imports this module, as importing MLflow takes a second."""
 
 import math
 import os
@@ -26,14 +26,14 @@ from snakemake_logger_plugin_mlflow.journal import State
 if TYPE_CHECKING:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # what one log_batch call may hold
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100  # limits of one log_batch call
 LONGEST_KEY, LONGEST_PARAM, LONGEST_TAG = 250, 6000, 5000  # characters; longer values are cut
 LOCK_SECONDS = 3.0
 
 
 @dataclass
 class NewRun:
-    """A run to be made: times in ms since 1970."""
+    """A run to create. start: ms since 1970."""
 
     name: str
     start: int
@@ -59,9 +59,9 @@ class RunEnd(NamedTuple):
 
 
 class Store:
-    """One experiment of an MLflow store. uri: None is what MLflow takes by itself in the current directory.
+    """One experiment in an MLflow store. uri: None selects MLflow's default in the current directory.
 
-    Every method may raise what MLflow raises: MlflowException, or errors of the database, network or disk.
+    Every method may raise what MLflow raises: MlflowException, or an error of the database, network or disk.
     """
 
     def __init__(self, uri: str | None, experiment_name: str, user: str):
@@ -74,7 +74,7 @@ class Store:
 
     @property
     def loses_answers(self) -> bool:
-        """Whether a run may have been made although `create` or MLflow's first try at it failed: a server's store."""
+        """Whether a run may exist although `create`, or MLflow's first attempt at it, failed: true for a server."""
         return self._sql is None
 
     def _find_or_create_experiment(self, name: str) -> Experiment:
@@ -82,17 +82,17 @@ class Store:
         if found is None:
             try:
                 self.client.create_experiment(name)
-            except MlflowException:  # another process may have made it in between
+            except MlflowException:  # another process may have created it in the meantime
                 if self.client.get_experiment_by_name(name) is None:
                     raise
             found = self.client.get_experiment_by_name(name)
-            assert found is not None  # it was made just now
+            assert found is not None  # it has just been created
         if found.lifecycle_stage != "active":
-            raise MlflowException(f"experiment {name!r} is deleted; restore it or name another one")
+            raise MlflowException(f"experiment {name!r} is deleted; restore it or choose another name")
         return found
 
     def search(self, condition: str) -> list[Run]:
-        """All runs of the experiment that meet an MLflow search condition."""
+        """Return all runs of the experiment that meet an MLflow search condition."""
         runs: list[Run] = []
         token = None
         while True:
@@ -107,12 +107,12 @@ class Store:
         return runs
 
     def steps_sent(self, run: Run) -> set[tuple[str, int]]:
-        """(metric, step) of everything a run holds."""
+        """Return (metric, step) of every value that a run has."""
         run_id = run.info.run_id
         return {(name, m.step) for name in run.data.metrics for m in self.client.get_metric_history(run_id, name)}
 
     def create(self, new_runs: list[NewRun]) -> list[str]:
-        """Makes runs, status RUNNING; returns their ids. In a SQL store it is one transaction for all."""
+        """Create runs with status RUNNING and return their ids. In an SQL store this is one transaction."""
         runs = []
         for run in new_runs:
             name = run.name[:LONGEST_KEY]
@@ -133,7 +133,7 @@ class Store:
         from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
         from sqlalchemy import insert
 
-        # MLflow's calls take 12 ms a job, these rows 0.3 ms; that decides whether a workflow of short jobs notices
+        # MLflow's calls take 12 ms per job, these rows 0.3 ms: this decides whether workflows of short jobs slow down.
         ids = [uuid.uuid4().hex for _ in new_runs]
         rows, tags, params = [], [], []
         for run_id, run in zip(ids, new_runs, strict=True):
@@ -156,7 +156,7 @@ class Store:
         return ids
 
     def finish(self, ends: Sequence[RunEnd]) -> None:
-        """Closes runs."""
+        """Close runs."""
         if self._sql is None:
             for run_id, state, time in ends:
                 self.client.set_terminated(run_id, state, time)
@@ -169,7 +169,7 @@ class Store:
                 session.execute(update(SqlRun), rows)
 
     def delete(self, run_id: str) -> None:
-        """Deletes a run (in MLflow's sense: it can be restored)."""
+        """Delete a run (in MLflow's sense: it can be restored)."""
         self.client.delete_run(run_id)
 
     def log(
@@ -179,7 +179,7 @@ class Store:
         params: Mapping[str, str] = MappingProxyType({}),
         tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Adds metrics, params and tags to a run."""
+        """Add metrics, params and tags to a run."""
         metrics = [Metric(valid_key(name), value, time, step) for name, step, value, time in points]
         pairs = [Param(key, value) for key, value in valid_pairs(params, LONGEST_PARAM).items()]
         labels = [RunTag(key, value) for key, value in valid_pairs(tags, LONGEST_TAG).items()]
@@ -193,11 +193,11 @@ class Store:
             )
 
     def attach(self, run_id: str, path: Path, folder: str) -> None:
-        """Copies a file to `folder` of a run's artifacts, over one of the same name."""
+        """Copy a file to `folder` in a run's artifacts, replacing one of the same name."""
         self._repository(run_id).log_artifact(str(path), folder)  # type: ignore[no-untyped-call]
 
     def attach_text(self, run_id: str, text: str, path: str) -> None:
-        """Writes a text file to a run's artifacts."""
+        """Write a text file to a run's artifacts."""
         self.client.log_text(run_id, text, path)
 
     def _repository(self, run_id: str) -> ArtifactRepository:
@@ -205,7 +205,7 @@ class Store:
 
 
 def as_sql_store(store: AbstractStore) -> "SqlAlchemyStore | None":
-    """The store, if it is a database; its module, which takes a second to import, is then imported already."""
+    """Return the store if it is a database, else None. The module, slow to import, is then already imported."""
     if "mlflow.store.tracking.sqlalchemy_store" in sys.modules:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -215,9 +215,9 @@ def as_sql_store(store: AbstractStore) -> "SqlAlchemyStore | None":
 
 
 def refuse_locked_database(uri: str) -> None:
-    """Raises sqlite3.OperationalError where another process holds an SQLite store locked for over 3 seconds.
+    """Raise sqlite3.OperationalError if another process keeps an SQLite store locked for more than 3 seconds.
 
-    MLflow itself would go on trying for minutes.
+    MLflow itself would keep trying for minutes.
     """
     path = Path(unquote(uri.removeprefix("sqlite:///").split("?")[0]))
     if uri.startswith("sqlite:///") and path.exists():
@@ -230,13 +230,13 @@ def refuse_locked_database(uri: str) -> None:
 
 
 def valid_key(name: str) -> str:
-    """A metric, param or tag name with what MLflow does not accept as "_", cut to 250 characters."""
+    """Return a metric, param or tag name in which "_" replaces what MLflow does not accept, cut to 250 characters."""
     name = os.path.normpath(re.sub(r"[^\w\-. :/]", "_", name)).lstrip("./")
     return (name or "_")[:LONGEST_KEY]
 
 
 def valid_pairs(values: Mapping[str, str], longest: int) -> dict[str, str]:
-    """Names and values as MLflow accepts them; longer values are cut and end in "..."."""
+    """Return names and values as MLflow accepts them; longer values are cut and end in "..."."""
     return {
         valid_key(name): value if len(value) <= longest else value[: longest - 3] + "..."
         for name, value in values.items()
