@@ -1,8 +1,9 @@
-"""Images from a network, each a function of its seed alone, and the files they go to.
+"""Sampling: images from a network, each a function of its seed alone, and the files they are written to.
 
-`sample` makes them in memory, with what `seeds` draws; `generate` from a network file into a file of images.
-`image_writers` are the kinds of those, `sample_file` the `.npz` that is scored, `image_grid` pictures to look at.
+`sample` makes images in memory from the draws of `seeds`; `generate` turns a network file into a file of images.
+`image_writers` writes all forms of such files, `sample_file` the `.npz` that is scored, and `image_grid` grids for
+viewing.
 
-May import what is below it: checkpoints, data, networks, config, diffusion, provenance, parallel, files and
+May import the packages below it: checkpoints, data, networks, config, diffusion, provenance, parallel, files and
 mscd.errors, as `make lint` checks.
 """

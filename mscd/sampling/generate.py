@@ -1,4 +1,4 @@
-"""From a network file to a file of images, each a function of its seed, that says how they were made."""
+"""Generation of image files from network files: each image is a function of its seed, and provenance is recorded."""
 
 from __future__ import annotations
 
@@ -43,20 +43,21 @@ def generate(
     device: str | torch.device | None = None,
     group: Group = SINGLE_PROCESS,
 ) -> SampleProvenance:
-    """Sample the network (mscd's own file, or a pickled checkpoint) for each seed and write images and provenance.
+    """Sample the network (an mscd file or a pickled checkpoint) for each seed and write images and provenance.
 
-    dest: .npz, .zip, .png or a folder, as image_writers.write_images has them. sampler, steps: by default a student's
-    own, else heun with 18; a student is sampled on the grid it was trained on, with one evaluation per segment.
-    classes: one for all images or one per seed, in place of those that the seeds draw; latents and churn stay the same.
+    dest: .npz, .zip, .png or a folder, as for image_writers.write_images. sampler, steps: default to a student's own,
+    otherwise to heun with 18 steps; a student is sampled on the grid it was trained on, with one evaluation per
+    segment. classes: one for all images or one per seed, instead of those that the seeds draw; latents and churn stay
+    the same. device: the group's by default.
 
-    The image of a seed does not depend on the other seeds. On a CPU it does not depend on batch_size and the processes
-    of `group` either, which share the seeds: whole pieces are sampled, whichever seeds of them are kept. On a GPU,
-    batch_size images are sampled at a time; another batch_size rounds differently (and so does another number of
-    threads on a CPU, if it is no power of two).
+    The image of a seed does not depend on the other seeds. On a CPU, it depends neither on batch_size nor on the
+    processes of `group`, which share the seeds: whole pieces are sampled, even if only some of their seeds are kept.
+    On a GPU, batch_size images are sampled at a time, and another batch_size rounds differently (as does, on a CPU,
+    another number of threads that is not a power of two).
 
-    Files are written, and a GPU's images copied, while the next piece is sampled. device: the group's by default.
-    Progress goes to stderr. Returns the provenance. Raises UserError for settings that make no sample of this network,
-    for an unreadable network and for a file that could not be written.
+    Files are written, and images copied from a GPU, while the next piece is sampled. Progress goes to stderr. Returns
+    the provenance. Raises UserError for settings that this network cannot be sampled with, for an unreadable network
+    and for a file that cannot be written.
     """
     check_dest(dest, len(seeds))
     device = torch.device(device or group.device)
@@ -89,7 +90,7 @@ def _provenance(
     classes: int | Sequence[int] | None,
     device: torch.device,
 ) -> SampleProvenance:
-    """What the images of the seeds depend on; `classes` as they were asked for."""
+    """Return what the images of the seeds depend on; classes: as requested."""
     churn = sampling.churn
     provenance: SampleProvenance = {
         "format": "mscd-samples-1",
@@ -108,24 +109,24 @@ def _provenance(
 
 
 def _json_number(value: float) -> float | None:
-    """JSON has no infinity: None stands for it."""
+    """Return the value, or None in place of infinity, which JSON does not have."""
     return None if value == math.inf else value
 
 
 def _sampler_and_steps(
     path: str | os.PathLike[str], about: NetworkMetadata, sampler: Solver | None, steps: int | None
 ) -> tuple[Solver, int]:
-    """Sampler and steps, those not asked for filled in."""
+    """Return sampler and steps, with defaults for those not given."""
     if about["student"]:
         return sampler or "euler", about["student"]["segments"] if steps is None else steps
-    pickled = "format" not in about  # which does not say that it is no student, as a network file does
+    pickled = "format" not in about  # unlike mscd's files, a pickle does not say that a network is not a student
     if pickled and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
-            f"{path}: a snapshot that does not say whether it is a student and of how many segments: give sampler and "
+            f"{path}: the snapshot does not say whether it is a student or how many segments it has: give sampler and "
             "steps"
         )
     if sampler == "euler" and steps is None:
-        raise UserError("the euler sampler has no usual number of steps: give steps")
+        raise UserError("the euler sampler has no default number of steps: give steps")
     return sampler or "heun", HEUN_STEPS if steps is None else steps
 
 
@@ -137,26 +138,26 @@ def _check_settings(
     steps: int,
     churn: Churn | None,
 ) -> None:
-    """Raise UserError for settings that make no sample of this network."""
+    """Raise UserError for settings that this network cannot be sampled with."""
     if sampler not in SOLVERS:
         raise UserError(f"unknown sampler {sampler!r}: choose {' or '.join(SOLVERS)}")
     if steps < 1:
-        raise UserError(f"a sampler takes at least 1 step (asked for {steps})")
+        raise UserError(f"sampling takes at least 1 step (asked for {steps})")
     if not seeds or seeds.step != 1 or seeds[0] < 0:
-        raise UserError(f"seeds must be consecutive, at least one and from 0 on (asked for {seeds})")
+        raise UserError(f"seeds must be one or more consecutive non-negative numbers (asked for {seeds})")
     if churn and sampler != CHURNED:
         raise UserError(
-            f"churn belongs to the {CHURNED} sampler (asked for {sampler} with S_churn={churn['S_churn']:g})"
+            f"only the {CHURNED} sampler supports churn (asked for {sampler} with S_churn={churn['S_churn']:g})"
         )
     if student and (sampler, steps) != ("euler", student["segments"]):
         raise UserError(
-            f"{path}: a student of {student['segments']} segments is sampled with exactly {student['segments']} "
+            f"{path}: a student of {student['segments']} segments must be sampled with exactly {student['segments']} "
             f"euler steps (asked for {sampler}, {steps})"
         )
 
 
 def _grid_of(student: StudentFacts | None) -> Grid:
-    """The grid that a student was trained on; a teacher's is the usual one."""
+    """Return the grid that a student was trained on; for a teacher, nothing, which means the default grid."""
     if student is None:
         return {}
     return {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
@@ -165,22 +166,22 @@ def _grid_of(student: StudentFacts | None) -> Grid:
 def _class_of_seed(
     path: str | os.PathLike[str], label_dim: int, seeds: range, classes: int | Sequence[int] | None
 ) -> dict[int, int]:
-    """The class asked for, by seed."""
+    """Return the requested class of each seed; empty if none is requested."""
     if classes is None:
         return {}
     if not label_dim:
-        raise UserError(f"{path}: knows no classes, so none can be asked for")
+        raise UserError(f"{path}: the network has no classes, so none can be requested")
     wanted = [classes] * len(seeds) if isinstance(classes, int) else list(classes)
     if len(wanted) != len(seeds):
-        raise UserError(f"{len(wanted)} classes for {len(seeds)} seeds: give one for all, or one a seed")
+        raise UserError(f"{len(wanted)} classes for {len(seeds)} seeds: give one for all or one per seed")
     if not all(0 <= number < label_dim for number in wanted):
         unknown = next(number for number in wanted if not 0 <= number < label_dim)
-        raise UserError(f"{path}: knows classes 0 to {label_dim - 1}, not {unknown}")
+        raise UserError(f"{path}: the network has classes 0 to {label_dim - 1}, not {unknown}")
     return dict(zip(seeds, wanted, strict=True))
 
 
 def _sample_pieces(net: EDMPrecond, pieces: Sequence[range], seeds: range, sampling: Sampling) -> Iterator[Batch]:
-    """Of each piece, images [n, H, W, C] and classes [n] of those of its seeds that are among `seeds`."""
+    """Yield, for each piece, images [n, H, W, C] and classes [n] of those of its seeds that are in `seeds`."""
     samples = (_channels_last(*sample(net, piece, sampling)) for piece in pieces)
     for piece, (images, classes) in zip(pieces, on_host(samples), strict=True):
         wanted = slice(max(seeds.start - piece.start, 0), seeds.stop - piece.start)
@@ -188,12 +189,12 @@ def _sample_pieces(net: EDMPrecond, pieces: Sequence[range], seeds: range, sampl
 
 
 def _channels_last(images: torch.Tensor, classes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images [n, C, H, W] as [n, H, W, C]."""
+    """Return the images [n, C, H, W] as [n, H, W, C], with their classes."""
     return images.permute(0, 2, 3, 1).contiguous(), classes
 
 
 def _with_progress(batches: Iterator[Batch], progress: tqdm[NoReturn]) -> Iterator[Batch]:
-    """The batches; the bar counts each once it is consumed."""
+    """Yield the batches; the bar counts each one after it has been consumed."""
     for images, classes in batches:
         yield images, classes
         progress.update(len(images))

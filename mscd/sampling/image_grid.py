@@ -1,4 +1,4 @@
-"""Grids of images to look at: one of a batch, and one with a labelled row per model."""
+"""Image grids for viewing: one of a single batch, and one with a labelled row per model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 from mscd.sampling.sample_file import Images, read_samples
 
-GRID_INK = "#222222"  # that of the curves, whose module loads matplotlib
-TILE, GAP = 64, 2  # pixels: smaller images are enlarged to about a tile
+GRID_INK = "#222222"  # as in the plots of curves; not imported from their module, which loads matplotlib
+TILE, GAP = 64, 2  # pixels; images smaller than a tile are enlarged to about its size
 
 
 def labelled_grid(
@@ -25,17 +25,17 @@ def labelled_grid(
     columns: int = 16,
     scale: int | None = None,
 ) -> None:
-    """A PNG: a labelled row for each (label, samples), its first `columns` images enlarged `scale` times, pixels sharp.
+    """Write a PNG with a labelled row per (label, samples): the first `columns` images, pixels enlarged `scale` times.
 
-    samples: a sample batch of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. scale None: images of less than 64
-    pixels are enlarged to about that. Raises UserError where the rows have too few images, other sizes or other seeds.
+    samples: a sample file of `generate` (.npz) or uint8 [N, H, W, C] with C 1 or 3. scale: None enlarges images of less
+    than 64 pixels to about 64. Raises UserError if rows have too few images, or differ in image size or in seeds.
     """
     images = _grid_images(rows, columns)
     if len({row.shape[1:3] for row in images}) != 1:
         labelled = zip((label for label, _ in rows), images, strict=True)
         sizes = ", ".join(f"{label}: {row.shape[2]}x{row.shape[1]}" for label, row in labelled)
-        raise UserError(f"images of different sizes do not share a grid ({sizes})")
-    from matplotlib.font_manager import findfont  # imported here: who writes images alone needs no matplotlib
+        raise UserError(f"images of different sizes cannot share a grid ({sizes})")
+    from matplotlib.font_manager import findfont  # imported here: writing images alone needs no matplotlib
 
     scale = scale or max(1, TILE // images[0].shape[1])
     tile, gap = images[0].shape[1] * scale, max(2, scale // 2)
@@ -60,7 +60,7 @@ def _text_width(label: str, font: ImageFont.FreeTypeFont) -> float:
 
 
 def _grid_images(rows: Sequence[tuple[str, str | Path | Images]], columns: int) -> list[Images]:
-    """The first `columns` images of each row, uint8 [columns, H, W, 3]."""
+    """Return the first `columns` images of each row, uint8 [columns, H, W, 3]."""
     grid: list[Images] = []
     first_seeds: dict[str, int] = {}
     for label, samples in rows:
@@ -74,14 +74,14 @@ def _grid_images(rows: Sequence[tuple[str, str | Path | Images]], columns: int) 
         grid.append(np.broadcast_to(images[:columns], (columns, *images.shape[1:3], 3)))
     if len(set(first_seeds.values())) > 1:
         seeds = ", ".join(f"{label}: from {seed}" for label, seed in first_seeds.items())
-        raise UserError(f"rows of one grid need the same seeds ({seeds}); generate them again")
+        raise UserError(f"all rows of a grid need the same seeds ({seeds}); generate them again")
     return grid
 
 
 def contact_sheet(images: Images) -> Images:
-    """Images uint8 [N, H, W, C] as one picture [H', W'] (grey) or [H', W', 3], row by row, near a square of images.
+    """Arrange images uint8 [N, H, W, C] row by row in a nearly square grid, [H', W'] (grey) or [H', W', 3].
 
-    Small ones are enlarged by a whole factor, pixel by pixel; empty places and the gaps are white.
+    Small images are enlarged by an integer factor without smoothing; gaps and empty cells are white.
     """
     count, height, width, channels = images.shape
     scale = max(1, TILE // max(height, width))
@@ -96,5 +96,5 @@ def contact_sheet(images: Images) -> Images:
 
 
 def without_grey_axis(image: Images) -> Images:
-    """[H, W] of a grey image [H, W, 1]; others as they are."""
+    """Return a grey image [H, W, 1] as [H, W], and any other image unchanged."""
     return image[..., 0] if image.shape[-1] == 1 else image

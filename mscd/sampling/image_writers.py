@@ -1,6 +1,6 @@
-"""Where generated images go: an array, PNGs as data sets have them, or one grid to look at.
+"""Writers of generated images: an array, PNGs in the layout of a data set, or one grid for viewing.
 
-`batches` are consecutive: images uint8 [n, H, W, C] and their classes [n], or None where there are none.
+`batches` are consecutive; each holds images uint8 [n, H, W, C] and their classes [n], or None if there are none.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ GRID_IMAGES = 1024
 
 
 def check_dest(dest: str | os.PathLike[str], count: int) -> None:
-    """Raise UserError unless `count` images can go to `dest` as `write_images` does it."""
+    """Raise UserError unless `write_images` can write `count` images to `dest`."""
     form = _form(dest)
     if form not in WRITERS:
         raise UserError(
-            f"{dest}: images go to an .npz, a .zip, a .png (one grid) or a folder (a name without ending), not {form}"
+            f"{dest}: images are written as .npz, .zip, .png (one grid) or a folder (no file extension), not {form}"
         )
     if form == ".png" and count > GRID_IMAGES:
-        raise UserError(f"{dest}: {count} images are too many for one grid; write a .zip, .npz or folder of them")
+        raise UserError(f"{dest}: {count} images are too many for one grid; write them as a .zip, .npz or folder")
     path = Path(dest)
     if form == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{dest}: exists, and is no empty folder; delete it or choose another name")
+        raise UserError(f"{dest}: exists and is not an empty folder; delete it or choose another name")
     if form == "" and path.resolve() == Path.cwd():
-        raise UserError(f"{dest}: the folder that you are in, whose place the images would take; give another name")
+        raise UserError(f"{dest}: is the current folder, which the images would replace; choose another name")
 
 
 def write_images(dest: str | os.PathLike[str], batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
-    """Write the images of `seeds` to `dest`, whole or not at all; same input, same bytes.
+    """Write the images of `seeds` to `dest` atomically; equal input gives equal bytes.
 
-    By its name: .npz, as sample_file.write_samples; .zip, the EDM zip (mscd.data.dataset) with images numbered by their
-    seeds, dataset.json and provenance.json; without ending or an existing folder, the same as files; .png, one grid.
-    A batch is written in a thread while the next one is made; but for a grid only these two are in memory.
-    Raises UserError naming the file when it cannot be written, and makes no further batch.
+    The name determines the form. .npz: as by sample_file.write_samples; .zip: the EDM zip (mscd.data.dataset) with
+    images numbered by their seeds, dataset.json and provenance.json; no extension or an existing folder: the same as
+    files; .png: one grid. Each batch is written in a thread while the next one is made; except for a grid, only these
+    two are in memory. Raises UserError naming the file if it cannot be written, and then takes no further batch.
     """
     write = WRITERS[_form(dest)]
     consume_in_thread(lambda taken: write(Path(dest), taken, seeds, provenance), batches)
 
 
 def _form(dest: str | os.PathLike[str]) -> str:
-    """The ending of a file's name, or nothing for a folder."""
+    """Return the extension of a file's name, or an empty string for a folder."""
     return "" if Path(dest).is_dir() else Path(dest).suffix
 
 
-# Each opens its file before it asks for the first batch: what cannot be written need not be sampled.
+# Each writer opens its file before it takes the first batch, so that nothing is sampled if writing is impossible.
 
 
 def _write_npz(dest: Path, batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
@@ -86,7 +86,7 @@ def _write_folder(dest: Path, batches: Batches, seeds: range, provenance: Sample
     scratch = dest.with_name(f".{dest.name}.{os.getpid()}.tmp")
 
     def add(name: str, content: bytes) -> None:
-        path = os.path.join(scratch, name)  # a Path would keep its name in memory for good
+        path = os.path.join(scratch, name)  # a Path would keep its name in memory permanently
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(content)
@@ -104,7 +104,7 @@ WRITERS = {".npz": _write_npz, ".zip": _write_zip, ".png": _write_grid, "": _wri
 
 
 def _join(batches: Batches, count: int) -> npt.NDArray[np.uint8]:
-    """All images, at least one, [count, H, W, C], in one array that is filled as they come."""
+    """Join all images, at least one, in one array [count, H, W, C] that is filled as they arrive."""
     first, _ = next(batches)
     joined, at = np.empty([count, *first.shape[1:]], np.uint8), len(first)
     joined[:at] = first
@@ -115,7 +115,7 @@ def _join(batches: Batches, count: int) -> npt.NDArray[np.uint8]:
 
 
 def _add_all(add: Callable[[str, bytes], None], batches: Batches, seeds: range, provenance: SampleProvenance) -> None:
-    """Add every image as a PNG, then what says how they were made and of which classes they are."""
+    """Add every image as a PNG, then the provenance and the classes of the images."""
     names = map(image_name, seeds)
     labels: list[tuple[str, int | None]] = []
     for images, classes in batches:

@@ -1,4 +1,4 @@
-"""Images of seeds from a network in memory: a way to sample, and which seeds go through the network together."""
+"""Sampling in memory: its settings, and which seeds go through the network together."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mscd.diffusion.solvers import Solver
 from mscd.networks import EDMPrecond
 from mscd.sampling.seeds import SeededDraws
 
-HEUN_STEPS = 18  # of a teacher, by default
-CPU_PIXELS = 128**2  # of the images that a CPU samples at a time: more is no faster
+HEUN_STEPS = 18  # default for a teacher
+CPU_PIXELS = 128**2  # total over the images that a CPU samples at a time; more is no faster
 
 
 class Churn(TypedDict):
-    """How much noise `samplers.heun` adds on the way, and at which noise levels."""
+    """How much noise `samplers.heun` adds between steps, and at which noise levels."""
 
     S_churn: float
     S_min: float
@@ -30,8 +30,11 @@ class Churn(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """A way to sample. churn: None for none of it; grid: overrides of the default sigma_min, sigma_max and rho;
-    classes: class of each seed where it is not the one that the seed draws."""
+    """How to sample.
+
+    churn: None for no churn; grid: overrides of the default sigma_min, sigma_max and rho; classes: class per seed where
+    it overrides the one that the seed draws.
+    """
 
     sampler: Solver
     steps: int
@@ -41,15 +44,15 @@ class Sampling:
 
 
 def split_seeds(seeds: range, size: int) -> list[range]:
-    """The seeds in consecutive pieces of `size`, the last with those left."""
+    """Split the seeds into consecutive pieces of `size`; the last piece holds the remainder."""
     return [range(first, min(first + size, seeds.stop)) for first in range(seeds.start, seeds.stop, size)]
 
 
 def pieces_for(net: EDMPrecond, seeds: range, batch_size: int, device: torch.device) -> list[range]:
-    """Seeds that go through the network together so that an image depends on its seed alone.
+    """Return the seeds in pieces that go through the network together, so that an image depends on its seed alone.
 
-    A CPU's kernels round differently by the number of images and the position of an image among them. So there all
-    pieces have one size and begin at its multiples: the first and the last may reach beyond `seeds`.
+    CPU kernels round differently depending on the number of images and on an image's position among them. On a CPU, all
+    pieces therefore have one size and begin at its multiples; the first and the last may extend beyond `seeds`.
     """
     if device.type != "cpu":
         return split_seeds(seeds, batch_size)
@@ -58,9 +61,10 @@ def pieces_for(net: EDMPrecond, seeds: range, batch_size: int, device: torch.dev
 
 
 def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images of the seeds, uint8 [N, C, H, W], and their classes, int64 [N] (None if it knows none), on the network's
-    device. A GPU is not waited for. Samples as it is asked to: that a student is sampled with one euler step per
-    segment, on its own grid, is what mscd.sampling.generate sees to.
+    """Return images of the seeds, uint8 [N, C, H, W], and their classes, int64 [N] (None if the network has none).
+
+    Both are on the network's device; does not wait for a GPU. Follows `sampling` without checking it:
+    mscd.sampling.generate ensures that a student is sampled with one euler step per segment on its own grid.
 
     A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
     """

@@ -1,4 +1,4 @@
-"""The random draws that belong to a seed: its latent, its class, its noise on the way."""
+"""The random draws of a seed: its latent, its class and its churn noise."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ class SeededDraws:
         self.generators = [torch.Generator(self.device).manual_seed(int(seed) % (1 << 32)) for seed in seeds]
 
     def randn(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Unit normal [len(seeds), *shape]."""
+        """Draw standard normal numbers [len(seeds), *shape]."""
         draws = torch.empty([len(self.generators), *shape], dtype=dtype, device=self.device)
         for row, generator in zip(draws.unbind(), self.generators, strict=True):
             row.normal_(generator=generator)
         return draws
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
-        """Unit normal of x's shape and dtype; x has one row per seed."""
+        """Draw standard normal numbers of x's shape and dtype; x has one row per seed."""
         return self.randn(x.shape[1:], x.dtype)
 
     def randint(self, high: int) -> torch.Tensor:
-        """Uniform over 0 .. high - 1, int64 [len(seeds)]."""
+        """Draw integers uniformly from 0 .. high - 1, int64 [len(seeds)]."""
         draws = torch.empty(len(self.generators), dtype=torch.int64, device=self.device)
         for row, generator in zip(draws.unbind(), self.generators, strict=True):
             row.random_(0, high, generator=generator)
         return draws
 
     def noise_and_labels(self, shape: Sequence[int], label_dim: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A seed's first two draws: latents [N, *shape], then classes, one-hot float32 [N, label_dim] (None for 0)."""
+        """Make the seeds' first two draws: latents [N, *shape], one-hot classes float32 [N, label_dim] (None for 0)."""
         noise = self.randn(shape)
         if not label_dim:
             return noise, None

@@ -1,4 +1,4 @@
-"""The network that images are sampled from."""
+"""The network that the sampling tests use."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mscd.networks import EDMPrecond
 
 @pytest.fixture(scope="session")
 def net():
-    """A class-conditional 8×8 network that does something: weights of a fresh one are mostly zero."""
+    """A class-conditional 8×8 network with random weights, because those of a new one are mostly zero."""
     generator = torch.Generator().manual_seed(0)
     net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=16, channel_mult=[1], num_blocks=1)
     for parameter in net.parameters():

@@ -1,4 +1,4 @@
-"""Images that are functions of their seeds, and the file that says how they were made."""
+"""Images as functions of their seeds, and the provenance of the file they are in."""
 
 import hashlib
 import math
@@ -28,7 +28,7 @@ STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, net):
-    """Holds teacher.safetensors and student.safetensors."""
+    """Folder with teacher.safetensors and student.safetensors."""
     folder = tmp_path_factory.mktemp("networks")
     about = {"snapshot_kimg": 7, "ema": "ema", "data": {"digest": "abc"}}
     save_network(folder / "teacher.safetensors", net, {"model": "teacher", "student": None, **about})
@@ -88,7 +88,7 @@ def test_an_image_is_the_same_alone_and_among_others(teacher, tmp_path):
         assert np.array_equal(alone[0], whole[seed - 240])
 
 
-def test_jobs_that_share_seeds_in_whole_batches_make_the_images_of_one(teacher, tmp_path):
+def test_jobs_that_share_seeds_in_whole_batches_equal_one_job(teacher, tmp_path):
     how = {"sampler": "heun", "steps": 3, "S_churn": 1.0, "batch_size": 4}
     whole = images_of(teacher, tmp_path / "a.npz", seeds=range(40, 70), **how)
     parts = [range(40, 52), range(52, 56), range(56, 70)]
@@ -120,7 +120,7 @@ def test_the_same_command_makes_the_same_bytes(teacher, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_a_student_of_S_segments_takes_exactly_S_evaluations_on_its_own_grid(student, tmp_path, calls):
+def test_a_student_of_S_segments_takes_S_evaluations_on_its_own_grid(student, tmp_path, calls):
     generate(student, tmp_path / "a.npz", seeds=range(3), sampler="euler", steps=4)
     ramp = np.linspace(40.0 ** (1 / 5.0), 0.01 ** (1 / 5.0), 4)
     assert len(calls) == 4
@@ -162,10 +162,10 @@ def test_a_pickle_gives_the_images_of_its_network(net, teacher, tmp_path):
     assert made["network"]["origin"] == {"source": "edm.pkl", "sha256": digest, "license": "not known: see edm.pkl"}
 
 
-def test_a_pickle_is_known_by_its_content(net, tmp_path):
+def test_a_pickle_is_recognised_by_its_content(net, tmp_path):
     write_pickle(tmp_path / "edm.pkl", net, nimg=5000)
     (tmp_path / "edm.pkl").rename(tmp_path / "edm.network")
-    with pytest.raises(UserError, match="edm.network: a snapshot that does not say"):
+    with pytest.raises(UserError, match="edm.network: the snapshot does not say"):
         generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2))
     made = generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=2)
     assert made["network"]["origin"]["source"] == "edm.network" and made["network"]["snapshot_kimg"] == 5
@@ -178,15 +178,15 @@ def test_a_pickled_student_is_sampled_on_its_own_grid(net, tmp_path, calls):
     assert (made["network"]["snapshot_kimg"], made["network"]["student"]["segments"]) == (5, 3)
 
 
-def test_a_pickled_snapshot_that_does_not_say_its_segments_needs_sampler_and_steps(net, tmp_path):
+def test_a_pickled_snapshot_without_segments_needs_sampler_and_steps(net, tmp_path):
     write_pickle(tmp_path / "phema.pkl", net, nimg=5000)
     for asked in ({}, {"steps": 3}, {"sampler": "euler"}):
-        with pytest.raises(UserError, match="phema.pkl: a snapshot that does not say .* give sampler and steps"):
+        with pytest.raises(UserError, match="phema.pkl: the snapshot does not say .* give sampler and steps"):
             generate(tmp_path / "phema.pkl", tmp_path / "a.npz", seeds=range(2), **asked)
     assert generate(tmp_path / "phema.pkl", tmp_path / "a.npz", seeds=range(2), sampler="euler", steps=3)["nfe"] == 3
 
 
-def test_classes_asked_for_take_the_place_of_those_drawn_and_nothing_else(teacher, tmp_path):
+def test_requested_classes_replace_the_drawn_ones_and_nothing_else(teacher, tmp_path):
     how = {"seeds": range(6, 12), "sampler": "heun", "steps": 3, "S_churn": 1.0}
     generate(teacher, tmp_path / "drawn", **how)
     drawn = ImageDataset(tmp_path / "drawn").labels.tolist()
@@ -202,7 +202,7 @@ def test_classes_asked_for_take_the_place_of_those_drawn_and_nothing_else(teache
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (10, "knows classes 0 to 9, not 10"),
+        (10, "the network has classes 0 to 9, not 10"),
         (-1, "not -1"),
         ([1, 2, 11], "not 11"),
         ([1, 2], "2 classes for 3 seeds"),
@@ -213,10 +213,10 @@ def test_classes_that_do_not_fit_are_refused(teacher, tmp_path, classes, said):
         generate(teacher, tmp_path / "a.npz", seeds=range(3), steps=1, classes=classes)
 
 
-def test_a_network_without_classes_has_none_to_ask_for(tmp_path):
+def test_no_class_can_be_requested_of_a_network_without_classes(tmp_path):
     net = EDMPrecond(8, 1, 0, model_type="SongUNet", model_channels=16, channel_mult=[1], num_blocks=1)
     save_network(tmp_path / "n.safetensors", net, {"model": "teacher", "student": None})
-    with pytest.raises(UserError, match="n.safetensors: knows no classes"):
+    with pytest.raises(UserError, match="n.safetensors: the network has no classes"):
         generate(tmp_path / "n.safetensors", tmp_path / "a.npz", seeds=range(3), steps=1, classes=0)
     generate(tmp_path / "n.safetensors", tmp_path / "a.zip", seeds=range(3), steps=1)
     assert ImageDataset(tmp_path / "a.zip").label_dim == 0
@@ -229,7 +229,7 @@ def test_every_form_holds_the_same_images(teacher, tmp_path):
         generate(teacher, tmp_path / name, **how)
         dataset = ImageDataset(tmp_path / name)
         assert np.array_equal(np.stack([pixels for pixels, _ in dataset]), images.transpose(0, 3, 1, 2))
-    with pytest.raises(UserError, match="folder: exists, and is no empty folder"):
+    with pytest.raises(UserError, match="folder: exists and is not an empty folder"):
         generate(teacher, tmp_path / "folder", **how)
 
 
@@ -256,7 +256,7 @@ def test_without_churn_provenance_holds_none(teacher, tmp_path):
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("euler", 8), ("heun", 4), ("heun", 2)])
-def test_a_student_is_refused_any_other_sampling(student, tmp_path, sampler, steps):
+def test_a_student_refuses_any_other_sampling(student, tmp_path, sampler, steps):
     with pytest.raises(
         UserError, match=rf"student.safetensors.*exactly 4 euler steps \(asked for {sampler}, {steps}\)"
     ):
@@ -271,12 +271,12 @@ def test_a_student_is_refused_any_other_sampling(student, tmp_path, sampler, ste
         ({"steps": 0}, "at least 1 step"),
         ({"seeds": range(0)}, "seeds must be"),
         ({"seeds": range(0, 10, 2)}, "consecutive"),
-        ({"seeds": range(-3, 3)}, "from 0 on"),
-        ({"sampler": "euler", "steps": None}, "euler sampler has no usual number of steps"),
-        ({"sampler": "euler", "S_churn": 1.0}, "churn belongs to the heun sampler"),
+        ({"seeds": range(-3, 3)}, "non-negative"),
+        ({"sampler": "euler", "steps": None}, "euler sampler has no default number of steps"),
+        ({"sampler": "euler", "S_churn": 1.0}, "only the heun sampler supports churn"),
     ],
 )
-def test_settings_that_make_no_sample_are_refused(teacher, tmp_path, change, said):
+def test_invalid_sampling_settings_are_refused(teacher, tmp_path, change, said):
     with pytest.raises(UserError, match=said):
         generate(teacher, tmp_path / "a.npz", **{"seeds": range(2), "sampler": "heun", "steps": 2, **change})
 
@@ -294,7 +294,7 @@ def test_an_interrupted_call_leaves_the_old_samples(teacher, tmp_path, monkeypat
 
     def broken(*arguments, **how):
         calls.append(1)
-        if len(calls) > 1:  # when the first piece is with the writer
+        if len(calls) > 1:  # by then the writer has the first piece
             raise KeyboardInterrupt
         return euler(*arguments, **how)
 
@@ -315,7 +315,7 @@ def test_samples_that_cannot_be_written_are_named_before_any_is_made(teacher, tm
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.zip"])
-def test_a_disk_that_is_full_ends_the_sampling_in_one_line(teacher, tmp_path, calls, name):
+def test_a_full_disk_ends_sampling_with_a_one_line_error(teacher, tmp_path, calls, name):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a few pieces
     try:
@@ -345,7 +345,7 @@ def test_fifty_thousand_images_take_no_more_memory_than_a_few(teacher, tmp_path)
     command = [sys.executable, "-c", FIFTY_THOUSAND, teacher, dest]
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert dest.stat().st_size > 50_000 * 64
-    assert peak < 500_000  # of which a piece is 16 kB and its seeds' generators most of the rest
+    assert peak < 500_000  # a piece takes 16 kB, the generators of its seeds most of the rest
 
 
 def test_progress_goes_to_stderr_alone(teacher, tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""Grids of images to look at: every pixel is shown, and rows that do not belong together are refused."""
+"""Image grids for viewing: every pixel is shown, and rows that do not belong together are refused."""
 
 import numpy as np
 import pytest
@@ -43,14 +43,14 @@ def test_a_grid_takes_the_first_columns_of_sample_files_of_the_same_seeds(tmp_pa
     assert (tmp_path / "files.png").read_bytes() == (tmp_path / "arrays.png").read_bytes()
 
 
-def test_a_grid_refuses_rows_of_other_seeds(tmp_path):
+def test_a_grid_refuses_rows_of_different_seeds(tmp_path):
     for name, first in (("a", 0), ("b", 5)):
         write_samples(tmp_path / f"{name}.npz", pictures(0), {"seeds": [first, first + 4]})
     with pytest.raises(UserError, match=r"same seeds \(a: from 0, b: from 5\)"):
         labelled_grid([(name, tmp_path / f"{name}.npz") for name in "ab"], tmp_path / "a.png", columns=4)
 
 
-def test_a_grid_refuses_too_few_images_and_other_sizes(tmp_path):
+def test_a_grid_refuses_too_few_images_and_different_sizes(tmp_path):
     with pytest.raises(UserError, match="student: 5 images, too few for a row of 6"):
         labelled_grid([("student", pictures(0))], tmp_path / "a.png", columns=6)
     with pytest.raises(UserError, match=r"different sizes .*a: 8x8, b: 16x16"):
@@ -58,7 +58,7 @@ def test_a_grid_refuses_too_few_images_and_other_sizes(tmp_path):
 
 
 @pytest.mark.parametrize(("resolution", "scale"), [(8, 8), (32, 2), (64, 1), (128, 1)])
-def test_a_grid_is_grey_of_grey_images_and_leaves_large_ones_as_they_are(resolution, scale):
+def test_a_grid_of_grey_images_is_grey_and_large_images_are_not_enlarged(resolution, scale):
     images = pictures(0, size=resolution)[:4]
     shown = contact_sheet(images)
     side = 2 * (resolution * scale + 2) + 2

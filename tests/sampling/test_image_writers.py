@@ -1,4 +1,4 @@
-"""Where images go: the forms hold the same pixels, are read as data sets, and appear whole or not at all."""
+"""Writers of images: all forms hold the same pixels, are readable as data sets and are written atomically."""
 
 import json
 import tracemalloc
@@ -72,7 +72,7 @@ def test_an_npz_holds_images_and_provenance(tmp_path):
     assert np.array_equal(images, pictures()) and made == MADE
 
 
-def test_the_same_images_in_other_batches_give_the_same_bytes(tmp_path):
+def test_the_same_images_in_different_batches_give_the_same_bytes(tmp_path):
     for name in ("a.npz", "a.zip", "a.png"):
         written = []
         for size in (1, 4, 5):
@@ -92,7 +92,7 @@ def test_a_grid_shows_all_images_enlarged_without_smoothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.zip", "a.png", "a"])
-def test_what_breaks_off_leaves_nothing(tmp_path, name):
+def test_an_interrupted_write_leaves_nothing(tmp_path, name):
     def broken():
         yield pictures(), [0] * 5
         raise KeyboardInterrupt
@@ -103,32 +103,32 @@ def test_what_breaks_off_leaves_nothing(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.zip", "a.png", "a"])
-def test_what_cannot_be_written_is_named(tmp_path, name):
+def test_a_destination_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"file/{name}: could not be written"):
         write(tmp_path / "file" / name)
 
 
-def test_places_that_images_cannot_go_to_are_refused(tmp_path, monkeypatch):
+def test_unsuitable_destinations_are_refused(tmp_path, monkeypatch):
     check_dest(tmp_path / "new", 5)
     check_dest(tmp_path, 5)  # empty
-    with pytest.raises(UserError, match=r"a.jpg: images go to an .npz, a .zip, a .png .* not .jpg"):
+    with pytest.raises(UserError, match=r"a.jpg: images are written as .npz, .zip, .png .* not .jpg"):
         check_dest(tmp_path / "a.jpg", 5)
     with pytest.raises(UserError, match="too many for one grid"):
         check_dest(tmp_path / "a.png", GRID_IMAGES + 1)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     for here in (".", tmp_path / "empty"):
-        with pytest.raises(UserError, match="the folder that you are in"):
+        with pytest.raises(UserError, match="is the current folder"):
             check_dest(here, 5)
     (tmp_path / "old").touch()
     for taken in (tmp_path, tmp_path / "old"):
-        with pytest.raises(UserError, match="exists, and is no empty folder"):
+        with pytest.raises(UserError, match="exists and is not an empty folder"):
             check_dest(taken, 5)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.zip", "a"])
-def test_writing_many_images_takes_the_memory_of_a_batch(tmp_path, name):
+def test_writing_many_images_takes_the_memory_of_one_batch(tmp_path, name):
     images = pictures(resolution=64, count=16)  # 200 kB
     write(tmp_path / "warm.zip")
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Images of seeds in memory, and which seeds go through the network together."""
+"""Sampling in memory, and which seeds go through the network together."""
 
 import copy
 
@@ -12,7 +12,7 @@ from mscd.sampling.sample import Sampling, pieces_for, sample, split_seeds
 from mscd.sampling.seeds import SeededDraws
 
 
-def test_images_are_those_of_the_sampler_on_the_grid_asked_for(net):
+def test_images_are_those_of_the_sampler_on_the_requested_grid(net):
     grid = {"sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
     images, classes = sample(net, range(3, 7), Sampling("euler", 2, grid=grid))
     noise, labels = SeededDraws(range(3, 7)).noise_and_labels((1, 8, 8), 10)
@@ -27,7 +27,7 @@ def test_seeds_are_split_without_gap_or_overlap():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("churn", [None, {"S_churn": 1.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}])
-def test_a_gpu_is_not_waited_for_while_it_samples(net, churn):
+def test_sampling_does_not_wait_for_the_gpu(net, churn):
     on_gpu = copy.deepcopy(net).cuda()
     how = Sampling("heun", 4, churn, classes={3: 5})
     images, classes = sample(on_gpu, range(8), how)
@@ -47,7 +47,7 @@ def test_a_gpu_is_not_waited_for_while_it_samples(net, churn):
         (range(4, 6), 64, [range(4, 6)]),
     ],
 )
-def test_a_gpu_takes_the_seeds_asked_for_by_the_batch(net, seeds, batch_size, pieces):
+def test_a_gpu_takes_only_the_requested_seeds_in_batches(net, seeds, batch_size, pieces):
     assert pieces_for(net, seeds, batch_size, torch.device("cuda")) == pieces
 
 
@@ -59,5 +59,5 @@ def test_a_gpu_takes_the_seeds_asked_for_by_the_batch(net, seeds, batch_size, pi
         (range(300, 600), [range(256, 512), range(512, 768)]),
     ],
 )
-def test_a_cpu_takes_pieces_that_neither_seeds_nor_batch_size_move(net, seeds, pieces):
+def test_pieces_on_a_cpu_have_fixed_bounds_whatever_the_batch_size(net, seeds, pieces):
     assert all(pieces_for(net, seeds, size, torch.device("cpu")) == pieces for size in (1, 7, 64))

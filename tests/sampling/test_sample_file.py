@@ -1,4 +1,4 @@
-"""Sample files: damage is found out, and those of jobs that share seeds are read as if one job had made them."""
+"""Sample files: damage is detected, and files of jobs that share seeds are read as if one job had made them."""
 
 import io
 import json
@@ -22,7 +22,7 @@ MADE = {"network": {"digest": "n" * 64}, "sampler": "euler", "steps": 4, "churn"
 
 
 def write_parts(folder, *parts, **changed):
-    """Sample files of the ranges `parts`, each image filled with its seed, of provenance MADE as `changed`."""
+    """Write a sample file per range in `parts`, each image filled with its seed; provenance: MADE with `changed`."""
     files = []
     for seeds in parts:
         files.append(folder / f"{seeds[0]}.npz")
@@ -33,14 +33,14 @@ def write_parts(folder, *parts, **changed):
 
 @pytest.mark.parametrize("cuts", [[], [1], [5], [4, 8], [2, 3, 4, 11], [12], list(range(1, 13))])
 @pytest.mark.parametrize("size", [1, 4, 5, 13, 20])
-def test_batches_hold_the_same_images_however_files_cut_them(tmp_path, cuts, size):
+def test_batches_hold_the_same_images_however_files_split_them(tmp_path, cuts, size):
     files = write_parts(tmp_path, *(range(a, b) for a, b in zip([0, *cuts], [*cuts, 13], strict=True)))
     batches = [images[:, 0, 0, 0].tolist() for images in read_batches(files, size)]
     assert batches == [list(range(start, min(start + size, 13))) for start in range(0, 13, size)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
-def test_images_in_batches_have_the_bytes_that_numpy_writes_of_all(size):
+def test_images_in_batches_give_the_bytes_that_numpy_writes_for_all(size):
     images = np.random.default_rng(0).integers(0, 256, [7, 3, 5, 3], dtype=np.uint8)
     whole, parts = io.BytesIO(), io.BytesIO()
     np.savez(whole, arr_0=images, provenance=np.array(json.dumps(MADE, sort_keys=True)))
@@ -53,7 +53,7 @@ def test_images_are_counted_without_reading_them(tmp_path):
     assert count_images(write_parts(tmp_path, range(4))) == 4
 
 
-def test_reading_takes_the_memory_of_a_batch_not_of_a_file(tmp_path):
+def test_reading_takes_the_memory_of_one_batch_not_of_a_file(tmp_path):
     images = np.zeros([2000, 32, 32, 3], np.uint8)
     write_samples(tmp_path / "a.npz", images, {**MADE, "seeds": [0, 1999]})
     tracemalloc.start()
@@ -65,7 +65,7 @@ def test_reading_takes_the_memory_of_a_batch_not_of_a_file(tmp_path):
     assert peak < images.nbytes / 2
 
 
-def test_a_bit_that_flipped_among_the_images_is_noticed_when_they_are_read(tmp_path):
+def test_a_flipped_bit_is_detected_when_batches_are_read(tmp_path):
     images = np.full([600, 4, 4, 1], 77, np.uint8)
     write_samples(tmp_path / "a.npz", images, MADE)
     content = bytearray((tmp_path / "a.npz").read_bytes())
@@ -75,24 +75,24 @@ def test_a_bit_that_flipped_among_the_images_is_noticed_when_they_are_read(tmp_p
         list(read_batches([tmp_path / "a.npz"], 100))
 
 
-def test_images_in_any_order_of_memory_are_read_as_written(tmp_path):
+def test_images_of_any_memory_layout_are_read_as_written(tmp_path):
     images = np.asfortranarray(np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3, 1))
     write_samples(tmp_path / "a.npz", images, MADE)
     assert np.array_equal(np.concatenate(list(read_batches([tmp_path / "a.npz"], 2))), images)
 
 
-def test_batches_are_whole_images_of_bytes(tmp_path):
+def test_batches_hold_whole_uint8_images(tmp_path):
     (images,) = read_batches(write_parts(tmp_path, range(3), range(3, 5)), 8)
     assert images.dtype == np.uint8 and images.shape == (5, 2, 3, 1) and (images == images[:, :1, :1]).all()
 
 
-def test_parts_together_are_of_all_their_seeds(tmp_path):
+def test_joint_provenance_covers_the_seeds_of_all_parts(tmp_path):
     files = write_parts(tmp_path, range(3, 7), range(7, 8), range(8, 20))
     assert joint_provenance(files) == {**MADE, "seeds": [3, 19]}
     assert joint_provenance(files[1:2]) == {**MADE, "seeds": [7, 7]}
 
 
-def test_classes_of_parts_are_joined_and_one_for_all_stays(tmp_path):
+def test_classes_of_parts_are_joined_and_a_common_class_is_kept(tmp_path):
     files = write_parts(tmp_path, range(2), classes=[4, 5]) + write_parts(tmp_path, range(2, 3), classes=[6])
     assert joint_provenance(files)["classes"] == [4, 5, 6]
     files = write_parts(tmp_path, range(2), classes=4) + write_parts(tmp_path, range(2, 3), classes=4)
@@ -109,7 +109,7 @@ def test_classes_of_parts_are_joined_and_one_for_all_stays(tmp_path):
         ([range(2), range(2, 4), range(5, 6)], "2.npz ends with seed 3 and .*5.npz begins with 5: "),
     ],
 )
-def test_seeds_that_are_missing_or_come_twice_are_refused(tmp_path, parts, said):
+def test_missing_or_repeated_seeds_are_refused(tmp_path, parts, said):
     with pytest.raises(UserError, match=said) as refusal:
         joint_provenance(write_parts(tmp_path, *parts))
     assert "\n" not in str(refusal.value)
@@ -156,7 +156,7 @@ def test_samples_cut_short_anywhere_are_refused_by_name(tmp_path):
             read_samples(path)
 
 
-def test_a_flipped_bit_in_the_images_is_found_out(tmp_path):
+def test_a_flipped_bit_is_detected_when_all_images_are_read(tmp_path):
     path = tmp_path / "a.npz"
     images = np.full([2, 8, 8, 1], 77, np.uint8)
     write_samples(path, images, {"seeds": [0, 1]})
@@ -176,13 +176,13 @@ def test_a_flipped_bit_in_the_images_is_found_out(tmp_path):
         np.zeros([2, 8, 8, 4], np.uint8),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(tmp_path, images):
+def test_arrays_that_are_not_images_are_refused(tmp_path, images):
     np.savez(tmp_path / "a.npz", arr_0=images, provenance=np.array(json.dumps({})))
     with pytest.raises(UserError, match="a.npz: images must be uint8"):
         read_samples(tmp_path / "a.npz")
 
 
-def test_samples_of_unknown_making_are_refused(tmp_path):
+def test_samples_without_provenance_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=np.zeros([2, 8, 8, 1], np.uint8))
-    with pytest.raises(UserError, match="a.npz: not a sample file of mscd .*provenance"):
+    with pytest.raises(UserError, match="a.npz: not an mscd sample file .*provenance"):
         read_samples(tmp_path / "a.npz")

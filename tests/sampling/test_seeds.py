@@ -1,4 +1,4 @@
-"""What a seed draws: parity with the golden numbers, in any company."""
+"""What a seed draws: equal to the golden numbers, whatever the other seeds."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_draws_of_seeds_equal_golden():
     assert (draws.randn((1, 4, 4), torch.float64).numpy() == golden["stacked/second_draw"].reshape(-1, 1, 4, 4)).all()
 
 
-def test_a_seed_draws_the_same_in_any_company():
+def test_a_seed_draws_the_same_among_any_other_seeds():
     whole, labels = SeededDraws(range(6)).noise_and_labels((1, 8, 8), 10)
     part, part_labels = SeededDraws([4, 2]).noise_and_labels((1, 8, 8), 10)
     assert torch.equal(part, whole[[4, 2]]) and torch.equal(part_labels, labels[[4, 2]])
@@ -26,7 +26,7 @@ def test_a_seed_draws_the_same_in_any_company():
 
 @pytest.mark.parametrize("shape", [[1, 8, 8], [3, 5, 7], [3], []])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_seeds_draws_are_those_of_a_generator_of_its_own(shape, dtype):
+def test_a_seeds_draws_are_those_of_its_own_generator(shape, dtype):
     seeds = [0, 1, 7, 2**31, 2**32 + 5]
     draws, alone = SeededDraws(seeds), [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
     for _ in range(2):
