@@ -1,7 +1,9 @@
-"""The mathematics, as functions of tensors and numbers: `sigmas` are the noise grids, `edges` the jumps that a student
-learns, `consistency` and `denoising` the losses, `samplers` and `solvers` the ways to sample, `ema` the averages of
-weights and `ema_names` what those are called, `pixels` images as bytes and as numbers.
+"""The mathematics of diffusion and distillation, as functions of tensors and numbers.
 
-Imports mscd.parallel and mscd.errors alone. `solvers` and `ema_names` load no torch, so that the configuration may use
-them, and `ema` only numpy.
+`sigmas` defines the noise grids and `edges` the jumps that a student learns. `consistency` and `denoising` contain the
+losses, `samplers` the samplers and `solvers` their names and cost. `ema` computes weight averages and `ema_names` names
+them. `pixels` converts images between bytes and numbers.
+
+Imports only mscd.parallel and mscd.errors. `solvers` and `ema_names` do not import torch, so the configuration can use
+them; `ema` imports only numpy.
 """

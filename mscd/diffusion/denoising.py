@@ -1,4 +1,4 @@
-"""What a denoiser is, and EDM's loss that trains a teacher (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+"""The denoiser type, and EDM's loss for training teachers (Karras et al. 2022, arXiv:2206.00364, table 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Ten
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
-    """loss [N] (weighted squared error summed over each image) and the noise level sigma [N] it was taken at."""
+    """The loss [N], a weighted squared error summed over each image, and the noise levels sigma [N] of the images."""
 
     loss: torch.Tensor
     sigma: torch.Tensor
@@ -30,10 +30,11 @@ def denoising_loss(
     P_std: float = 1.2,
     sigma_data: float = 0.5,
 ) -> DenoisingLoss:
-    """Weighted squared error of the denoiser at log-normal noise levels.
+    """Compute the weighted squared error of the denoiser at log-normally distributed noise levels.
 
-    images, noise [N, C, H, W] float32, the noise unit normal; sigma_normal z [N] unit normal: ln sigma = P_mean +
-    P_std z; weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, which evens out the weight of noise levels.
+    images and noise are float32 [N, C, H, W], the noise unit normal. sigma_normal is z [N], unit normal, and sets the
+    noise levels: ln sigma = P_mean + P_std z. The weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 balances the
+    contributions of different noise levels.
     """
     sigma = (P_mean + P_std * sigma_normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2

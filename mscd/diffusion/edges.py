@@ -1,7 +1,7 @@
-"""The table of edges of the teacher's grid that a student is trained on.
+"""The table of teacher-grid edges on which a student is trained.
 
-Multistep consistency distillation (Heek et al. 2024, arXiv:2403.06807) in the coordinates of EDM
-(Karras et al. 2022, arXiv:2206.00364). Sigmas are as in mscd.diffusion.sigmas.
+For multistep consistency distillation (Heek et al. 2024, arXiv:2403.06807) in the coordinates of EDM
+(Karras et al. 2022, arXiv:2206.00364). Sigmas follow the conventions of mscd.diffusion.sigmas.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from mscd.parallel.prefetch import send_to
 
 @dataclasses.dataclass(frozen=True)
 class EdgeTable:
-    """Everything a training step needs of each teacher edge; tensors [T], or [N] for drawn rows.
+    """Everything a training step needs to know about each teacher edge, as tensors [T], or [N] for drawn rows.
 
-    sigma_t: upper noise level; sigma_s: lower one (0 at the terminal edge, never below the segment's boundary);
-    sigma_boundary: lower end of the student segment; segment: its number (int64); is_terminal: the edge sigma_min -> 0;
-    is_boundary: the last edge of a segment that isn't the last; probability: of being drawn. Sigmas and
-    probability float64.
+    sigma_t: upper noise level. sigma_s: lower noise level (0 at the terminal edge, never below the segment's boundary).
+    sigma_boundary: lower end of the student segment. segment: number of the segment (int64). is_terminal: whether it is
+    the edge sigma_min -> 0. is_boundary: whether it is the last edge of a segment other than the last one.
+    probability: of being drawn. Sigmas and probability are float64.
     """
 
     sigma_t: torch.Tensor
@@ -36,11 +36,11 @@ class EdgeTable:
         return len(self.sigma_t)
 
     def rows(self, k: torch.Tensor) -> EdgeTable:
-        """The edges k (int64 [N]), one row per image."""
+        """Return the edges with numbers k (int64 [N]), one row per image."""
         return EdgeTable(*(getattr(self, field.name)[k] for field in dataclasses.fields(self)))
 
     def to(self, device: torch.device | str) -> EdgeTable:
-        """The same table on `device`, without waiting for a GPU."""
+        """Return the table on `device`, without waiting for a GPU."""
         return EdgeTable(*(send_to(device, getattr(self, field.name)) for field in dataclasses.fields(self)))
 
 
@@ -58,12 +58,13 @@ def edge_table(
     sigma_max_anchor: float = 0.0,
     node_anchor: float = 0.0,
 ) -> EdgeTable:
-    """The edges of the teacher's grid, sorted into the student's segments, with the probability of drawing each.
+    """Return the edges of the teacher's grid, assigned to the student's segments, with the probability of drawing each.
 
-    sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" draws a segment first, then an edge of it).
-    terminal_anchor: the terminal edge gets exactly 1/T (not for "uniform"). sigma_max_anchor: with this probability
-    the first edge is drawn instead. node_anchor: with this probability the upper end is one of the student's own nodes,
-    at which it will be evaluated: `segments` edges from exactly there to the next teacher node are appended for it.
+    sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" here draws a segment, then one of its edges).
+    terminal_anchor: whether the terminal edge gets exactly 1/T (not for "uniform").
+    sigma_max_anchor: the probability of drawing the first edge instead.
+    node_anchor: the probability of drawing an edge that starts exactly at one of the student's own nodes, where the
+    student will be evaluated. For this, `segments` edges are appended, from each node to the next teacher node.
     """
     grid: Grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     student = student_sigmas(segments, **grid)
@@ -92,12 +93,12 @@ def edge_weights(
     P_mean: float = -1.2,
     P_std: float = 1.2,
 ) -> torch.Tensor:
-    """Probability of each edge from its upper sigma (float64 [T], sums to 1).
+    """Return the probability of each edge, given its upper sigma (float64 [T], sums to 1).
 
-    "edm": sigma^(-1/rho) exp(-(ln sigma - P_mean)^2 / (2 P_std^2)), EDM's training density carried over to the nodes;
-    "vp": sigma^(1 - 1/rho) / (1 + sigma^2); "uniform": 1/T. With terminal_anchor (but for "uniform", or T = 1) the
-    last edge gets exactly 1/T and the others share the rest: no density in sigma would draw it.
-    Raises ValueError for another name.
+    "edm": sigma^(-1/rho) exp(-(ln sigma - P_mean)^2 / (2 P_std^2)), EDM's training density transferred to the nodes;
+    "vp": sigma^(1 - 1/rho) / (1 + sigma^2); "uniform": 1/T. With terminal_anchor (except for "uniform" or T = 1), the
+    last edge gets exactly 1/T and the others share the rest, because no density in sigma would draw it.
+    Raises ValueError for any other sampling.
     """
     if sampling == "uniform":
         return torch.full_like(sigma_t, 1 / len(sigma_t))
@@ -106,7 +107,7 @@ def edge_weights(
     elif sampling == "edm":
         density = sigma_t ** (-1 / rho) * torch.exp(-0.5 * ((sigma_t.log() - P_mean) / P_std) ** 2)
     else:
-        raise ValueError(f"edge sampling is 'edm', 'vp' or 'uniform' (got {sampling!r})")
+        raise ValueError(f"edge sampling must be 'edm', 'vp' or 'uniform' (got {sampling!r})")
     steps = len(sigma_t)
     if terminal_anchor and steps > 1:
         density[-1] = 0
@@ -117,10 +118,10 @@ def edge_weights(
 
 
 def segment_bounds(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """First and last edge of each segment, int64 [S, 2] (inclusive).
+    """Return the first and last edge of each segment, int64 [S, 2] (inclusive).
 
-    Segment j owns the edges whose upper sigma is in (student_{j+1}, student_j]. A segment without one (possible
-    only for T < S) is given the edge whose upper sigma is nearest to its lower end.
+    Segment j owns the edges whose upper sigma is in (student_{j+1}, student_j]. A segment without any (possible only
+    for T < S) gets the edge whose upper sigma is nearest to the segment's lower end.
     """
     upper = teacher[:-1]
     bounds = []
@@ -133,7 +134,7 @@ def segment_bounds(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
 
 
 def _classified_edges(student: torch.Tensor, teacher: torch.Tensor) -> EdgeTable:
-    """Each edge's segment and kind; probability still to be filled in."""
+    """Return all edges with their segment and kind; the probabilities are zeros, to be filled in."""
     bounds = segment_bounds(student, teacher)
     edges = torch.arange(len(teacher) - 1)
     started = bounds[None, :, 0] <= edges[:, None]
@@ -155,7 +156,7 @@ def _classified_edges(student: torch.Tensor, teacher: torch.Tensor) -> EdgeTable
 
 
 def _with_node_edges(table: EdgeTable, student: torch.Tensor, teacher: torch.Tensor, node_anchor: float) -> EdgeTable:
-    """`table` with an edge from each student node to the next teacher node, sharing the probability node_anchor."""
+    """Add an edge from each student node to the next teacher node; these edges share the probability node_anchor."""
     nodes, boundary = student[:-1], student[1:]
     below = torch.stack([teacher[teacher < node * (1 - NODE_TOLERANCE)][0] for node in nodes])
     sigma_s = torch.maximum(below, boundary)

@@ -1,8 +1,8 @@
 """Samplers of the probability-flow ODE, on any descending grid of noise levels that ends in 0.
 
-`heun` is algorithm 2 of EDM (Karras et al. 2022, arXiv:2206.00364), `euler` its first-order form, which for a student
-on its own grid is multistep consistency sampling. Samples are float64 in [-1, 1]; a network is handed x as float64
-[N, C, H, W] and sigma as a float64 scalar tensor, and casts them itself. Grids are made by `sigmas.sampling_sigmas`.
+`heun` is algorithm 2 of EDM (Karras et al. 2022, arXiv:2206.00364). `euler` is its first-order form; for a student on
+its own grid, this is multistep consistency sampling. Samples are float64 in [-1, 1]. A network receives x as float64
+[N, C, H, W] and sigma as a float64 scalar tensor, and casts them itself. `sigmas.sampling_sigmas` makes the grids.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def heun(
     S_noise: float = 1.0,
     randn_like: Callable[[torch.Tensor], torch.Tensor] = torch.randn_like,
 ) -> torch.Tensor:
-    """EDM's second-order sampler with optional churn (algorithm 2): 2 steps - 1 network evaluations.
+    """Sample with EDM's second-order sampler and optional churn (algorithm 2), in 2 x steps - 1 network evaluations.
 
-    noise: unit normal [N, C, H, W]; labels [N, K] or None; sigmas: float64 [steps + 1], best on the CPU, the last one
-    0. With S_churn > 0, `randn_like` is drawn from once per step, also where no noise is added, so that the draws of a
-    seed don't depend on S_min and S_max.
+    noise: unit normal [N, C, H, W]; labels: [N, K] or None; sigmas: float64 [steps + 1], preferably on the CPU, ending
+    in 0. With S_churn > 0, `randn_like` is called once per step, even where no noise is added, so that the draws of a
+    seed do not depend on S_min and S_max.
     """
-    steps, levels = len(sigmas) - 1, sigmas.tolist()  # of a grid on the CPU: a GPU would be waited for
+    steps, levels = len(sigmas) - 1, sigmas.tolist()  # with the grid on a GPU, this would wait for the device
     sigmas = sigmas.to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
     for i, level in enumerate(levels[:-1]):
@@ -56,7 +56,7 @@ def heun(
 
 @torch.no_grad()
 def euler(net: Denoiser, noise: torch.Tensor, labels: torch.Tensor | None, sigmas: torch.Tensor) -> torch.Tensor:
-    """Euler (DDIM) steps down the grid: one network evaluation per step. Arguments as `heun`."""
+    """Sample with Euler (DDIM) steps, one network evaluation per step. The arguments are those of `heun`."""
     sigmas = sigmas.to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):

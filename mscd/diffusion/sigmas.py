@@ -1,6 +1,6 @@
-"""Noise grids: EDM's, the student's and the teacher's, and how the teacher's grows in training.
+"""Noise grids of EDM, the student and the teacher, and how the teacher's grid grows in training.
 
-All sigmas are noise levels in units of image amplitude (images in [-1, 1]), float64, in descending order.
+All sigmas are noise levels in units of image amplitude (images in [-1, 1]), as float64 in descending order.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ NODE_TOLERANCE = 1e-5
 
 
 class Grid(TypedDict, total=False):
-    """What a Karras grid is made of, but for the number of its nodes; the usual value where one is left out."""
+    """Parameters of a Karras grid other than its number of nodes. An omitted key takes its default value."""
 
     sigma_min: float
     sigma_max: float
     rho: float
 
 
-STUDENT_GRID: Grid = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # that students are trained and sampled on
+STUDENT_GRID: Grid = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}  # for training and sampling students
 
 
 class NoiseRange(Protocol):
-    """A network that knows the noise levels it is good for, as EDMPrecond does."""
+    """A network that declares the range of noise levels it supports, as EDMPrecond does."""
 
     sigma_min: float
     sigma_max: float
 
 
 def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> torch.Tensor:
-    """Noise levels of EDM's equation 5: sigma_i^(1/rho) falls linearly from sigma_max to sigma_min.
+    """Return the noise levels of EDM's equation 5: sigma_i^(1/rho) falls linearly from sigma_max to sigma_min.
 
-    Returns float64 [n] without a trailing zero; n = 1 gives sigma_max alone. Raises ValueError for n < 1.
+    The result is float64 [n] without a trailing zero; n = 1 gives sigma_max only. Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"a noise grid needs at least one node (got {n})")
@@ -48,7 +48,7 @@ def karras_sigmas(n: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, 
 def student_sigmas(
     segments: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> torch.Tensor:
-    """The student's grid, float64 [segments + 1]: karras_sigmas(segments), then 0.
+    """Return the student's grid, float64 [segments + 1]: karras_sigmas(segments), then 0.
 
     Segment j is [sigma_{j+1}, sigma_j]; sampling evaluates the network at sigma_0 .. sigma_{segments-1}.
     """
@@ -59,9 +59,10 @@ def student_sigmas(
 def sampling_sigmas(
     net: NoiseRange, steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> torch.Tensor:
-    """The grid on which `net` is sampled in `steps` steps, its ends within the network's range, float64 [steps + 1].
+    """Return the grid for sampling `net` in `steps` steps, with its ends limited to the network's range.
 
-    karras_sigmas(steps), then 0; on the CPU. For a student of that many segments it is its own grid.
+    It is karras_sigmas(steps), then 0: float64 [steps + 1], on the CPU. For a student with `steps` segments, it is the
+    student's own grid.
     """
     low, high = max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max)
     return student_sigmas(steps, sigma_min=low, sigma_max=high, rho=rho)
@@ -70,10 +71,10 @@ def sampling_sigmas(
 def teacher_sigmas(
     steps: int, student: torch.Tensor, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> torch.Tensor:
-    """The teacher's grid with at least `steps` edges, interior nodes of the student's grid left out.
+    """Return the teacher's grid with at least `steps` edges, without the interior nodes of the student's grid.
 
-    student: student_sigmas(...), float64 [S + 1]. The raw grid grows from `steps` nodes until, after the removal,
-    at least `steps` edges are left. Returns float64 [T + 1], T >= steps, the last one 0.
+    student: student_sigmas(...), float64 [S + 1]. The raw grid starts with `steps` nodes and grows until at least
+    `steps` edges are left after the removal. Returns float64 [T + 1], T >= steps, the last one 0.
     """
     raw = steps
     while True:
@@ -85,9 +86,10 @@ def teacher_sigmas(
 
 
 def without_student_nodes(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """`teacher` [T + 1] less the nodes that equal an interior node of `student` [S + 1]; both float64, ending in 0.
+    """Return `teacher` [T + 1] without the nodes that equal an interior node of `student` [S + 1].
 
-    The first and the last positive teacher node always stay, so that the grid's range does.
+    Both are float64 and end in 0. The first and the last positive teacher node are always kept, to preserve the range
+    of the grid.
     """
     interior = student[1:-1]
     a, b = teacher[:, None], interior[None, :]
@@ -98,9 +100,10 @@ def without_student_nodes(teacher: torch.Tensor, student: torch.Tensor) -> torch
 
 
 def annealed_steps(kimg: float, start: int, end: int, anneal_kimg: float) -> int:
-    """Teacher steps T after `kimg` thousand images: log-linear from `start` to `end` over `anneal_kimg`.
+    """Return the number of teacher steps T after `kimg` thousand images: log-linear from `start` to `end`.
 
-    anneal_kimg <= 0 gives `end` at once. Rounds half to even and stays within [start, end].
+    `end` is reached after `anneal_kimg`, or at once if anneal_kimg <= 0. Rounds half to even and stays within
+    [start, end].
     """
     if anneal_kimg <= 0:
         return end

@@ -1,4 +1,4 @@
-"""The consistency target and loss: parity with the golden numbers, and the algebra behind them."""
+"""The consistency target and loss: equality with the golden numbers, and the algebra behind them."""
 
 import typing
 
@@ -43,7 +43,7 @@ def test_float32_images_are_computed_in_float64_and_rounded_once(points):
         p["x_ref"].float().double(), p["x_t"].float().double(), p["sigma_t"], p["sigma_ref"]
     )
     assert ours.dtype == torch.float32 and torch.equal(ours, exact.float())
-    other = [row for row in range(len(ours)) if row != 1]  # row 1 magnifies the rounding of its inputs
+    other = [row for row in range(len(ours)) if row != 1]  # row 1 amplifies the rounding of its inputs
     scale = np.abs(ops["inv_ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert (np.abs(ours.numpy() - ops["inv_ddim/out_f32"]) / scale)[other].max() <= 1e-6
     step = consistency.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
@@ -167,8 +167,8 @@ def test_inverse_ddim_undoes_a_ddim_step(sigma, ratio, seed):
     assert torch.allclose(consistency.inverse_ddim(arrived, x, t, s), denoised, rtol=1e-9, atol=1e-9)
 
 
-def test_a_perfect_student_of_a_linear_ode_has_no_loss():
-    """For data at one point every trajectory is straight: the teacher itself is the student, and the loss is 0."""
+def test_a_perfect_student_of_a_linear_ode_has_zero_loss():
+    """For data at one point every trajectory is straight, so the teacher itself is the student and the loss is 0."""
     point = torch.full((1, 1, 4, 4), 0.3)
     perfect = lambda x, sigma, labels: point.expand_as(x)  # noqa: E731
     table = edge_table(4, 32)
@@ -178,7 +178,7 @@ def test_a_perfect_student_of_a_linear_ode_has_no_loss():
     assert (result.target - images).abs().max() < 1e-6
 
 
-def test_terminal_target_is_the_teachers_image_or_the_clean_one():
+def test_terminal_target_is_the_teachers_image_or_the_clean_image():
     table = edge_table(2, 8)
     edges = table.rows(torch.tensor([len(table) - 1]))
     images, noise = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
@@ -198,12 +198,12 @@ def test_unknown_names_are_refused():
         consistency.loss_weight("none", torch.ones(1), torch.zeros(1))
 
 
-def test_the_weight_sqrt_gap_is_the_root_of_the_edges_length():
+def test_sqrt_gap_weight_is_the_square_root_of_the_edge_length():
     t, s = torch.tensor([5.0, 0.002]), torch.tensor([1.0, 0.0])
     assert torch.equal(consistency.loss_weight("sqrt_gap", t, s), (t - s).sqrt())
 
 
-def test_the_target_is_made_first_without_gradient_and_by_the_student_for_it():
+def test_target_is_computed_first_without_gradient_by_the_target_student():
     calls = []
 
     def recorded(name):
@@ -223,5 +223,5 @@ def test_the_target_is_made_first_without_gradient_and_by_the_student_for_it():
 
 
 @pytest.mark.parametrize(("key", "kinds"), [("distance", consistency.DISTANCES), ("weight", consistency.WEIGHTS)])
-def test_the_configuration_offers_what_the_loss_has(key, kinds):
+def test_the_configuration_offers_every_distance_and_weight(key, kinds):
     assert set(typing.get_args(StudentSettings.model_fields[key].annotation)) == set(kinds)

@@ -1,4 +1,4 @@
-"""The teacher's edges and their probabilities: parity with the golden numbers, and what must hold for any of them."""
+"""The teacher's edges and their probabilities: equality with the golden numbers, and invariants of any edge table."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ tables = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(tables)
-def test_every_edge_lies_in_its_segment_and_probabilities_sum_to_one(table):
+def test_every_edge_is_in_its_segment_and_probabilities_sum_to_one(table):
     assert abs(float(table.probability.sum()) - 1) < 1e-12 and (table.probability >= 0).all()
     assert (table.sigma_boundary <= table.sigma_s).all() and (table.sigma_s < table.sigma_t).all()
     assert (table.sigma_s[table.is_terminal] == 0).all() and (table.sigma_s[~table.is_terminal] > 0).all()
@@ -103,13 +103,13 @@ def test_terminal_edge_gets_one_over_T():
     assert float(table.probability[-1]) == 1 / len(table)
 
 
-def test_uniform_sampling_draws_every_segment_alike():
+def test_uniform_sampling_draws_every_segment_equally_often():
     table = edges.edge_table(8, 64, sampling="uniform")
     shares = torch.zeros(8, dtype=torch.float64).index_add_(0, table.segment, table.probability)
     assert torch.allclose(shares, torch.full_like(shares, 1 / 8), rtol=1e-12, atol=0)
 
 
-def test_node_anchor_puts_its_share_exactly_on_the_nodes_the_student_is_sampled_at():
+def test_node_anchor_gives_its_share_to_edges_from_the_student_nodes():
     plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, node_anchor=0.25)
     extra = table.rows(torch.arange(len(plain), len(table)))
     assert extra.sigma_t.tolist() == sigmas.student_sigmas(8)[:-1].tolist()

@@ -1,4 +1,4 @@
-"""Averages of weights: parity with the golden numbers, and what can be made of stored power-function ones."""
+"""Weight averages: equality with the golden numbers, and reconstruction from stored power-function averages."""
 
 import re
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_power_ema_equals_golden():
         assert np.allclose(trajectory(betas, golden["theta"]), golden["phema/traj"][:, i], rtol=1e-9, atol=1e-12)
 
 
-def test_power_ema_resumed_in_the_middle_equals_golden():
+def test_power_ema_resumed_halfway_equals_golden():
     start, theta = int(golden["phema/resumed_start_nimg"]), golden["theta"]
     for i, std in enumerate(golden["phema/stds"][:2].tolist()):
         betas = [power_ema_beta(std, start + (k + 1) * BATCH, BATCH) for k in range(len(theta) - 1)]
@@ -87,7 +87,7 @@ def test_exponent_and_std_are_inverse(std):
     assert exponent_to_std(std_to_exponent(std)) == pytest.approx(std, rel=1e-9)
 
 
-def test_reconstructing_a_stored_average_gives_itself():
+def test_reconstructing_a_stored_average_reproduces_it():
     coefficients = posthoc_coefficients([1000, 2000, 2000], [0.05, 0.05, 0.1], [2000], [0.1])
     assert np.allclose(coefficients[:, 0], [0, 0, 1], atol=1e-6)
 
@@ -97,7 +97,7 @@ def profile(nimg, std, at):
     return np.where(at <= nimg, (exponent + 1) * at**exponent / nimg ** (exponent + 1), 0)
 
 
-def test_misfit_is_the_distance_of_the_profiles():
+def test_misfit_is_the_distance_between_the_profiles():
     stored, wanted = ([1000, 2000, 2000], [0.05, 0.05, 0.1]), ([2000, 2000, 1000], [0.075, 0.15, 0.05])
     coefficients = posthoc_coefficients(*stored, *wanted)
     at = np.linspace(0, 2000, 400_001)[1:]
@@ -111,7 +111,7 @@ def test_misfit_is_the_distance_of_the_profiles():
 STORED = [5000, 5000, 10_000, 10_000], [0.05, 0.1, 0.05, 0.1]
 
 
-def test_what_is_in_reach_has_its_coefficients_and_misfit():
+def test_a_reachable_std_gets_its_coefficients_and_misfit():
     coefficients, misfit = reach(*STORED, 10_000, 0.07)
     expected = posthoc_coefficients(*STORED, [10_000], [0.07])
     assert np.array_equal(coefficients, expected[:, 0])
@@ -122,20 +122,20 @@ def test_what_is_in_reach_has_its_coefficients_and_misfit():
 @pytest.mark.parametrize(
     ("stored", "std", "message"),
     [
-        (STORED, 0.01, "the 4 stored averages up to 10 kimg, of std 0.05, 0.1, do not reach std 0.01: they would miss"),
-        (([4200], [0.05]), 0.06, "the stored average at 4.2 kimg, of std 0.05, alone makes no average but itself"),
-        (([20_000] * 6, [0.05 + i / 1000 for i in range(6)]), 0.07, "are too alike to make one of std 0.07"),
-        (([4096, 4096], [0.05, 0.05]), 0.07, "are too alike to make one of std 0.07"),  # one step for both snapshots
+        (STORED, 0.01, r"the 4 stored averages up to 10 kimg \(std 0.05, 0.1\) do not reach std 0.01: the misfit"),
+        (([4200], [0.05]), 0.06, r"the stored average at 4.2 kimg \(std 0.05\) can only reproduce itself"),
+        (([20_000] * 6, [0.05 + i / 1000 for i in range(6)]), 0.07, "are too similar to combine into std 0.07"),
+        (([4096, 4096], [0.05, 0.05]), 0.07, "are too similar to combine into std 0.07"),  # both at one step
     ],
 )
-def test_what_is_out_of_reach_is_refused(stored, std, message):
+def test_an_unreachable_std_is_refused(stored, std, message):
     with pytest.raises(UserError, match=message):
         reach(*stored, stored[0][-1], std)
 
 
-def test_the_misfits_in_the_documentation_are_those_that_are_found():
-    page = (Path(__file__).parents[2] / "docs/posthoc-ema.md").read_text()
-    header, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| (wanted|0\.)", line)]
+def test_the_misfits_in_the_documentation_are_correct():
+    page = (Path(__file__).parents[2] / "docs/how-to/posthoc-ema.md").read_text()
+    header, *rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| (request|0\.)", line)]
     counts = [int(re.search(r"\d+", cell)[0]) for cell in header[1:]]
     assert len(rows) == 5 and counts[-1] == 210
     for std, *told in rows:

@@ -1,4 +1,4 @@
-"""Names of averages of weights: made, told apart, read back."""
+"""Names of weight averages: formatting, distinguishing and parsing them."""
 
 import re
 
@@ -11,11 +11,11 @@ from mscd.diffusion.ema_names import EMA, EMA_PATTERN, is_phema, is_posthoc, phe
     ("name", "std"),
     [("phema-0.050", 0.05), ("posthoc-0.275", 0.275), ("ema", None), ("phema-0.05", None), ("xphema-0.050", None)],
 )
-def test_the_name_of_an_average_tells_its_std(name, std):
+def test_the_std_of_an_average_is_parsed_from_its_name(name, std):
     assert std_of(name) == std
 
 
-def test_names_of_averages_are_read_back():
+def test_names_of_averages_survive_a_round_trip():
     kept, made = phema_name(0.1), posthoc_name(0.075)
     assert (kept, made) == ("phema-0.100", "posthoc-0.075")
     assert (std_of(kept), std_of(made), std_of(EMA)) == (0.1, 0.075, None)

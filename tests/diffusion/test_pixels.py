@@ -1,4 +1,4 @@
-"""Pixels: parity with the golden numbers, and the way there and back."""
+"""Pixels: equality with the golden numbers, and the round trip."""
 
 import torch
 from golden_data import load
@@ -16,13 +16,13 @@ def test_pixels_equal_golden():
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=20))
-def test_pixels_of_bytes_survive_and_others_are_clipped(values):
+def test_pixels_are_truncated_and_clipped_to_bytes(values):
     pixels = to_uint8(torch.tensor(values, dtype=torch.float64))
     expected = [int(min(max(v * 127.5 + 128, 0), 255)) for v in values]
     assert pixels.tolist() == expected and pixels.dtype == torch.uint8
 
 
-def test_bytes_survive_the_way_to_the_unit_range_and_back():
+def test_bytes_survive_the_round_trip_through_the_unit_range():
     pixels = torch.arange(256, dtype=torch.uint8)
     images = to_unit_range(pixels)
     assert images.dtype == torch.float32 and (images[0], images[-1]) == (-1, 1)

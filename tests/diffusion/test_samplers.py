@@ -1,4 +1,4 @@
-"""Samplers: parity with the golden numbers, and what holds for any of them."""
+"""Samplers: equality with the golden numbers, and properties of all of them."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_network_samples_as_pixels_equal_golden(network):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
-def test_euler_takes_as_many_evaluations_as_steps_and_heun_two_less_one(steps):
+def test_euler_evaluates_once_per_step_and_heun_twice_except_in_the_last(steps):
     calls = []
 
     def counted(x, sigma, labels):
@@ -76,7 +76,7 @@ def test_euler_takes_as_many_evaluations_as_steps_and_heun_two_less_one(steps):
     assert len(calls) == 2 * steps - 1
 
 
-def test_the_range_of_a_network_bounds_the_grid():
+def test_the_range_of_a_network_limits_the_grid():
     seen = []
 
     class Narrow:
@@ -93,7 +93,7 @@ def test_the_range_of_a_network_bounds_the_grid():
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from([samplers.euler, samplers.heun]), st.integers(1, 12), st.floats(1, 9), st.floats(1e-3, 0.1))
 def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(sampler, steps, rho, sigma_min):
-    """Its trajectories are straight lines, so neither the solver's order nor the grid may matter."""
+    """The trajectories are straight lines, so neither the solver's order nor the grid may matter."""
     point = torch.linspace(-1, 1, 16, dtype=torch.float64).reshape(1, 1, 4, 4)
     noise = torch.randn(3, 1, 4, 4)
     sigmas = student_sigmas(steps, rho=rho, sigma_min=sigma_min)
@@ -103,7 +103,7 @@ def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(sampler, st
 
 @pytest.mark.parametrize("sampler, order", [(samplers.euler, 1), (samplers.heun, 2)])
 def test_error_falls_with_the_order_of_the_solver(sampler, order):
-    """Data of spread s: the ODE takes x at sigma to x s / sqrt(s^2 + sigma^2)."""
+    """For data of standard deviation s, the ODE maps x at sigma to x s / sqrt(s^2 + sigma^2)."""
     noise, spread = torch.full((1, 1, 1, 1), 1.0), 0.5
     exact = 80 * spread / (spread**2 + 80**2) ** 0.5
 
@@ -122,7 +122,7 @@ def test_churn_outside_its_range_adds_no_noise():
 
 
 @pytest.mark.parametrize("sampler", [samplers.euler, samplers.heun])
-def test_any_descending_grid_may_be_given(sampler):
+def test_any_descending_grid_is_accepted(sampler):
     seen, nodes = [], torch.tensor([80.0, 1.1, 0.3, 0.0], dtype=torch.float64)
     sampler(lambda x, sigma, labels: seen.append(float(sigma)) or x * 0, torch.randn(1, 1, 4, 4), None, nodes)
     assert list(dict.fromkeys(seen)) == nodes[:-1].tolist()

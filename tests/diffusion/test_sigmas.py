@@ -1,4 +1,4 @@
-"""Noise grids: parity with the golden numbers."""
+"""Noise grids: equality with the golden numbers."""
 
 import pytest
 import torch

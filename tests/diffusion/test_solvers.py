@@ -1,4 +1,4 @@
-"""What the solvers cost."""
+"""The cost of the solvers."""
 
 import pytest
 
