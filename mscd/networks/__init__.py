@@ -1,10 +1,10 @@
-"""Denoising networks that take the weights of published EDM checkpoints.
+"""Denoising networks that can load the weights of published EDM checkpoints.
 
-`precond` wraps a U-Net in EDM's preconditioning; `song` and `dhariwal` are the two families of U-Nets, `unet` and
-`layers` what they share, `group_norm` their normalisation. How they compute: `precision` in which number formats,
-`compile` with compiled blocks, `meta` without memory, for shapes alone.
+`precond` wraps a U-Net in EDM's preconditioning. `song` and `dhariwal` contain the two families of U-Nets; `unet` and
+`layers` contain what they share, and `group_norm` their normalisation. `precision` selects the number formats that they
+compute in, `compile` compiles their blocks, and `meta` builds them without memory, for their shapes.
 
-Stands alone, as an export copies it: imports torch and mscd.errors only. `make lint` checks that it imports no other
+This package imports only torch and mscd.errors, because exports copy it. `make lint` checks that it imports no other
 package of mscd.
 """
 

@@ -1,19 +1,19 @@
-"""Networks whose residual blocks are compiled."""
+"""Compilation of the residual blocks of a network."""
 
 import torch
 
 from mscd.networks.layers import UNetBlock
 
-# Blocks of different widths share the code that is compiled for each; PyTorch's own bound would leave out some.
+# Blocks share one function, which is compiled once per width; PyTorch's default limit would leave out some widths.
 MOST_VARIANTS = 256
 
 
 def compile_blocks(net: torch.nn.Module, mode: str) -> torch.nn.Module:
-    """Compile the residual blocks of `net`, in place, at their next call; returns it.
+    """Compile the residual blocks of `net` in place, at their next call, and return `net`.
 
-    mode: torch.compile's, of which "reduce-overhead" and "max-autotune" use CUDA graphs on a GPU. Blocks by themselves
-    compile faster than a whole network, as those alike share their code, and give gradients one after the other, which
-    DistributedDataParallel sends while the next are computed. Names of parameters stay as they are.
+    mode: the mode of torch.compile; "reduce-overhead" and "max-autotune" use CUDA graphs on a GPU. Separate blocks
+    compile faster than a whole network, because similar blocks share their code. They also produce their gradients one
+    after the other, so DistributedDataParallel can send each while the next is computed. Parameter names do not change.
     """
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -25,5 +25,5 @@ def compile_blocks(net: torch.nn.Module, mode: str) -> torch.nn.Module:
 
 
 def _begin_pass(*_: object) -> None:
-    """Tell CUDA graphs that what blocks returned in the pass before is no longer needed."""
+    """Inform CUDA graphs that the outputs of blocks from the previous pass are no longer needed."""
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

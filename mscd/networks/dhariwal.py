@@ -1,6 +1,6 @@
-"""DhariwalUNet: the ADM network, of published EDM teachers on ImageNet-64.
+"""DhariwalUNet: the ADM network, used by the published EDM teachers on ImageNet-64.
 
-Module names are part of the file format: published checkpoints are loaded name for name.
+Module names are part of the file format, because published checkpoints are loaded by name.
 """
 
 import math
@@ -80,7 +80,7 @@ class DhariwalUNet(torch.nn.Module):
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
-            assert class_labels is not None  # EDMPrecond has zeros for none
+            assert class_labels is not None  # EDMPrecond passes zeros instead of None
             emb = emb + self.map_label(drop_labels(class_labels, self.label_dropout, self.training))
         emb = F.silu(emb)
 
@@ -104,7 +104,7 @@ def _encoder(
     img_channels: int,
     init: Init,
 ) -> tuple[torch.nn.ModuleDict, list[int]]:
-    """The encoder's modules in order, and the channels that each of them puts on the skip stack."""
+    """Return the encoder's modules in order, and the number of channels that each puts on the skip stack."""
     enc, cin, skip_widths = torch.nn.ModuleDict(), levels[0][1], []
     for level, (r, width) in enumerate(levels):
         if level == 0:
@@ -126,7 +126,7 @@ def _decoder(
     attention: set[int],
     skip_widths: list[int],
 ) -> torch.nn.ModuleDict:
-    """The decoder's modules in order; its `RxR_block`s take one entry of the skip stack each."""
+    """Return the decoder's modules in order; each `RxR_block` takes one entry from the skip stack."""
     dec, cin = torch.nn.ModuleDict(), skip_widths[-1]
     for level, (r, width) in reversed(list(enumerate(levels))):
         if level == len(levels) - 1:

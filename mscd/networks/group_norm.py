@@ -1,4 +1,4 @@
-"""Group normalisation, as fast as memory allows on a CPU, too."""
+"""Group normalisation that is as fast as memory allows, including on a CPU."""
 
 from typing import Protocol
 
@@ -16,8 +16,8 @@ class GroupNorm(torch.nn.Module):
         self.groups, self.eps = min(32, channels // 4), eps
         if self.groups == 0 or channels % self.groups:
             raise UserError(
-                f"a layer of {channels} channels cannot be normalised in {self.groups} groups: "
-                "choose model_channels and channel_mult so that widths, and sums of neighbours, are multiples of 32"
+                f"a layer of {channels} channels cannot be normalised in {self.groups} groups: choose model_channels "
+                "and channel_mult so that the widths, and the sums of neighbouring widths, are multiples of 32"
             )
         self.weight = torch.nn.Parameter(torch.ones(channels))
         self.bias = torch.nn.Parameter(torch.zeros(channels))
@@ -25,7 +25,7 @@ class GroupNorm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            # PyTorch's own kernels for channels_last on a CPU take longer than the sums and products that it comes to.
+            # On a CPU, PyTorch's channels_last kernels are slower than the elementary sums and products used here.
             keep = torch.is_grad_enabled()
             arguments = (x.float(), self.weight, self.bias, self.groups, self.eps, keep)
             y: torch.Tensor = _ChannelsLast.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -34,7 +34,7 @@ class GroupNorm(torch.nn.Module):
 
 
 class _Context(Protocol):
-    """What PyTorch keeps for a backward pass."""
+    """What PyTorch stores for the backward pass."""
 
     groups: int
     saved_tensors: tuple[torch.Tensor, ...]
@@ -43,10 +43,10 @@ class _Context(Protocol):
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """group_norm of float32 x [N, C, H, W] stored as [N, H, W, C]: sums over pixels, then over channels of a group.
+    """group_norm of float32 x [N, C, H, W] stored as [N, H, W, C]: sums over pixels, then over the channels of a group.
 
-    With d = x - mean, s = 1 / std and M values a group: y = d s w + b, and for a gradient g of y
-    dx = g s w - s (sum g w) / M - d s^3 (sum g d w) / M, sums being over the group of an image.
+    With d = x - mean, s = 1 / std and M values per group, y = d s w + b. For a gradient g with respect to y,
+    dx = g s w - s (sum g w) / M - d s^3 (sum g d w) / M, where each sum is over one group of one image.
     """
 
     @staticmethod
@@ -59,7 +59,7 @@ class _ChannelsLast(torch.autograd.Function):
         deviations = pixels - mean[:, None]
         variance = _of_group(deviations.square().sum(dim=1), groups) / values
         scale = (variance + eps).rsqrt()
-        if keep:  # for a backward pass; else their memory becomes the result's
+        if keep:  # for the backward pass; otherwise the result takes over the memory of deviations
             ctx.save_for_backward(deviations, scale, weight)
             ctx.groups = groups
         y = torch.addcmul(bias, deviations, (scale * weight)[:, None], out=None if keep else deviations)
@@ -84,7 +84,7 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def _of_group(values: torch.Tensor, groups: int) -> torch.Tensor:
-    """For each of values [N, C] the sum over its group."""
+    """Return, for each of values [N, C], the sum over its group."""
     n, c = values.shape
     grouped = values.reshape(n, groups, c // groups)
     return grouped.sum(dim=2, keepdim=True).expand_as(grouped).reshape(n, c)

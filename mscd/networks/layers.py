@@ -1,6 +1,6 @@
 """Layers of both EDM U-Net families: linear, resampling convolution, noise embeddings, residual block.
 
-Parameters stay float32 and are cast to the dtype of what comes in, so one network runs in any precision.
+Parameters stay float32 and are cast to the dtype of the input, so one network runs in any precision.
 """
 
 import math
@@ -15,14 +15,14 @@ from mscd.networks.group_norm import GroupNorm
 
 @dataclass(frozen=True)
 class Init:
-    """How a layer's weight and bias are drawn: `kind` gives the distribution, the gains multiply the draws."""
+    """How a layer's weight and bias are initialised: `kind` is the distribution, and the gains scale the draws."""
 
     kind: str
     weight_gain: float = 1.0
     bias_gain: float = 0.0
 
     def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> torch.nn.Parameter:
-        """Return a float32 parameter of `shape`; a gain of 0, or a network without memory (meta), draws nothing."""
+        """Return a float32 parameter of `shape`; nothing is drawn for a gain of 0 or on the meta device."""
         if gain == 0:
             return torch.nn.Parameter(torch.zeros(shape))
         if _on_meta():
@@ -39,12 +39,15 @@ class Init:
 
 
 def _on_meta() -> bool:
-    """Whether layers get no memory now; there, to draw or to calculate would load all of torch.compile, in seconds."""
+    """Return whether layers are being built without memory.
+
+    Drawing or computing on the meta device would import all of torch.compile, which takes seconds.
+    """
     return torch.get_default_device().type == "meta"
 
 
 class Linear(torch.nn.Module):
-    """x W^T + b for x [..., in_features]; without `bias` there is no b."""
+    """Linear layer x W^T + b for x [..., in_features]; b is omitted without `bias`."""
 
     def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True):
         super().__init__()
@@ -56,15 +59,15 @@ class Linear(torch.nn.Module):
 
 
 class Conv2d(torch.nn.Module):
-    """Convolution [N, in, H, W] -> [N, out, H', W'] of kernel 0 (none), 1 or 3, after an optional resampling by 2.
+    """Convolution [N, in, H, W] -> [N, out, H', W'] with kernel size 0 (none), 1 or 3, after optional resampling by 2.
 
-    `resample` is None, "up" or "down"; `resample_filter` the 1-D filter it uses. `filter_last` (with "down" only)
+    `resample` is None, "up" or "down", and `resample_filter` the 1-D filter for it. `filter_last` (only with "down")
     convolves first and filters afterwards.
     """
 
-    weight: torch.nn.Parameter  # this and the next are there where the kernel is not 0 ...
+    weight: torch.nn.Parameter  # weight and bias are None if the kernel size is 0
     bias: torch.nn.Parameter
-    resample_filter: torch.Tensor  # ... and this one where it resamples
+    resample_filter: torch.Tensor  # only if the layer resamples
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class Conv2d(torch.nn.Module):
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
         if resample:
-            f = torch.as_tensor(resample_filter, dtype=torch.float32, device="cpu")  # not on meta: see Init.draw
+            f = torch.as_tensor(resample_filter, dtype=torch.float32, device="cpu")  # not on meta: see _on_meta
             f = (f.outer(f) / f.sum() ** 2)[None, None]
             self.register_buffer("resample_filter", f.to(torch.get_default_device()))
             self.is_box = tuple(resample_filter) == (1, 1)
@@ -122,9 +125,9 @@ class Conv2d(torch.nn.Module):
 def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
     """Zero elements of x (dense) at random and scale the others by 1 / (1 - probability).
 
-    Draws from the default generator of x's device; compiled, from a seed that is drawn there. On a CPU, where drawing a
-    mask costs more than using it, one 64-bit draw serves four elements and the probability is rounded to a multiple of
-    2^-16.
+    Draws from the default generator of x's device or, when compiled, from a seed drawn from that generator. On a CPU,
+    where drawing a mask costs more than applying it, one 64-bit draw serves four elements, and the probability is
+    rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, probability)
@@ -135,7 +138,10 @@ def dropout(x: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 class PositionalEmbedding(torch.nn.Module):
-    """Noise levels t [N] -> [cos(t f), sin(t f)] [N, channels] with f_i = 10000^(-i / (channels/2 - offset))."""
+    """Positional embedding of noise levels t [N] as [cos(t f), sin(t f)] [N, channels].
+
+    The frequencies are f_i = 10000^(-i / (channels/2 - offset)).
+    """
 
     def __init__(self, channels: int, offset: int):
         super().__init__()
@@ -149,7 +155,10 @@ class PositionalEmbedding(torch.nn.Module):
 
 
 class FourierEmbedding(torch.nn.Module):
-    """Noise levels t [N] -> [cos(2 pi t f), sin(2 pi t f)] [N, channels] with fixed random f ~ 16 N(0, 1)."""
+    """Fourier embedding of noise levels t [N] as [cos(2 pi t f), sin(2 pi t f)] [N, channels].
+
+    The frequencies f ~ 16 N(0, 1) are random and fixed.
+    """
 
     freqs: torch.Tensor
 
@@ -164,11 +173,11 @@ class FourierEmbedding(torch.nn.Module):
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """What all residual blocks of one network have in common.
+    """Settings that all residual blocks of one network share.
 
-    `adaptive`: the embedding scales and shifts the second norm (ADM), else it is added (DDPM++).
+    `adaptive`: the embedding scales and shifts the second norm (ADM); otherwise it is added (DDPM++).
     `channels_per_head`: None means one head; a block narrower than one head has no attention.
-    `project_resampled`: a resampling block's skip gets a 1x1 convolution even when the width stays.
+    `project_resampled`: the skip of a resampling block gets a 1x1 convolution even if the width does not change.
     """
 
     emb_channels: int
@@ -184,7 +193,7 @@ class BlockStyle:
 
 
 class UNetBlock(torch.nn.Module):
-    """Residual block (BigGAN style), optionally resampling by 2 and followed by self-attention.
+    """Residual block (BigGAN style), with optional resampling by 2 and optional self-attention at its end.
 
     x [N, in_channels, H, W], emb [N or 1, emb_channels] float32 -> [N, out_channels, H', W'] in the dtype of x.
     """
@@ -204,8 +213,8 @@ class UNetBlock(torch.nn.Module):
         self.heads = out_channels // per_head if attention else 0
         if self.heads and out_channels % self.heads:
             raise UserError(
-                f"{out_channels} channels cannot be shared by {self.heads} attention heads: "
-                "choose model_channels and channel_mult so that layers with attention are multiples of 64 wide"
+                f"{out_channels} channels cannot be split among {self.heads} attention heads: "
+                "choose model_channels and channel_mult so that the widths of layers with attention are multiples of 64"
             )
         f = style.resample_filter
         self.norm0 = GroupNorm(in_channels, style.eps)
@@ -240,10 +249,10 @@ class UNetBlock(torch.nn.Module):
         return x if self.skip_scale == 1 else x * self.skip_scale
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Self-attention among the pixels of x [N, C, H, W], projections included -> [N, C, H, W]."""
+        """Apply self-attention among the pixels of x, including the projections: [N, C, H, W] -> [N, C, H, W]."""
         n, c, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        # Stored rows are [head, channel, (q,k,v)]; reordering the small weight instead leaves activations as views.
+        # The weight's rows are [head, channel, (q,k,v)]. Reordering this small tensor leaves the activations as views.
         w = self.qkv.weight.to(x.dtype).reshape(self.heads, c // self.heads, 3, c).permute(2, 0, 1, 3).reshape(3 * c, c)
         b = self.qkv.bias.to(x.dtype).reshape(c, 3).t().reshape(3 * c)
         qkv = F.linear(tokens, w, b).reshape(n, height * width, 3, self.heads, c // self.heads)

@@ -1,4 +1,4 @@
-"""Networks without memory, for what follows from their shapes alone."""
+"""Networks on the meta device, which have shapes but no memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ META = torch.device("meta")
 
 
 def meta_network(**options: Any) -> EDMPrecond:
-    """EDMPrecond(**options) whose weights have shapes and no content. Raises UserError as EDMPrecond does."""
+    """Return EDMPrecond(**options) with weights that have shapes but no content.
+
+    Raises UserError as EDMPrecond does.
+    """
     with META:
         return EDMPrecond(**options)
 
 
 def parameter_count(net: torch.nn.Module) -> int:
-    """Number of trained weights."""
+    """Return the number of trained weights."""
     return sum(parameter.numel() for parameter in net.parameters())

@@ -1,4 +1,4 @@
-"""Number formats that a U-Net computes in, and what a device makes of them."""
+"""Number formats in which a U-Net computes, and how a device supports them."""
 
 import functools
 import os
@@ -9,9 +9,10 @@ PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype in which a network of `precision` (a key of PRECISIONS) runs on `device`.
+    """Return the dtype in which a network of `precision` (a key of PRECISIONS) runs on `device`.
 
-    A CPU computes fp16 in float32, as the reference does, and bf16 too where it has no instructions for it.
+    A CPU computes fp16 in float32, as the reference implementation does. It also computes bf16 in float32 if it has no
+    instructions for bf16.
     """
     if device.type == "cpu" and (precision == "fp16" or precision == "bf16" and not cpu_computes_bf16()):
         return torch.float32
@@ -20,24 +21,26 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 @functools.cache
 def cpu_computes_bf16() -> bool:
-    """Whether oneDNN has bfloat16 kernels for this processor; PyTorch's own are many times slower than float32."""
+    """Return whether oneDNN has bfloat16 kernels for this CPU; PyTorch's own are many times slower than float32."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_matrix_format(precision: str) -> None:
-    """Set, for the whole process, whether a GPU multiplies float32 matrices in TensorFloat-32: for "tf32" alone.
+    """Allow a GPU to multiply float32 matrices in TensorFloat-32 only if `precision` is "tf32", for the whole process.
 
-    PyTorch would by itself do so in convolutions and not elsewhere.
+    By default, PyTorch does so in convolutions but not elsewhere.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def choose_repeatable_kernels(device: torch.device) -> None:
-    """Have a GPU add up in the same order each time, for the whole process: without it, gradients of attention (bf16)
-    and of convolutions (fp32) differ from run to run in their last bits. A CPU does so anyway."""
+    """Make a GPU sum in the same order every time, for the whole process; a CPU always does.
+
+    Otherwise, gradients of attention (bf16) and of convolutions (fp32) differ between runs in their last bits.
+    """
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read at its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, which reads it at its first product
         torch.use_deterministic_algorithms(True)
-        # Filling takes time, and nothing here reads such memory.
+    # Filling uninitialised memory takes time, and nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -19,12 +19,13 @@ UNETS: dict[str, Callable[..., UNet]] = {"DhariwalUNet": DhariwalUNet, "SongUNet
 class EDMPrecond(torch.nn.Module):
     """Denoiser D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) with the U-Net F as submodule `model`.
 
-    `precision` ("fp32", "tf32", "bf16" or "fp16") is the number format F runs in (mscd.networks.precision says what a
-    device makes of it); x, D and the parameters are float32. `use_fp16=True` means precision "fp16", as published
-    checkpoints have it. Other keywords are the U-Net's. `init_kwargs` holds the constructor's arguments as JSON takes
-    them: EDMPrecond(**net.init_kwargs) is the same network with other weights.
+    `precision` ("fp32", "tf32", "bf16" or "fp16") is the number format in which F runs (mscd.networks.precision
+    describes how a device supports it); x, D and the parameters are float32. `use_fp16=True`, found in published
+    checkpoints, means precision "fp16". Other keywords are options of the U-Net. `init_kwargs` holds the constructor's
+    arguments in a form that JSON supports: EDMPrecond(**net.init_kwargs) is the same network with other weights.
 
-    Raises UserError for an unknown model_type, precision or U-Net option and for options that fit no network.
+    Raises UserError for an unknown model_type, precision or U-Net option, and for options from which no network can be
+    built.
     """
 
     def __init__(
@@ -73,8 +74,8 @@ class EDMPrecond(torch.nn.Module):
     ) -> torch.Tensor:
         """Denoise x [N, C, R, R] at noise level sigma (scalar or [N], in image amplitude) -> float32 [N, C, R, R].
 
-        `class_labels` [N, label_dim] float; None means no label (zeros). `augment_labels` [N, augment_dim] float; None
-        means no augmentation (zeros).
+        `class_labels` is float [N, label_dim]; None means no label (zeros). `augment_labels` is float [N, augment_dim];
+        None means no augmentation (zeros).
         """
         x = x.to(torch.float32)
         if not isinstance(sigma, torch.Tensor):
@@ -86,7 +87,7 @@ class EDMPrecond(torch.nn.Module):
             class_labels = x.new_zeros(1, self.label_dim)
         else:
             class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
-        if augment_labels is None and self.augment_dim:  # keeps every parameter in the gradient, as DDP demands
+        if augment_labels is None and self.augment_dim:  # DDP requires a gradient for every parameter
             augment_labels = x.new_zeros(1, self.augment_dim)
 
         variance = sigma**2 + self.sigma_data**2
@@ -97,13 +98,13 @@ class EDMPrecond(torch.nn.Module):
         on_cpu = x.device.type == "cpu"
         x_in = (c_in * x).to(compute_dtype(self.precision, x.device))
         if on_cpu:
-            x_in = x_in.to(memory_format=torch.channels_last)  # in which the CPU convolves fastest
+            x_in = x_in.to(memory_format=torch.channels_last)  # the fastest layout for convolutions on a CPU
         F_x = self.model(x_in, c_noise, class_labels, augment_labels)
         return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))
 
 
 def _check_options(model_type: str, options: dict[str, Any]) -> None:
-    """Raise UserError for an unknown network, or an option that it does not have."""
+    """Raise UserError for an unknown network or an option that it does not have."""
     if model_type not in UNETS:
         raise UserError(f"unknown model_type {model_type!r}: choose one of {', '.join(UNETS)}")
     known = inspect.signature(UNETS[model_type]).parameters

@@ -1,6 +1,6 @@
-"""SongUNet: the DDPM++ and NCSN++ networks, of published EDM teachers on CIFAR-10, FFHQ and AFHQ.
+"""SongUNet: the DDPM++ and NCSN++ networks, used by the published EDM teachers on CIFAR-10, FFHQ and AFHQ.
 
-Module names are part of the file format: published checkpoints are loaded name for name.
+Module names are part of the file format, because published checkpoints are loaded by name.
 """
 
 import math
@@ -25,8 +25,8 @@ from mscd.networks.unet import (
 class SongUNet(torch.nn.Module):
     """The DDPM++ and NCSN++ networks of Song et al. 2021 as EDM uses them.
 
-    DDPM++ is the default; NCSN++ is embedding_type "fourier", encoder_type "residual", channel_mult_noise 2 and
-    resample_filter [1, 3, 3, 1]. `forward` takes and returns what DhariwalUNet's does.
+    DDPM++ is the default. For NCSN++, use embedding_type "fourier", encoder_type "residual", channel_mult_noise 2 and
+    resample_filter [1, 3, 3, 1]. `forward` takes and returns the same as that of DhariwalUNet.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class SongUNet(torch.nn.Module):
                 if "_block" in name:
                     x = torch.cat([x, skips.pop()], dim=1)
                 x = block(x, emb)
-        assert out is not None  # of the finest level's _aux_conv
+        assert out is not None  # set by the _aux_conv of the finest level
         return out
 
     def _embed(
@@ -105,7 +105,7 @@ class SongUNet(torch.nn.Module):
         emb = self.map_noise(noise_labels)
         emb = emb.roll(emb.shape[1] // 2, dims=1)  # this family was trained with the sines first
         if self.map_label is not None:
-            assert class_labels is not None  # EDMPrecond has zeros for none
+            assert class_labels is not None  # EDMPrecond passes zeros instead of None
             labels = drop_labels(class_labels, self.label_dropout, self.training)
             emb = emb + self.map_label(labels * math.sqrt(labels.shape[1]))
         if self.map_augment is not None and augment_labels is not None:
@@ -137,7 +137,7 @@ def _encoder(
     encoder_type: str,
     style: BlockStyle,
 ) -> tuple[torch.nn.ModuleDict, list[int]]:
-    """The encoder's modules in order, and the channels of each entry of the skip stack."""
+    """Return the encoder's modules in order, and the number of channels of each entry of the skip stack."""
     aux_width, cin = stem.weight.shape[1], stem.weight.shape[0]
     enc, skip_widths = torch.nn.ModuleDict(), []
     for level, (r, width) in enumerate(levels):
@@ -171,7 +171,7 @@ def _decoder(
     img_channels: int,
     style: BlockStyle,
 ) -> torch.nn.ModuleDict:
-    """The decoder's modules in order; its `RxR_block`s take one entry of the skip stack each."""
+    """Return the decoder's modules in order; each `RxR_block` takes one entry from the skip stack."""
     dec, cin, deepest = torch.nn.ModuleDict(), skip_widths[-1], len(levels) - 1
     for level, (r, width) in reversed(list(enumerate(levels))):
         if level == deepest:

@@ -1,4 +1,4 @@
-"""What a U-Net is, and what the two families share: levels, blocks made alike, label dropout, checks of options."""
+"""The interface of a U-Net and what both families share: resolution levels, blocks, label dropout, option checks."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from mscd.networks.layers import BlockStyle, UNetBlock
 
 
 class UNet(Protocol):
-    """What EDMPrecond asks of the network F that it wraps, a torch.nn.Module."""
+    """The interface of the network F that EDMPrecond wraps, a torch.nn.Module."""
 
     def __call__(
         self,
@@ -19,16 +19,16 @@ class UNet(Protocol):
         class_labels: torch.Tensor | None,
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """F(x [N, C, R, R] in the compute dtype; noise_labels [N or 1], ...) -> [N, C, R, R] in the dtype of x.
+        """Compute F(x [N, C, R, R] in the compute dtype; noise_labels [N or 1], ...) -> [N, C, R, R] in the dtype of x.
 
         class_labels: [N or 1, label_dim], None for a network without classes; augment_labels: [N, augment_dim] or None.
         """
 
 
 def resolution_levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:
-    """Feature-map width and number of channels of each level, finest first."""
+    """Return the feature-map width and the number of channels of each level, finest first."""
     if not channel_mult:
-        raise UserError("channel_mult is empty: give one factor for each resolution level, e.g. [1, 2, 2]")
+        raise UserError("channel_mult is empty: give one factor per resolution level, e.g. [1, 2, 2]")
     multiple = 2 ** (len(channel_mult) - 1)
     if min(channel_mult) < 1 or model_channels < 1:
         raise UserError(f"model_channels {model_channels} and channel_mult {list(channel_mult)} must all be positive")
@@ -69,15 +69,15 @@ def check_rates(dropout: float, label_dropout: float) -> None:
     """Raise UserError unless both are probabilities below 1."""
     for name, rate in (("dropout", dropout), ("label_dropout", label_dropout)):
         if not 0 <= rate < 1:
-            raise UserError(f"{name} is a probability from 0 up to but not including 1 (got {rate})")
+            raise UserError(f"{name} must be a probability from 0 up to, but not including, 1 (got {rate})")
 
 
 def check_dropout_resolutions(dout_resolutions: Sequence[int] | None, levels: list[tuple[int, int]]) -> None:
-    """Raise UserError if dropout is asked for at a feature-map width the network doesn't have."""
+    """Raise UserError if dropout is requested at a feature-map width that the network does not have."""
     widths = [r for r, _ in levels]
     for r in dout_resolutions or ():
         if r not in widths:
-            raise UserError(f"dout_resolutions has {r}, but the network's feature maps are {widths} wide")
+            raise UserError(f"dout_resolutions contains {r}, but the network's feature maps have widths {widths}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

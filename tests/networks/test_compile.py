@@ -1,4 +1,4 @@
-"""Compiled residual blocks: the same results but for rounding, and one dropout mask in both passes of a step."""
+"""Compiled residual blocks: the same results up to rounding, and one dropout mask in both passes of a step."""
 
 import copy
 import shutil
@@ -18,7 +18,7 @@ OPTIONS = {"model_type": "SongUNet", "model_channels": 16, "channel_mult": [1], 
 
 
 class OneBlock(torch.nn.Module):
-    """A residual block of a network, by itself, as few take long to compile."""
+    """A single residual block of a network, because even a few blocks take long to compile."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ def evaluated(net, given, seed, gradient):
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_blocks_share_a_mask_in_both_passes_and_are_the_same_but_for_rounding():
+def test_compiled_blocks_equal_plain_ones_and_use_one_mask_in_both_passes():
     torch.manual_seed(0)
     plain = OneBlock()
     for parameter in plain.parameters():
@@ -63,7 +63,7 @@ def test_compiled_blocks_share_a_mask_in_both_passes_and_are_the_same_but_for_ro
     assert (plain_gradient - compiled_gradient).norm() < 1e-4 * plain_gradient.norm()
 
 
-def test_names_of_a_network_with_compiled_blocks_are_those_of_a_plain_one():
+def test_compiling_blocks_does_not_change_parameter_names():
     plain = EDMPrecond(8, 1, 10, **OPTIONS)
     compiled = compile_blocks(copy.deepcopy(plain), "reduce-overhead")
     assert list(plain.state_dict()) == list(compiled.state_dict())

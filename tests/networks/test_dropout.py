@@ -1,4 +1,4 @@
-"""Dropout of activations and of labels: where it acts, how much it drops, and what its mask is a function of."""
+"""Dropout of activations and of labels: where it acts, how much it drops, and what determines its mask."""
 
 import pytest
 import torch
@@ -42,12 +42,12 @@ def test_dropout_zeroes_or_scales_in_any_shape(shape, p, dtype, memory_format):
     assert torch.equal(y[y != 0], (x * torch.tensor(scale, dtype=dtype))[y != 0])
 
 
-def test_dropout_of_nearly_everything_keeps_nearly_nothing():
+def test_a_probability_close_to_one_drops_nearly_everything():
     assert float((layers.dropout(torch.ones(1000), 0.999999) == 0).float().mean()) > 0.99
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_right_share_everywhere_and_the_mean(p):
+def test_dropout_has_the_right_rate_everywhere_and_preserves_the_mean(p):
     torch.manual_seed(1)
     dropped = torch.stack([layers.dropout(torch.ones(64, 4), p) for _ in range(400)])
     assert float((dropped == 0).float().mean()) == pytest.approx(p, abs=0.005)
@@ -58,7 +58,7 @@ def test_dropout_keeps_the_right_share_everywhere_and_the_mean(p):
     assert pairs.abs().max() < 0.03
 
 
-def test_dropout_mask_is_a_function_of_the_default_generator():
+def test_dropout_mask_depends_on_the_default_generator_only():
     net = EDMPrecond(8, 1, 10, "SongUNet", dropout=0.3, label_dropout=0.3, **TINY).train()
     net.load_state_dict({k: torch.randn_like(v) * 0.1 for k, v in net.state_dict().items()})
     x, labels = torch.randn(4, 1, 8, 8), torch.eye(10)[:4]

@@ -1,4 +1,4 @@
-"""Group normalisation in both memory formats against PyTorch's in float64."""
+"""Group normalisation in both memory formats, compared with PyTorch's in float64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def layer(channels, eps=1e-5):
 
 
 def results(norm, x, gradient, memory_format=None):
-    """(y, dx, dweight, dbias) by the layer, or by PyTorch in float64 where no memory format is given."""
+    """Return (y, dx, dweight, dbias) of the layer, or of PyTorch in float64 if no memory format is given."""
     if memory_format is None:
         x = x.double().requires_grad_()
         weight, bias = norm.weight.detach().double(), norm.bias.detach().double()
@@ -41,7 +41,7 @@ def results(norm, x, gradient, memory_format=None):
     memory_format=st.sampled_from(list(FORMATS)),
     seed=st.integers(0, 2**31),
 )
-def test_values_and_gradients_are_pytorchs_in_float64_but_for_rounding(
+def test_values_and_gradients_equal_pytorchs_in_float64_up_to_rounding(
     n, channels, height, width, mean, memory_format, seed
 ):
     torch.manual_seed(seed)
@@ -49,13 +49,13 @@ def test_values_and_gradients_are_pytorchs_in_float64_but_for_rounding(
     x, gradient = torch.randn(n, channels, height, width) + mean, torch.randn(n, channels, height, width)
     ours = results(norm, x, gradient, FORMATS[memory_format])
     for one, other in zip(ours, results(norm, x, gradient), strict=True):
-        # float32 keeps 1e-7 of x, its mean included.
+        # float32 has a relative precision of 1e-7 of x, including its mean.
         assert (one - other).abs().max() <= (2e-6 + 1e-6 * abs(mean)) * max(1.0, float(other.abs().max()))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtype_and_memory_format_stay_and_a_pass_without_gradient_gives_the_same(memory_format, dtype):
+def test_dtype_and_memory_format_are_kept_with_and_without_gradient(memory_format, dtype):
     torch.manual_seed(0)
     norm, x = layer(32), torch.randn(2, 32, 4, 4).to(dtype).contiguous(memory_format=FORMATS[memory_format])
     before = x.clone()
@@ -66,7 +66,7 @@ def test_dtype_and_memory_format_stay_and_a_pass_without_gradient_gives_the_same
     assert without.dtype == dtype and without.is_contiguous(memory_format=FORMATS[memory_format])
 
 
-def test_an_image_does_not_depend_on_the_others_of_its_batch():
+def test_an_image_does_not_depend_on_the_rest_of_its_batch():
     torch.manual_seed(0)
     norm, x = layer(32), torch.randn(4, 32, 4, 4).contiguous(memory_format=torch.channels_last)
     changed = x.clone()

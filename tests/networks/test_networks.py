@@ -1,4 +1,4 @@
-"""The U-Nets: sizes, initialisers, dropout, refusals."""
+"""The U-Nets: sizes, initialisers, gradients, refused options."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_box_resampling_equals_filtering_with_one_one(direction):
     assert torch.allclose(box(x), filtered(x), atol=1e-6)
 
 
-def test_use_fp16_of_published_checkpoints_means_precision_fp16():
+def test_use_fp16_in_published_checkpoints_means_precision_fp16():
     assert EDMPrecond(8, 1, use_fp16=True, model_type="SongUNet", **TINY).precision == "fp16"
 
 
@@ -52,8 +52,8 @@ NCSNPP = {
     ],
     ids=["ADM", "DDPM++", "NCSN++", "skip"],
 )
-def test_every_parameter_gets_a_gradient_whatever_a_batch_holds(options, label_dim, augment_dim):
-    """Processes that train together wait for each other's gradient of every parameter."""
+def test_every_parameter_gets_a_gradient_for_any_batch(options, label_dim, augment_dim):
+    """Ranks that train together wait for one another's gradient of every parameter."""
     net = EDMPrecond(8, 1, label_dim, augment_dim=augment_dim, **options, **TINY).train()
     net(torch.randn(2, 1, 8, 8), torch.ones(2)).sum().backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
@@ -71,7 +71,7 @@ SPREAD = {"xavier_uniform": math.sqrt(2 / (512 + 256)), "kaiming_uniform": 512**
 
 @pytest.mark.parametrize("kind", SPREAD)
 @pytest.mark.parametrize("gain", [1.0, 0.3])
-def test_initialisers_have_their_spread_times_the_gain(kind, gain):
+def test_initialisers_scale_their_spread_by_the_gain(kind, gain):
     layer = layers.Linear(512, 256, Init(kind, gain, 2 * gain))
     assert float(layer.weight.detach().std()) == pytest.approx(gain * SPREAD[kind], rel=0.02)
     assert float(layer.bias.detach().std()) == pytest.approx(2 * gain * SPREAD[kind], rel=0.2)
@@ -81,7 +81,7 @@ def test_initialisers_have_their_spread_times_the_gain(kind, gain):
         assert largest <= gain * SPREAD[kind] * math.sqrt(3) * (1 + 1e-6)  # a draw of -1 is rounded to float32
 
 
-def test_convolutions_count_the_kernel_in_their_fan():
+def test_convolutions_include_the_kernel_in_their_fan():
     weight = Conv2d(64, 64, 3, Init("kaiming_uniform")).weight.detach()
     assert float(weight.std()) == pytest.approx((64 * 9) ** -0.5, rel=0.02)
 
@@ -135,9 +135,9 @@ def test_fourier_frequencies_are_normal_with_spread_16():
         ({"embedding_type": "learned"}, "unknown embedding_type 'learned'"),
         ({"encoder_type": "unet"}, "unknown encoder_type 'unet'"),
         ({"decoder_type": "residual"}, "unknown decoder_type 'residual'"),
-        ({"dropout": 1.0}, "dropout is a probability"),
-        ({"label_dropout": -0.1}, "label_dropout is a probability"),
-        ({"dout_resolutions": [16]}, "dout_resolutions has 16"),
+        ({"dropout": 1.0}, "dropout must be a probability"),
+        ({"label_dropout": -0.1}, "label_dropout must be a probability"),
+        ({"dout_resolutions": [16]}, "dout_resolutions contains 16"),
     ],
 )
 def test_impossible_options_are_refused_in_one_line(options, message):
@@ -150,14 +150,14 @@ def test_impossible_options_are_refused_in_one_line(options, message):
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
-    with pytest.raises(UserError, match="cannot be shared by 3 attention heads"):
+    with pytest.raises(UserError, match="cannot be split among 3 attention heads"):
         EDMPrecond(8, 1, model_channels=200, channel_mult=[1, 1], attn_resolutions=[8])
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_option_set_keeps_shape_dtype_and_names(data):
-    """Every network that can be built denoises, finitely, and takes its own weights back name for name."""
+    """Every network that can be built gives finite output, and a rebuilt copy can load its weights by name."""
     draw = data.draw
     song = draw(st.booleans())
     options = {

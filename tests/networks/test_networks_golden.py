@@ -1,4 +1,4 @@
-"""The U-Nets and their preconditioning against the golden networks: parity, precision, what they take."""
+"""The U-Nets and their preconditioning compared with the golden networks: equality, precision, accepted inputs."""
 
 import json
 import math
@@ -18,7 +18,7 @@ GOLDEN = {name: load(name) for name in set(CASES.values())}
 
 
 def golden_case(case):
-    """Constructor options, state dict and other tensors of one golden network."""
+    """Return the constructor options, state dict and other tensors of a golden network, and all options in its file."""
     arrays, options = GOLDEN[CASES[case]]
     kwargs = {k: v for k, v in options[f"{case}/kwargs"].items() if k != "class_name"}
     tensors = {k.removeprefix(f"{case}/"): torch.tensor(v) for k, v in arrays.items() if k.startswith(f"{case}/")}
@@ -54,7 +54,7 @@ def test_names_shapes_order_and_size_equal_golden(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resample_filters_as_built_equal_golden(case):
+def test_initial_resample_filters_equal_golden(case):
     kwargs, state, _, _ = golden_case(case)
     built = EDMPrecond(**kwargs).state_dict()
     assert all(torch.equal(built[k], v) for k, v in state.items() if k.endswith("resample_filter"))
@@ -121,7 +121,7 @@ def test_block_with_several_heads_and_its_gradients_equal_golden():
         assert (value - g[name]).abs().max() <= 1e-4 * g[name].abs().max(), name
 
 
-def test_attention_equals_softmax_written_out():
+def test_attention_equals_explicit_softmax():
     block, g = golden_block()
     x = block.norm2(g["x"])
     n, c, height, width = x.shape
@@ -159,7 +159,7 @@ def test_a_cpu_without_instructions_for_bf16_computes_in_float32(case, monkeypat
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_unets_themselves_run_in_half_precision_and_are_close(case):
+def test_the_unets_run_in_half_precision_and_are_close(case):
     net, g = golden_net(case)
     with torch.no_grad():
         F_x = net.model(g["x_in"].half(), g["c_noise"], g.get("class_labels"), g.get("augment_labels"))
