@@ -1,9 +1,9 @@
-"""Network and state files: written, read, converted from pickled checkpoints, averaged after training.
+"""Network and state files: reading, writing, conversion from pickled checkpoints, and post-hoc averaging.
 
-Files of mscd: `tensor_file` is their form, `metadata` what they say of themselves, `network_file` those of networks.
-Published ones: `edm_pickle` reads pickled checkpoints, `pickled_tensors` the tensors in them, `convert` makes network
-files of them. `posthoc_ema` makes averages of other lengths from stored ones.
+mscd's own files: `tensor_file` defines their format, `metadata` what they say about themselves, and `network_file` the
+files of networks. Published checkpoints: `edm_pickle` reads pickled ones, `pickled_tensors` the tensors in them, and
+`convert` converts them to network files. `posthoc_ema` combines stored averages into averages of other lengths.
 
 May import networks, config, diffusion, provenance, parallel, files and mscd.errors, as `make lint` checks. `metadata`
-loads no torch.
+does not import torch.
 """

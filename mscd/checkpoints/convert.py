@@ -1,4 +1,4 @@
-"""Third-party networks become mscd's network files, from pickled checkpoints or from network files made elsewhere."""
+"""Conversion of third-party networks to mscd's network files, from pickles or from network files made elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import Origin
 
-WRITTEN_ANEW = ("format", "network", "digest")  # of the metadata, by save_network
+WRITTEN_ANEW = ("format", "network", "digest")  # metadata that save_network sets itself
 
 
 def convert(
@@ -30,15 +30,15 @@ def convert(
     origin: Origin | None = None,
     expected: Mapping[str, object] | None = None,
 ) -> NetworkMetadata:
-    """Write the network of `source` (a pickle of EDM's form, or a network file) to `dest`; returns its metadata.
+    """Write the network in `source` (a pickle in EDM's format, or a network file) to `dest` and return its metadata.
 
-    model: "teacher", or the student's name; None: "student" for what has segments, else "teacher". A student needs
-    segments, here or in the file, and a teacher may have none.
-    snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments count instead of what the file says of itself; a teacher
-    has no snapshot_kimg from it.
-    origin: where the file came from; a network file that names its own origin keeps that.
-    expected: EDMPrecond's keyword arguments that the network must have been made with.
-    The same file gives the same bytes. Raises UserError naming the file when it doesn't hold such a network.
+    model: "teacher" or the student's name; None means "student" if segments are given or stated in the file, otherwise
+    "teacher". A student needs segments, given here or stated in the file; a teacher must not have any.
+    snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments override what the file states. For a teacher, the
+    snapshot_kimg in the file is ignored.
+    origin: where the file came from; a network file that states its own origin keeps it.
+    expected: EDMPrecond's keyword arguments that the network must have been built with.
+    The same file gives the same bytes. Raises UserError naming the file if it does not hold such a network.
     """
     net, facts = _of_pickle(source) if is_pickle(source) else _of_network_file(source)
     if expected:
@@ -71,25 +71,25 @@ def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, Networ
 
 
 def _student(stated: StudentFacts | None, segments: int) -> StudentFacts:
-    """A student of so many segments, on the grid that its file states, else on the usual one."""
+    """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
     grid = {**STUDENT_GRID, **(stated or {})}
     return cast(StudentFacts, {**grid, "segments": segments})
 
 
 def _check_kind(source: str | os.PathLike[str], model: str, student: StudentFacts | None) -> None:
     if model == TEACHER and student is not None:
-        raise UserError(f"{source}: a student of {student['segments']} segments, which cannot be the teacher of others")
+        raise UserError(f"{source}: a student with {student['segments']} segments cannot be used as a teacher")
     if model != TEACHER and student is None:
-        raise UserError(f"{source}: does not say how many segments {model!r} is a student of; give segments")
+        raise UserError(f"{source}: does not state the number of segments of the student {model!r}; give segments")
 
 
 def _check_expected(source: str | os.PathLike[str], net: EDMPrecond, expected: Mapping[str, object]) -> None:
-    """Raise UserError for the first of `expected` that the network was not made with, defaults included."""
+    """Raise UserError for the first of `expected` that the network was not built with, defaults included."""
     has = _defaults(EDMPrecond) | _defaults(type(net.model)) | net.init_kwargs
     for name, wanted in expected.items():
         found = has.get(name)
         if _comparable(found) != _comparable(wanted):
-            raise UserError(f"{source}: its network has {name} {found}, and {name} {wanted} is expected")
+            raise UserError(f"{source}: its network has {name} {found}, but {name} {wanted} is expected")
 
 
 def _defaults(constructor: type) -> dict[str, object]:

@@ -1,8 +1,8 @@
-"""Pickled checkpoints of EDM's form, read without running them: teachers, students and their averages.
+"""Pickled checkpoints in EDM's format (teachers, students and their averages), read without executing anything.
 
 Such a file is a pickle of {"ema": network, ...}. Each module in it is a call of one function with a dict of class name,
-source code and state; the code is never looked at. Of the network's state we take constructor arguments, build an
-EDMPrecond from them, and fill it name by name with the file's tensors; what doesn't fit exactly is refused.
+source code and state; the code is never looked at. We take the constructor arguments from the network's state, build an
+EDMPrecond from them, and fill it name by name with the file's tensors. Anything that does not fit exactly is refused.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ NETWORK_CLASSES = {
 STUDENT_LOSS = "EDMConsistencyDistillLoss"
 KNOWN_CLASSES = NETWORK_CLASSES | {STUDENT_LOSS, "EDMLoss", "AugmentPipe"}
 PERSISTENCE_VERSION = 6
-REMEDY = "fetch it again, or use a checkpoint of EDM's form"
+REMEDY = "fetch it again, or use a checkpoint in EDM's format"
 
-# The reference constructor's arguments in their order; all but the last are attributes, too.
+# The arguments of the reference constructor, in order; all but the last are also attributes.
 PRECOND_ARGUMENTS = (
     "img_resolution",
     "img_channels",
@@ -59,7 +59,7 @@ PRECOND_ARGUMENTS = (
     "sigma_data",
     "model_type",
 )
-# Each integer option's bounds: far above any network, so low that building one without memory is quick.
+# Bounds of the integer options: far above any real network, but low enough to build one on meta quickly.
 INTEGERS = {
     "img_resolution": (1, 4096),
     "img_channels": (1, 64),
@@ -79,12 +79,12 @@ LONGEST_WORD, LONGEST_FACT, MOST_SEGMENTS = 50, 1000, 1000
 
 @dataclass(frozen=True)
 class EDMCheckpoint:
-    """What a pickled checkpoint holds.
+    """The content of a pickled checkpoint.
 
-    network: on the CPU, in eval mode, without gradients, float32 weights. average: which entry of the file it is, "ema"
-    or "net". nimg: images it was trained on, or None. student: None, or the segments, sigma_min, sigma_max and rho that
-    it was distilled for. dataset: plain facts of its training data as the file states them (path, resolution, xflip,
-    ...); empty when it states none.
+    network: on the CPU, in eval mode, without gradients, with float32 weights. average: the entry of the file that it
+    comes from, "ema" or "net". nimg: number of training images seen, or None. student: the segments, sigma_min,
+    sigma_max and rho that it was distilled for, or None. dataset: plain facts that the file states about its training
+    data (path, resolution, xflip, ...); empty if it states none.
     """
 
     network: EDMPrecond
@@ -94,7 +94,7 @@ class EDMCheckpoint:
     dataset: dict[str | float | None, object]
 
     def facts(self, model: str) -> NetworkFacts:
-        """What the checkpoint says of its network, called `model`, as the metadata of a network file have it."""
+        """Return what the checkpoint states about its network, as metadata of a network file with the name `model`."""
         net, nimg = self.network, self.nimg
         facts: NetworkFacts = {
             "model": model,
@@ -114,7 +114,10 @@ class EDMCheckpoint:
 
 
 def is_pickle(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as a pickle, whatever its name; False where there is no file. UserError if unreadable."""
+    """Return whether a file starts like a pickle, whatever its name; False if there is no file.
+
+    Raises UserError if the file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -122,22 +125,22 @@ def is_pickle(path: str | os.PathLike[str]) -> bool:
         return False
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    # A safetensors file may have that first byte, too, in the length of its header; after the length it has a brace.
+    # A safetensors file may also start with that byte, in the length of its header, but a brace follows the length.
     return start[:1] == b"\x80" and start[8:] != b"{"
 
 
 def read_edm_pickle(path: str | os.PathLike[str]) -> EDMCheckpoint:
-    """Read a pickled checkpoint; nothing that it names is imported and nothing that it carries is run.
+    """Read a pickled checkpoint without importing anything that it names or running anything that it contains.
 
-    Holds one copy of the chosen network's weights; the file itself is mapped, not read into memory.
-    Raises UserError naming the file for whatever is not such a checkpoint or not a network that mscd can build.
+    Holds one copy of the chosen network's weights in memory; the file itself is mapped, not read into memory. Raises
+    UserError naming the file if it is not such a checkpoint or if mscd cannot build its network.
     """
     data = _mapped(path)
     try:
         reader = SafeUnpickler(data, CALLS)
         root = reader.load()
         if reader.at != len(data):
-            raise UnsafePickle(f"it goes on after its end (at byte {reader.at})")
+            raise UnsafePickle(f"it has data after its end (at byte {reader.at})")
         return _checkpoint(root, len(data))
     except UnsafePickle as refused:
         raise UserError(f"{path}: refused: {refused}; {REMEDY}") from refused
@@ -156,36 +159,36 @@ def _mapped(path: str | os.PathLike[str]) -> memoryview:
 
 
 def _persistent_object(args: tuple[object, ...]) -> PickledObject:
-    """A call of torch_utils.persistence._reconstruct_persistent_obj, its source code left aside."""
+    """Handle a call of torch_utils.persistence._reconstruct_persistent_obj, ignoring its source code."""
     match args:
         case ({"type": "class", "version": int() as version, "class_name": str() as name, "state": dict() as state},):
             pass
         case _:
-            raise UnsafePickle("it has an object in another form")
+            raise UnsafePickle("it has an object in an unexpected form")
     if version != PERSISTENCE_VERSION:
-        raise UnsafePickle(f"it has an object of version {version}, and only version {PERSISTENCE_VERSION} is read")
+        raise UnsafePickle(f"it has an object of version {version}; only version {PERSISTENCE_VERSION} is supported")
     if name.endswith("Precond") and name != "EDMPrecond":
         raise UnsafePickle(
-            f"it holds a {name[:50]!a}, and only networks with EDM's preconditioning (EDMPrecond) are read"
+            f"it holds a {name[:50]!a}; only networks with EDM's preconditioning (EDMPrecond) are supported"
         )
     if name not in KNOWN_CLASSES:
-        raise UnsafePickle(f"it holds a {name[:50]!a}, a class that is not known here")
+        raise UnsafePickle(f"it holds a {name[:50]!a}, which is not a supported class")
     return PickledObject(name, state=state)
 
 
-# Calls of containers' constructors. One with content would copy it at each call, and no network has one.
+# Calls of container constructors. They must be empty: content would be copied at every call, and no network has any.
 
 
 def _empty_dict(args: tuple[object, ...]) -> dict[object, object]:
     if args == ():
         return {}
-    raise UnsafePickle("it has a dict in another form")
+    raise UnsafePickle("it has a dict in an unexpected form")
 
 
 def _empty_set(args: tuple[object, ...]) -> set[object]:
     if args == () or args == ([],):
         return set()
-    raise UnsafePickle("it has a set in another form")
+    raise UnsafePickle("it has a set in an unexpected form")
 
 
 def _module_dict(args: tuple[object, ...]) -> PickledObject:
@@ -208,7 +211,7 @@ CALLS = {
 
 
 def _checkpoint(root: object, size: int) -> EDMCheckpoint:
-    """What the value of a file of `size` bytes says."""
+    """Return the checkpoint that `root`, the value of a file of `size` bytes, describes."""
     entries: dict[object, object] = root if isinstance(root, dict) else {}
     average = next((name for name in ("ema", "net") if entries.get(name) is not None), None)
     if average is None:
@@ -227,14 +230,14 @@ def _checkpoint(root: object, size: int) -> EDMCheckpoint:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a fact can be shown as it is: a number, or text that does nothing to a terminal."""
+    """Return whether a fact can be shown as it is: a number, or text that is safe for a terminal."""
     if isinstance(value, str):
         return value.isprintable() and len(value) <= LONGEST_FACT
     return isinstance(value, SCALARS)
 
 
 def _student(loss: object) -> StudentFacts | None:
-    """Segments and grid of a student, from its loss."""
+    """Return the segments and grid of a student, from its loss."""
     if not (isinstance(loss, PickledObject) and loss.kind == STUDENT_LOSS):
         return None
     match loss.state:
@@ -245,13 +248,13 @@ def _student(loss: object) -> StudentFacts | None:
             "rho": float() | int() as rho,
         } if 1 <= segments <= MOST_SEGMENTS and 0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf:
             return {"segments": segments, "sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
-    raise UnsafePickle(f"its {STUDENT_LOSS} does not say its segments (S) and grid (sigma_min, sigma_max, rho)")
+    raise UnsafePickle(f"its {STUDENT_LOSS} has no valid segments (S) and grid (sigma_min, sigma_max, rho)")
 
 
 def _network(pickled: object, size: int) -> EDMPrecond:
     if not (isinstance(pickled, PickledObject) and pickled.kind == "EDMPrecond"):
         raise UnsafePickle(f"its network is a {_kind(pickled)}")
-    with torch.device("meta"):  # takes no memory: the file may say any size
+    with torch.device("meta"):  # allocates nothing: the file may declare any size
         try:
             net = EDMPrecond(**_options(pickled))
         except UserError as error:
@@ -259,7 +262,7 @@ def _network(pickled: object, size: int) -> EDMPrecond:
     weights: dict[str, Tensor] = {}
     _gather(pickled, net, "", weights)
     if sum(tensor.nbytes for tensor in weights.values()) > size:
-        raise UnsafePickle("its weights are told larger than the file")
+        raise UnsafePickle("its weights are declared larger than the file")
     net.load_state_dict({name: tensor.read() for name, tensor in weights.items()}, assign=True)
     _check_filters(net)
     return net.eval().requires_grad_(False)
@@ -270,30 +273,30 @@ def _kind(pickled: object) -> str:
 
 
 def _state(pickled: PickledObject) -> Mapping[object, object]:
-    """The attributes of an object, by name; none where its state is something else."""
+    """Return the attributes of an object by name; empty if its state is not a dict."""
     return pickled.state if isinstance(pickled.state, dict) else {}
 
 
 def _options(pickled: PickledObject) -> dict[str, Any]:
-    """EDMPrecond's keyword arguments: the constructor's as stored, which the attributes must agree with."""
+    """Return EDMPrecond's keyword arguments: those stored for the constructor, with which the attributes must agree."""
     state = _state(pickled)
     args, kwargs = state.get("_init_args"), state.get("_init_kwargs")
     if type(args) is not tuple or type(kwargs) is not dict or len(args) > len(PRECOND_ARGUMENTS):
-        raise UnsafePickle("its network does not say how it was constructed")
+        raise UnsafePickle("its network does not state its constructor arguments")
     options = {**dict(zip(PRECOND_ARGUMENTS, args, strict=False)), **kwargs}
     attributes = {name: state.get(name) for name in PRECOND_ARGUMENTS[:-1]}
     for name, value in [*options.items(), *attributes.items()]:
         if not _is_sound(name, value):
-            raise UnsafePickle(f"its network has an impossible {str(name)[:50]!a}, or none")
+            raise UnsafePickle(f"its network has an invalid or missing {str(name)[:50]!a}")
     for name, value in attributes.items():
-        # The precision may have been switched after construction; the attribute is what counted.
+        # The precision may have been changed after construction; the attribute is what was used.
         if name != "use_fp16" and options.get(name, value) != value:
-            raise UnsafePickle(f"its network was not constructed with the {name!r} that it has now")
+            raise UnsafePickle(f"its network was constructed with a different {name!r} from the one it has now")
     return options | attributes
 
 
 def _is_sound(name: object, value: object) -> bool:
-    """Whether a constructor's argument is of its type and within bounds; EDMPrecond knows the names it takes."""
+    """Return whether a constructor argument has the right type and is within bounds; EDMPrecond checks its name."""
     if name in INTEGERS:
         lowest, highest = INTEGERS[name]
         return type(value) is int and lowest <= value <= highest
@@ -318,14 +321,12 @@ def _is_word(text: object) -> bool:
 
 
 def _gather(pickled: object, module: torch.nn.Module, prefix: str, weights: dict[str, Tensor]) -> None:
-    """Put the tensors of `pickled`, by full name, into `weights`, having checked that `module` is what it describes."""
+    """Put the tensors of `pickled` into `weights` by full name, after checking that it describes `module`."""
     if not isinstance(pickled, PickledObject) or pickled.kind != type(module).__name__:
         raise UnsafePickle(f"{prefix.removesuffix('.')!a} is a {_kind(pickled)}, wanted a {type(module).__name__}")
     for name, value in _attributes(module).items():
         if _state(pickled).get(name) != value:
-            raise UnsafePickle(
-                f"{prefix.removesuffix('.')!a} has another {name!r} than the network it says to be ({value})"
-            )
+            raise UnsafePickle(f"{prefix.removesuffix('.')!a} has the wrong {name!r} for its network (wanted {value})")
     wanted = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     tensors = _members(pickled, "_parameters") | _members(pickled, "_buffers")
     _check_names(prefix, tensors, wanted)
@@ -342,7 +343,7 @@ def _gather(pickled: object, module: torch.nn.Module, prefix: str, weights: dict
 
 
 def _members(pickled: PickledObject, part: str) -> dict[str, object]:
-    """Tensors or modules of one, without the places that are empty."""
+    """Return the tensors or modules of an object by name, without empty entries."""
     members = _state(pickled).get(part)
     if type(members) is not dict or not all(isinstance(name, str) for name in members):
         raise UnsafePickle(f"it has a {pickled.kind} without {part!r}")
@@ -352,11 +353,11 @@ def _members(pickled: PickledObject, part: str) -> dict[str, object]:
 def _check_names(prefix: str, found: Collection[str], wanted: Collection[str]) -> None:
     for name in sorted(set(found) ^ set(wanted)):
         how = "missing" if name in wanted else "extra"
-        raise UnsafePickle(f"weights of another network ({(prefix + name)[:100]!a} is {how})")
+        raise UnsafePickle(f"its weights do not fit its network ({(prefix + name)[:100]!a} is {how})")
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, float]:
-    """What a layer computes with besides weights, under the names it has in a file."""
+    """Return the settings of a layer other than its weights, under the names they have in a file."""
     match module:
         case UNetBlock():
             return {"num_heads": module.heads, "skip_scale": module.skip_scale, "adaptive_scale": module.adaptive}
@@ -371,7 +372,7 @@ def _attributes(module: torch.nn.Module) -> dict[str, float]:
 
 
 def _check_filters(net: EDMPrecond) -> None:
-    """A resampling by [1, 1] is computed without looking at the buffer, which must be that filter, then."""
+    """Check that each buffer of a [1, 1] resampling is that filter: the resampling does not read the buffer."""
     for name, module in net.named_modules():
         if isinstance(module, Conv2d) and module.resample and module.is_box:
             if not torch.equal(module.get_buffer("resample_filter"), torch.full((1, 1, 2, 2), 0.25)):

@@ -1,4 +1,4 @@
-"""What a network or state file says of itself, and how to read that without its tensors and without torch."""
+"""What a network or state file says about itself, and how to read that without its tensors and without torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mscd.provenance.licenses import Origin
 
 NETWORK_FORMAT = "mscd-network-1"
 STATE_FORMAT = "mscd-state-2"
-# safetensors writes several metadata entries in random order, so there is one: equal content, equal bytes.
+# There is only one entry, because safetensors writes several in random order and equal content must give equal bytes.
 METADATA_KEY = "mscd"
 
 
 class DataFacts(TypedDict):
-    """The images that a network was trained on; digest: None where it is not known, as of a pickled checkpoint."""
+    """The images that a network was trained on. digest: None if it is not known, as for a pickled checkpoint."""
 
     digest: str | None
     resolution: int
@@ -40,7 +40,7 @@ class StudentFacts(TypedDict):
 
 
 class StoredAverageFacts(TypedDict):
-    """One of the stored averages that a post-hoc average is a sum of."""
+    """One of the stored averages that were summed into a post-hoc average."""
 
     ema: str
     nimg: int
@@ -57,11 +57,11 @@ class PosthocFacts(TypedDict):
 
 
 class NetworkFacts(TypedDict):
-    """What is known of a network when it is saved.
+    """What is known about a network when it is saved.
 
-    model: "teacher", or the student's name. snapshot_kimg: thousands of images of its training, None where that is not
-    known or does not matter; nimg: images. ema: which average the weights are. student: None for a teacher. run: the
-    fingerprint of its training.
+    model: "teacher" or the student's name. snapshot_kimg: thousands of images seen in training, None if not known or
+    not relevant; nimg: images seen. ema: which average the weights are. student: None for a teacher. run: the
+    fingerprint of the training run.
     """
 
     model: str
@@ -76,7 +76,7 @@ class NetworkFacts(TypedDict):
 
 
 class NetworkMetadata(NetworkFacts):
-    """What is known of a network that was loaded. digest: of a network file's content, or of a whole pickled file."""
+    """What is known about a loaded network. digest: of the content of a network file, or of a whole pickled file."""
 
     digest: str
 
@@ -97,7 +97,7 @@ class CodeFacts(TypedDict):
 
 
 class StateMetadata(TypedDict):
-    """Metadata of a training state. fingerprint: of its run; score: its validation score, where it has one."""
+    """Metadata of a training state. fingerprint: of its run; score: its validation score, if it has one."""
 
     format: str
     fingerprint: str
@@ -109,19 +109,19 @@ class StateMetadata(TypedDict):
 
 
 def is_network(metadata: Mapping[str, object]) -> TypeGuard[NetworkFileMetadata]:
-    """Whether a file with this metadata is a network file, by its format."""
+    """Return whether a file with this metadata is a network file, judging by its format."""
     return metadata.get("format") == NETWORK_FORMAT
 
 
 def is_state(metadata: Mapping[str, object]) -> TypeGuard[StateMetadata]:
-    """Whether a file with this metadata is a training state, by its format."""
+    """Return whether a file with this metadata is a training state, judging by its format."""
     return metadata.get("format") == STATE_FORMAT
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
-    """Metadata of a file by `tensor_file.save_tensors`.
+    """Read the metadata of a file written by `tensor_file.save_tensors`.
 
-    Raises UserError naming the file when it is missing, not such a file, or cut short.
+    Raises UserError naming the file if it is missing, not such a file, or cut short.
     """
     with open_safetensors(path, framework="np") as (_, header):
         return parse_metadata(header, path)
@@ -131,28 +131,28 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, object]:
 def open_safetensors(
     path: str | os.PathLike[str], *, framework: Literal["np", "pt"], backend: Literal["mmap", "pread"] = "mmap"
 ) -> Iterator[tuple[Any, dict[str, str]]]:
-    """An open safetensors file, mscd's or not, and the text entries of its header.
+    """Open a safetensors file, whether mscd's or not; yield it with the text entries of its header.
 
-    The file is a safetensors.safe_open, whose own stubs name no types. Raises UserError naming the file when it is
+    The file is a safetensors.safe_open, whose stubs declare no types. Raises UserError naming the file if it is
     missing, not such a file, or cut short.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; check the path, or make it first")
+        raise UserError(f"{path}: no such file; check the path, or create it first")
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(safetensors.safe_open(path, framework=framework, backend=backend))
             header = file.metadata() or {}
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or make it again"
+                f"{path}: not a safetensors file, damaged or cut short ({error}); fetch or create it again"
             ) from error
         yield file, header
 
 
 def parse_metadata(header: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, object]:
-    """The metadata in the text entries of a safetensors file's header. UserError where they are none of mscd's."""
+    """Return the metadata in the text entries of a safetensors header. Raises UserError if they are not mscd's."""
     if METADATA_KEY not in header:
-        raise UserError(f"{path}: a safetensors file, but not one of mscd (it has no {METADATA_KEY!r} metadata)")
+        raise UserError(f"{path}: a safetensors file, but not one of mscd's (it has no {METADATA_KEY!r} metadata)")
     try:
         metadata: dict[str, object] = json.loads(header[METADATA_KEY])
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Network files: a network's weights with its constructor arguments and what is known of it; pickles are read, too."""
+"""Network files: a network's weights, constructor arguments and metadata. Pickled checkpoints can be loaded, too."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from mscd.provenance.licenses import Origin, origin
 
 
 class LoadedNetwork(NamedTuple):
-    """A network, in eval mode and without gradients, and what its file says of it."""
+    """A network, in eval mode and without gradients, and what its file says about it."""
 
     network: EDMPrecond
     metadata: NetworkMetadata
 
 
 def save_network(path: str | os.PathLike[str], net: EDMPrecond, metadata: Mapping[str, object]) -> str:
-    """Write a network with its constructor arguments and `metadata` (metadata.NetworkFacts); returns the digest."""
+    """Write a network with its constructor arguments and `metadata` (metadata.NetworkFacts); return the digest."""
     return save_tensors(path, net.state_dict(), {"format": NETWORK_FORMAT, "network": net.init_kwargs, **metadata})
 
 
 def origin_of(metadata: NetworkMetadata) -> dict[str, Origin]:
-    """What everything made from the network with this metadata carries on: its "origin", when it has one."""
+    """Return what everything made from the network with this metadata inherits: its "origin", if it has one."""
     return {"origin": metadata["origin"]} if "origin" in metadata else {}
 
 
 def load_network(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LoadedNetwork:
-    """The network of a `save_network` file, or of a pickled checkpoint (mscd.checkpoints.edm_pickle), with metadata.
+    """Load a network and its metadata from a `save_network` file or a pickled checkpoint (mscd.checkpoints.edm_pickle).
 
-    The content decides which it is, whatever the name. Nothing in the file is executed. A pickled checkpoint's model is
-    its file's name, its digest the sha256 of the file, and its metadata have no "format" and no "network".
-    Raises UserError naming the file when it is missing, damaged, of another format, or its weights don't fit.
+    The content decides which of the two it is, not the name. Nothing in the file is executed. For a pickled checkpoint,
+    the model is named after the file, the digest is the sha256 of the file, and the metadata have no "format" and no
+    "network". Raises UserError naming the file if it is missing, damaged or of another format, or if its weights do not
+    fit.
     """
     if is_pickle(path):
         return _load_pickle(path, device)
     tensors, metadata = load_tensors(path)
     if not is_network(metadata):
         raise UserError(f"{path}: not a network (its format is {metadata.get('format')!r}, wanted {NETWORK_FORMAT!r})")
-    with torch.device("meta"):  # the weights are the file's: none are drawn
+    with torch.device("meta"):  # draws no weights, as they come from the file
         net = EDMPrecond(**metadata["network"])
     _fill(net, tensors, path, device)
     return LoadedNetwork(net.eval().requires_grad_(False), metadata)
@@ -63,16 +64,16 @@ def _load_pickle(path: str | os.PathLike[str], device: str | torch.device) -> Lo
 def _fill(
     net: EDMPrecond, tensors: Mapping[str, torch.Tensor], path: str | os.PathLike[str], device: str | torch.device
 ) -> None:
-    """Give a meta network the weights of its file, on `device`."""
+    """Give a meta network the weights from its file, on `device`."""
     expected = net.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise UserError(
-            f"{path}: weights of another network ({name!r} is {'missing' if name in expected else 'extra'})"
+            f"{path}: its weights do not fit its network ({name!r} is {'missing' if name in expected else 'extra'})"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, wanted {list(expected[name].shape)}"
-            raise UserError(f"{path}: weights of another network ({name!r} has shape {shapes})")
-    # Copied, as a file's tensors may be at any address. (net.to_empty would load sympy, in half a second.)
+            raise UserError(f"{path}: its weights do not fit its network ({name!r} has shape {shapes})")
+    # Copied, because a file's tensors may start at any address. (net.to_empty would import sympy: half a second.)
     copies = {k: torch.empty(v.shape, dtype=v.dtype, device=device).copy_(tensors[k]) for k, v in expected.items()}
     net.load_state_dict(copies, assign=True)

@@ -1,9 +1,9 @@
-"""Tensors and numbers inside pickled checkpoints, as torch and numpy write them, checked and without running anything.
+"""Checked tensors and numbers from pickled checkpoints, as written by torch and numpy, read without running anything.
 
-A tensor is described by a storage, an offset, a shape and strides. A storage is in the pickle in torch's own form of a
-file: pickles of a magic number, a version, facts of the machine, what the storage is and its key, then its size and
-its bytes.
-Nothing is copied before a tensor is asked for, and a tensor never holds more elements than its storage.
+A tensor is described by a storage, an offset, a shape and strides. A storage is embedded in the pickle in torch's own
+file format: pickles of a magic number, a version, facts about the machine, a description of the storage and its key,
+then its size and its bytes.
+Nothing is copied before a tensor is requested, and a tensor never holds more elements than its storage.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from mscd.files.safe_pickle import GlobalName, PickledObject, SafeUnpickler, UnsafePickle
 
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
-STORAGE_STEPS = 200  # instructions in the pickles of one storage; it takes about 60
-STORAGE_HEAD = 10_000  # bytes of them; about 500
+STORAGE_STEPS = 200  # limit on the instructions in the pickles of one storage; about 60 are needed
+STORAGE_HEAD = 10_000  # limit on the bytes of these pickles; about 500 are needed
 STORAGE_TYPES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -34,7 +34,7 @@ STORAGE_TYPES = {
 }
 MOST_DIMENSIONS = 8
 LARGEST_SIZE = 2**48  # of a dimension or stride
-# numpy's name of a scalar type -> its format of struct
+# numpy's name of a scalar type -> its struct format
 SCALAR_TYPES = {
     "f8": "d",
     "f4": "f",
@@ -53,7 +53,7 @@ SCALAR_TYPES = {
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers of one kind in a row: a view of the file."""
+    """A sequence of numbers of one dtype, as a view of the file."""
 
     dtype: torch.dtype
     data: memoryview
@@ -75,38 +75,41 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements, in the file's number format."""
+        """Size of the elements in bytes, in the file's number format."""
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
     def read(self) -> torch.Tensor:
-        """The tensor in float32 on the CPU, contiguous, in memory of its own."""
+        """Return the tensor as contiguous float32 on the CPU, in its own memory."""
         elements = torch.empty(self.storage.size, dtype=self.storage.dtype)
-        # Through bytes, as in a pickle they lie at any address.
+        # Copied as bytes, because in a pickle the elements may start at any address.
         elements.view(torch.uint8).numpy()[:] = np.asarray(self.storage.data)
         return elements.as_strided(self.shape, self.strides, self.offset).to(torch.float32).contiguous()
 
 
 def load_storage(args: tuple[object, ...]) -> Storage:
-    """A call of torch.storage._load_from_bytes: the storage, wherever (CPU or GPU) it was. Raises UnsafePickle."""
+    """Handle a call of torch.storage._load_from_bytes: return the storage, whether it was on a CPU or a GPU.
+
+    Raises UnsafePickle if it is not a sound storage.
+    """
     match args:
         case (memoryview() as data,):
             pass
         case _:
-            raise UnsafePickle("it has a storage that is not made of bytes")
+            raise UnsafePickle("it has a storage that does not consist of bytes")
     reader = SafeUnpickler(data, dict.fromkeys(STORAGE_TYPES, _refuse_call), _storage_facts, STORAGE_STEPS)
     if (reader.load(), reader.load()) != (STORAGE_MAGIC, STORAGE_VERSION):
-        raise UnsafePickle("it has a storage that is not in torch's form for storages inside a pickle")
+        raise UnsafePickle("it has a storage that is not in torch's format for storages in a pickle")
     machine, facts, keys = reader.load(), reader.load(), reader.load()
     if type(machine) is not dict or machine.get("little_endian") is not True:
-        raise UnsafePickle("it has a storage of a machine with the other order of bytes")
+        raise UnsafePickle("it has a storage from a machine with the opposite byte order")
     if not isinstance(facts, _StorageFacts) or keys != [facts.key]:
-        raise UnsafePickle("it has a storage that consists of several, or of something else")
-    if reader.at > STORAGE_HEAD:  # which a file may have read again at each call
-        raise UnsafePickle(f"it has a storage that is told in {reader.at} bytes")
+        raise UnsafePickle("it has a storage that consists of several storages, or of something else")
+    if reader.at > STORAGE_HEAD:  # a file could have these bytes read again at every call
+        raise UnsafePickle(f"it has a storage whose description takes {reader.at} bytes")
     (size,) = struct.unpack("<q", reader.take(8))
     present = len(data) - reader.at
     if size != facts.size or size * facts.dtype.itemsize != present:
-        raise UnsafePickle(f"it has a storage of {present} bytes that is told as {facts.size} and as {size} elements")
+        raise UnsafePickle(f"it has a storage of {present} bytes, declared as {facts.size} and as {size} elements")
     return Storage(facts.dtype, reader.take(present))
 
 
@@ -121,24 +124,27 @@ def _storage_facts(identity: object) -> _StorageFacts:
     match identity:
         case ("storage", GlobalName(name), str() as key, str(), int() as size, None):
             return _StorageFacts(STORAGE_TYPES[name], key, size)
-    raise UnsafePickle("it has a persistent id that is not a whole storage's")
+    raise UnsafePickle("it has a persistent id that does not identify a whole storage")
 
 
 def _refuse_call(args: tuple[object, ...]) -> object:
-    raise UnsafePickle("it calls a kind of storage")
+    raise UnsafePickle("it calls a storage type")
 
 
 def rebuild_tensor(args: tuple[object, ...]) -> Tensor:
-    """A call of torch._utils._rebuild_tensor_v2. Raises UnsafePickle for a tensor that its storage cannot hold."""
+    """Handle a call of torch._utils._rebuild_tensor_v2: return the tensor.
+
+    Raises UnsafePickle for a tensor that its storage cannot hold.
+    """
     match args:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, bool(), dict(), *metadata):
             pass
         case _:
-            raise UnsafePickle("it has a tensor in another form")
+            raise UnsafePickle("it has a tensor in an unexpected form")
     if any(metadata) or len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise UnsafePickle("it has a tensor in another form")
+        raise UnsafePickle("it has a tensor in an unexpected form")
     if not all(isinstance(n, int) and 0 <= n < LARGEST_SIZE for n in (offset, *shape, *strides)):
-        raise UnsafePickle("it has a tensor of impossible shape or strides")
+        raise UnsafePickle("it has a tensor with an impossible shape or strides")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > storage.size or (0 not in shape and last >= storage.size):
         raise UnsafePickle(f"it has a tensor of shape {shape} in a storage of {storage.size} elements")
@@ -146,20 +152,23 @@ def rebuild_tensor(args: tuple[object, ...]) -> Tensor:
 
 
 def rebuild_parameter(args: tuple[object, ...]) -> Tensor:
-    """A call of torch._utils._rebuild_parameter: the tensor that it wraps."""
+    """Handle a call of torch._utils._rebuild_parameter: return the tensor that it wraps."""
     match args:
         case (Tensor() as tensor, bool(), dict()):
             return tensor
-    raise UnsafePickle("it has a parameter in another form")
+    raise UnsafePickle("it has a parameter in an unexpected form")
 
 
 def numpy_dtype(args: tuple[object, ...]) -> PickledObject:
-    """A call of numpy.dtype; `numpy_scalar` says which are admitted."""
+    """Handle a call of numpy.dtype; `numpy_scalar` decides which dtypes are admitted."""
     return PickledObject("numpy.dtype", args)
 
 
 def numpy_scalar(args: tuple[object, ...]) -> float | int | bool:
-    """A call of numpy's multiarray.scalar: the number. Raises UnsafePickle for anything else, objects above all."""
+    """Handle a call of numpy's multiarray.scalar: return the number.
+
+    Raises UnsafePickle for anything else, in particular for objects.
+    """
     match args:
         case (
             PickledObject("numpy.dtype", args=(str() as code, *_), state=(_, "<" | "|" as order, None, None, None, *_)),

@@ -1,7 +1,7 @@
-"""Averages of other lengths than those kept in training, made afterwards from its stored snapshots (post-hoc EMA).
+"""Post-hoc EMA: averages of lengths that training did not keep, reconstructed from stored snapshots.
 
-After Karras et al. 2024 (arXiv:2312.02696), section 3.2. Files are read and written a tensor at a time, so that the
-memory is that of a few tensors, however large the network and however many its snapshots.
+Follows Karras et al. 2024 (arXiv:2312.02696), section 3.2. Files are read and written one tensor at a time, so only a
+few tensors are in memory, however large the network and however many snapshots there are.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from mscd.diffusion.ema_names import LARGEST_STD, is_phema, posthoc_name, std_of
 from mscd.errors import UserError
 
 log = logging.getLogger(__name__)
-PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata that all snapshots of a run share
+PER_RUN = ("model", "network", "data", "student", "origin", "run")  # metadata shared by all snapshots of a run
 NOTABLE_MISFIT = 0.1
 
 
 def reconstruct_ema(
     stored: Sequence[str | os.PathLike[str]], dest: str | os.PathLike[str], *, std: float, kimg: int | None = None
 ) -> NetworkMetadata:
-    """Write to `dest` the network averaged with relative standard deviation `std` that ends at snapshot `kimg`.
+    """Write to `dest` the network averaged with relative standard deviation `std`, ending at snapshot `kimg`.
 
-    stored: phEMA files (`phema-0.050`, ...) of one run, of any snapshots and stds; those up to kimg (None: the last of
-    them) are used, so that a longer run changes nothing made before. std: at most 0.28, of three decimals, as its name
-    `posthoc-0.075` has. Two stds at one snapshot are enough for lengths between them; every further snapshot widens
-    the range and narrows the error. Returns the metadata: what was used with which coefficients, and the misfit (of
-    diffusion.ema.posthoc_misfit), which is also logged.
+    stored: phEMA files (`phema-0.050`, ...) of one run, with any snapshots and stds. Only those up to kimg (None: the
+    last snapshot) are used, so a longer run does not change what was made before. std: at most 0.28, with at most three
+    decimals, as in the name `posthoc-0.075`. Two stds at one snapshot are enough for the lengths between them; every
+    further snapshot widens the range and reduces the error. Returns the metadata: the averages used and their
+    coefficients, and the misfit (see diffusion.ema.posthoc_misfit), which is also logged.
 
-    Raises UserError for a std out of range or out of reach (a misfit above 0.5, one stored average alone for another
-    one, averages too alike to be told apart), and for files that are missing, damaged, no phEMA snapshots, of
-    different runs or the same average twice.
+    Raises UserError for a std that is out of range or out of reach (a misfit above 0.5, a single stored average that is
+    asked for a different one, averages too similar to be distinguished), and for files that are missing, damaged, not
+    phEMA snapshots, from different runs, or the same average twice.
     """
     if not 0 < std <= LARGEST_STD or round(std, 3) != std:
-        raise UserError(f"an average's std is above 0, at most {LARGEST_STD} and of three decimals, got {std:g}")
+        raise UserError(f"std must be above 0, at most {LARGEST_STD}, and have at most three decimals (got {std:g})")
     with contextlib.ExitStack() as stack:
         averages = [stack.enter_context(open_average(path)) for path in stored]
         averages = _up_to(_of_one_run(averages), kimg)
@@ -58,7 +58,7 @@ def reconstruct_ema(
 
 @dataclass(frozen=True)
 class StoredAverage:
-    """An open phEMA file. nimg: images seen at its snapshot."""
+    """An open phEMA file. nimg: number of images seen at its snapshot."""
 
     file: TensorFile
     metadata: NetworkMetadata
@@ -69,8 +69,8 @@ class StoredAverage:
 
 @contextlib.contextmanager
 def open_average(path: str | os.PathLike[str]) -> Iterator[StoredAverage]:
-    """Open a phEMA file, to be read a tensor at a time. UserError for what is none."""
-    # Reading, not mapping: mapped pages of all files would count as this process's memory.
+    """Open a phEMA file for reading one tensor at a time. Raises UserError for any other file."""
+    # Read, not mapped: the mapped pages of all files would count as memory of this process.
     with open_tensors(path, backend="pread") as file:
         metadata, name = file.metadata, str(file.metadata.get("ema"))
         std = std_of(name) if is_phema(name) else None
@@ -80,7 +80,7 @@ def open_average(path: str | os.PathLike[str]) -> Iterator[StoredAverage]:
 
 
 def _of_one_run(averages: list[StoredAverage]) -> list[StoredAverage]:
-    """The averages by images seen and std, if they belong together."""
+    """Return the averages sorted by images seen and std. Raises UserError if they do not belong together."""
     if not averages:
         raise UserError("no stored averages given: keep some with phema_stds and give their snapshot files")
     averages = sorted(averages, key=lambda average: (average.nimg, average.std))
@@ -90,10 +90,10 @@ def _of_one_run(averages: list[StoredAverage]) -> list[StoredAverage]:
         for key in PER_RUN:
             if other.metadata.get(key) != first.metadata.get(key):
                 raise UserError(
-                    f"{names} are of different runs (their {key!r} differs); an average is made from snapshots of one"
+                    f"{names} are from different runs (their {key!r} differs); give snapshots of a single run"
                 )
         if other.file.names != first.file.names:
-            raise UserError(f"{names} are of different networks (their weights' names differ)")
+            raise UserError(f"{names} are from different networks (the names of their weights differ)")
     for before, after in itertools.pairwise(averages):
         if (before.nimg, before.std) == (after.nimg, after.std):
             raise UserError(f"{before.file.path} and {after.file.path} are the same average; give it once")
@@ -101,22 +101,22 @@ def _of_one_run(averages: list[StoredAverage]) -> list[StoredAverage]:
 
 
 def _up_to(averages: list[StoredAverage], kimg: int | None) -> list[StoredAverage]:
-    """Those of ascending averages that are at snapshot kimg (None: the last) or before it."""
+    """Return the averages up to snapshot kimg (None: the last). `averages` are in ascending order."""
     kimgs = list(dict.fromkeys(average.kimg for average in averages))
     if kimg is None:
         kimg = kimgs[-1]
     if kimg not in kimgs:
-        raise UserError(f"no stored average at {kimg} kimg; there are some at {', '.join(map(str, kimgs))} kimg")
+        raise UserError(f"no stored average at {kimg} kimg; available: {', '.join(map(str, kimgs))} kimg")
     return [average for average in averages if average.kimg <= kimg]
 
 
 def _solve(averages: list[StoredAverage], std: float) -> tuple[list[float], float]:
-    """(Coefficient of each average, misfit of the profile they make)."""
+    """Return (coefficient of each average, misfit of the resulting profile)."""
     nimg, stds = [average.nimg for average in averages], [average.std for average in averages]
     coefficients, misfit = reach(nimg, stds, nimg[-1], std)
     if misfit > NOTABLE_MISFIT:
         log.warning(
-            "%d stored averages make std %g only roughly: they miss %.0f %% of its profile",
+            "%d stored averages approximate std %g only roughly (misfit %.0f %%)",
             len(averages),
             std,
             100 * misfit,
@@ -125,7 +125,7 @@ def _solve(averages: list[StoredAverage], std: float) -> tuple[list[float], floa
 
 
 def _metadata(averages: list[StoredAverage], coefficients: Sequence[float], std: float, misfit: float) -> NetworkFacts:
-    """Metadata, but for the digest, of the average that the stored ones make."""
+    """Return the metadata, without the digest, of the average made from the stored ones."""
     last = averages[-1]
     parts: list[StoredAverageFacts] = [
         {
@@ -144,11 +144,11 @@ def _metadata(averages: list[StoredAverage], coefficients: Sequence[float], std:
 
 
 def combine(files: Sequence[TensorFile], coefficients: Sequence[float]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Name, sum of the files' tensors times their coefficients) of each tensor, in order of name.
+    """Yield (name, sum of the files' tensors times their coefficients) for each tensor, in order of name.
 
-    The coefficients sum to 1; arithmetic is float64, results have the files' dtypes, and tensors that all files have in
-    common (filters, frequencies) are taken over as they are. Raises UserError for tensors that don't fit together, and
-    at the end for a damaged file.
+    The coefficients sum to 1. The arithmetic is float64, and the results have the dtypes in the files. Tensors that are
+    equal in all files (filters, frequencies) are copied unchanged. Raises UserError for tensors that do not fit
+    together and, at the end, for a damaged file.
     """
     for name in tqdm(files[0].names, desc=f"{len(files)} stored averages", unit="tensor"):
         yield name, _mixture(name, files, coefficients)
@@ -162,11 +162,11 @@ def _mixture(name: str, files: Sequence[TensorFile], coefficients: Sequence[floa
     for file, coefficient in zip(files[1:], coefficients[1:], strict=True):
         tensor = file.read(name)
         if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
-            raise UserError(f"{files[0].path} and {file.path} are of different networks ({name!r})")
+            raise UserError(f"{files[0].path} and {file.path} are from different networks ({name!r} differs)")
         constant = constant and torch.equal(tensor, first)
         total.add_(tensor, alpha=coefficient)
     if constant:
         return first
     if not first.is_floating_point():
-        raise UserError(f"{files[0].path}: {name} is no weight, yet it differs among the snapshots of the run")
+        raise UserError(f"{files[0].path}: {name} is not a weight, yet it differs between snapshots of the run")
     return total.to(first.dtype)

@@ -1,8 +1,8 @@
-"""Files of tensors: safetensors with one JSON metadata entry, written whole or not at all, verified on reading.
+"""Files of tensors: safetensors with one JSON metadata entry, written atomically and verified on reading.
 
-A file's `digest` is the sha256 over its tensors' names, dtypes, shapes and bytes and over its other metadata, so the
-same content has the same digest and the same bytes, and a damaged file is found out whatever bit was hit. Tensors are
-read and written one at a time.
+A file's `digest` is the sha256 over the names, dtypes, shapes and bytes of its tensors and over its other metadata.
+Equal content therefore has equal digests and equal bytes, and damage to any bit is detected. Tensors are read and
+written one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mscd.checkpoints.metadata import METADATA_KEY, open_safetensors, parse_meta
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
 
-# safetensors' names of number formats; a file's tensors are in this order, and by name within a format.
+# safetensors' names of number formats. A file's tensors are sorted in this order, and by name within a format.
 FORMATS = {
     "U64": torch.uint64,
     "I64": torch.int64,
@@ -44,15 +44,16 @@ FORMATS = {
 }
 _NAMES = {dtype: name for name, dtype in FORMATS.items()}
 _PLACES = {dtype: place for place, dtype in enumerate(FORMATS.values())}
-UNKNOWN_DIGEST = "0" * 64  # as long as any
+UNKNOWN_DIGEST = "0" * 64  # a placeholder as long as any digest
 
 
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]
 ) -> str:
-    """Write `tensors` and JSON-able `metadata` to `path` by temporary name, fsync and rename; returns the digest.
+    """Write `tensors` and JSON-serialisable `metadata` to `path` atomically; return the digest.
 
-    A failed write (say a full disk) leaves what was at `path` as it was and raises UserError naming it.
+    Uses a temporary name, fsync and rename. A failed write (for example, on a full disk) leaves an existing file at
+    `path` unchanged and raises UserError naming it.
     """
     return stream_tensors(path, TensorLayout(tensors), sorted(tensors.items()), metadata)
 
@@ -63,7 +64,7 @@ def stream_tensors(
     tensors: Iterable[tuple[str, torch.Tensor]],
     metadata: Mapping[str, object],
 ) -> str:
-    """`save_tensors` of tensors that come one at a time, (name, tensor) in order of name; `layout` is theirs."""
+    """Write tensors like `save_tensors`, but one at a time: (name, tensor) in order of name, matching `layout`."""
     digest = TensorDigest(metadata)
     with atomic_write(path) as file:
         start = file.write(layout.header(metadata, UNKNOWN_DIGEST))
@@ -80,16 +81,16 @@ def stream_tensors(
 def load_tensors(
     path: str | os.PathLike[str], device: str | torch.device = "cpu"
 ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """(tensors by name, metadata) of a file by `save_tensors`, its digest checked.
+    """Return (tensors by name, metadata) of a file written by `save_tensors`, after checking its digest.
 
-    Raises UserError naming the file when it is missing, not such a file, cut short or damaged.
+    Raises UserError naming the file if it is missing, not such a file, cut short or damaged.
     """
     with open_tensors(path) as file:
         return {name: tensor.to(device) for name, tensor in file.read_all().items()}, file.metadata
 
 
 def content_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> str:
-    """sha256 (hex) over the metadata and every tensor's name, dtype, shape and bytes, in order of name."""
+    """Return the sha256 (hex) over the metadata and every tensor's name, dtype, shape and bytes, in order of name."""
     digest = TensorDigest(metadata)
     for name, tensor in sorted(tensors.items()):
         digest.add(name, tensor)
@@ -97,25 +98,25 @@ def content_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, o
 
 
 class TensorDigest:
-    """`content_digest`, a tensor at a time: they are to be added in order of name."""
+    """`content_digest`, computed one tensor at a time; tensors must be added in order of name."""
 
     def __init__(self, metadata: Mapping[str, object]) -> None:
         self._sha = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Add a tensor, of any device and layout in memory."""
+        """Add a tensor, on any device and with any memory layout."""
         self._sha.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         self._sha.update(_bytes_of(tensor))
 
     def hexdigest(self) -> str:
-        """The digest of what has been added."""
+        """Return the digest of everything added so far."""
         return self._sha.hexdigest()
 
 
 class TensorLayout:
-    """Where a file has which tensor. Of the tensors, only names, shapes and dtypes count: they may be meta tensors.
+    """The position of each tensor in a file. Only names, shapes and dtypes matter, so tensors may be meta tensors.
 
-    offsets: the first byte of each, from the header's end on; content_size: bytes of all.
+    offsets: the first byte of each tensor, counted from the end of the header. content_size: bytes of all tensors.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -128,7 +129,7 @@ class TensorLayout:
         self._entries = _compact_json(entries)
 
     def header(self, metadata: Mapping[str, object], digest: str) -> bytes:
-        """All of the file that comes before its tensors; it is as long with one digest as with another."""
+        """Return everything in the file before its tensors. Its length does not depend on the digest."""
         about = {METADATA_KEY: json.dumps({**metadata, "digest": digest}, sort_keys=True)}
         separator = b"," if self.offsets else b""
         header = _compact_json({"__metadata__": about})[:-1] + separator + self._entries[1:]
@@ -136,7 +137,7 @@ class TensorLayout:
         return len(header).to_bytes(8, "little") + header
 
     def file_size(self, metadata: Mapping[str, object]) -> int:
-        """Bytes of the file with this metadata."""
+        """Return the size in bytes of the file with this metadata."""
         return len(self.header(metadata, UNKNOWN_DIGEST)) + self.content_size
 
 
@@ -147,7 +148,7 @@ class _Slice(Protocol):
 
 
 class _OpenFile(Protocol):
-    """What is used of safetensors.safe_open, whose own stubs name no types."""
+    """The part of safetensors.safe_open used here, whose stubs declare no types."""
 
     def keys(self) -> list[str]: ...
 
@@ -157,7 +158,7 @@ class _OpenFile(Protocol):
 
 
 class TensorFile:
-    """An open file by `save_tensors`, read a tensor at a time in order of name: `names`, `metadata`."""
+    """An open file written by `save_tensors`: `names`, `metadata`, and tensors read one at a time in order of name."""
 
     def __init__(self, path: str | os.PathLike[str], file: _OpenFile, metadata: dict[str, object]) -> None:
         self.path, self.metadata, self._file = path, metadata, file
@@ -165,7 +166,7 @@ class TensorFile:
         self._digest = TensorDigest({name: value for name, value in metadata.items() if name != "digest"})
 
     def meta_tensors(self) -> dict[str, torch.Tensor]:
-        """Tensors of the names, shapes and dtypes of the file's, without memory."""
+        """Return tensors without memory that have the names, shapes and dtypes of the file's tensors."""
         slices = {name: self._file.get_slice(name) for name in self.names}
         return {
             name: torch.empty(part.get_shape(), dtype=FORMATS[part.get_dtype()], device="meta")
@@ -173,35 +174,36 @@ class TensorFile:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """Tensor `name`, on the CPU; they are to be read in order of name, and all of them, for `check_digest`."""
+        """Return tensor `name` on the CPU. `check_digest` requires that all tensors are read, in order of name."""
         try:
             tensor = self._file.get_tensor(name)
         except (OSError, safetensors.SafetensorError) as error:
             raise UserError(
-                f"{self.path}: damaged or cut short ({error}); delete it and run again to make it anew"
+                f"{self.path}: damaged or cut short ({error}); delete it and run again to recreate it"
             ) from error
         self._digest.add(name, tensor)
         return tensor
 
     def read_all(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, on the CPU, their digest checked."""
+        """Return all tensors by name, on the CPU, after checking their digest."""
         tensors = {name: self.read(name) for name in self.names}
         self.check_digest()
         return tensors
 
     def check_digest(self) -> None:
-        """Raise UserError if what was read does not have the file's digest."""
+        """Raise UserError if the tensors read do not match the file's digest."""
         if self._digest.hexdigest() != self.metadata.get("digest"):
             raise UserError(
-                f"{self.path}: damaged (content does not match its digest); delete it and run again to make it anew"
+                f"{self.path}: damaged (content does not match its digest); delete it and run again to recreate it"
             )
 
 
 @contextlib.contextmanager
 def open_tensors(path: str | os.PathLike[str], backend: Literal["mmap", "pread"] = "mmap") -> Iterator[TensorFile]:
-    """Open a file by `save_tensors`. UserError naming it when it is missing, not such a file, or cut short.
+    """Open a file written by `save_tensors`.
 
-    backend: "mmap" for tensors that are views of the file's pages, "pread" for such as have memory of their own.
+    backend: "mmap" for tensors that are views of the file's pages, "pread" for tensors with their own memory. Raises
+    UserError naming the file if it is missing, not such a file, or cut short.
     """
     with open_safetensors(path, framework="pt", backend=backend) as (file, header):
         yield TensorFile(path, file, parse_metadata(header, path))

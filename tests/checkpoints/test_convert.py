@@ -1,4 +1,4 @@
-"""Networks by others become network files of ours: what they are, where they came from, and what does not fit."""
+"""Conversion of third-party networks to network files: what they are, where they came from, and what does not fit."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ORIGIN = {"source": "https://example.org/net.pkl", "sha256": "0" * 64, "license"
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 
 
-def test_a_pickled_teacher_becomes_a_network_of_ours(tmp_path):
+def test_a_pickled_teacher_is_converted_to_a_network_file(tmp_path):
     made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
     assert metadata.read_metadata(tmp_path / "n.safetensors") == {
         **made,
@@ -42,7 +42,7 @@ def test_the_same_pickle_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tmp_path):
+def test_a_pickled_students_segments_and_images_can_be_overridden(tmp_path):
     source, dest = GOLDEN / "student_phema.pkl", tmp_path / "n.safetensors"
     made = convert(source, dest, model="published")
     assert (made["snapshot_kimg"], made["nimg"]) == (157698, 157698048)
@@ -51,7 +51,7 @@ def test_a_pickled_student_says_its_segments_and_images_unless_told_otherwise(tm
     assert (told["student"], told["snapshot_kimg"], told["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
 
 
-def test_a_snapshot_that_does_not_say_that_it_is_a_students_keeps_its_images_but_not_as_a_teacher(tmp_path):
+def test_a_snapshot_without_segments_keeps_its_images_except_as_a_teacher(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net(), nimg=5000_400)
     said = read_edm_pickle(tmp_path / "n.pkl").facts(model="n")
     assert {name: said[name] for name in ("model", "snapshot_kimg", "ema", "student", "nimg")} == {
@@ -66,7 +66,7 @@ def test_a_snapshot_that_does_not_say_that_it_is_a_students_keeps_its_images_but
     assert convert(tmp_path / "n.pkl", dest, model="teacher")["snapshot_kimg"] is None
 
 
-def test_the_name_of_a_file_does_not_say_what_it_is(tmp_path):
+def test_the_name_of_a_file_does_not_determine_its_kind(tmp_path):
     pickled = tmp_path / "download"
     pickled.write_bytes((GOLDEN / "student_phema.pkl").read_bytes())
     convert(pickled, tmp_path / "ours.pkl", model="published")
@@ -75,29 +75,29 @@ def test_the_name_of_a_file_does_not_say_what_it_is(tmp_path):
 
 
 def test_a_student_without_segments_and_a_teacher_with_them_are_refused(tmp_path):
-    with pytest.raises(UserError, match="teacher_adm.pkl: does not say how many segments 's8' is a student of"):
+    with pytest.raises(UserError, match="teacher_adm.pkl: does not state the number of segments of the student 's8'"):
         convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="s8")
-    with pytest.raises(UserError, match="student_phema.pkl: a student of 8 segments, which cannot be the teacher"):
+    with pytest.raises(UserError, match="student_phema.pkl: a student with 8 segments cannot be used as a teacher"):
         convert(GOLDEN / "student_phema.pkl", tmp_path / "n", model="teacher")
     made = convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="s8", segments=8)
     assert made["student"] == {"segments": 8, **GRID}
 
 
 @pytest.mark.parametrize("wanted", [{"channel_mult": [1, 2]}, {"img_resolution": 64}, {"channel_mult_emb": 2}])
-def test_a_network_other_than_expected_is_refused_by_the_option_that_differs(wanted, tmp_path):
+def test_an_unexpected_network_is_refused_by_the_option_that_differs(wanted, tmp_path):
     (name,) = wanted
-    with pytest.raises(UserError, match=rf"teacher_adm.pkl: its network has {name} .*, and {name} .* is expected"):
+    with pytest.raises(UserError, match=rf"teacher_adm.pkl: its network has {name} .*, but {name} .* is expected"):
         convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="teacher", expected={"img_channels": 3, **wanted})
     assert not (tmp_path / "n").exists()
 
 
-def test_an_expected_network_is_taken_defaults_included(tmp_path):
+def test_an_expected_network_is_accepted_defaults_included(tmp_path):
     expected = {"img_resolution": 16, "model_type": "DhariwalUNet", "channel_mult": (2, 2), "channel_mult_emb": 4}
     convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="teacher", expected={**expected, "label_dropout": 0.0})
     assert (tmp_path / "n").exists()
 
 
-def test_a_network_of_ours_is_taken_over_with_all_it_says_of_itself(tmp_path):
+def test_a_network_file_is_converted_with_all_its_metadata(tmp_path):
     source, dest = tmp_path / "ours.safetensors", tmp_path / "dest.safetensors"
     data = {"digest": "d", "resolution": 8, "channels": 1, "label_dim": 3}
     said = {"model": "teacher", "snapshot_kimg": 5, "ema": "ema", "data": data, "student": {"segments": 2, **GRID}}
@@ -105,18 +105,18 @@ def test_a_network_of_ours_is_taken_over_with_all_it_says_of_itself(tmp_path):
     made = convert(source, dest, model="theirs", origin=ORIGIN)
     assert made == {**said, "model": "theirs", "run": "r", "origin": ORIGIN, "digest": made["digest"]}
     assert convert(dest, source, model="theirs", origin={**ORIGIN, "source": "here"})["origin"] == ORIGIN
-    with pytest.raises(UserError, match="dest.safetensors: a student of 2 segments"):
+    with pytest.raises(UserError, match="dest.safetensors: a student with 2 segments"):
         convert(dest, tmp_path / "n", model="teacher")
 
 
-def test_what_is_made_from_a_network_carries_its_origin(tmp_path):
+def test_what_is_made_from_a_network_inherits_its_origin(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net())
     made = convert(tmp_path / "n.pkl", tmp_path / "n.safetensors", model="teacher", origin=ORIGIN)
     assert network_file.origin_of(made) == {"origin": ORIGIN}
     assert network_file.origin_of({"model": "teacher"}) == {}
 
 
-def test_a_file_that_is_no_network_is_named(tmp_path):
+def test_a_file_that_is_not_a_network_is_named(tmp_path):
     (tmp_path / "n.pkl").write_bytes(b"<html>")
     with pytest.raises(UserError, match="n.pkl: not a safetensors file"):
         convert(tmp_path / "n.pkl", tmp_path / "dest", model="teacher")

@@ -1,4 +1,4 @@
-"""Pickled checkpoints: of NVIDIA's form they give the network that they hold; networks that do not fit are refused."""
+"""Pickled checkpoints: those in NVIDIA's format give the network they hold; networks that do not fit are refused."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def test_golden_checkpoints_match_the_reference_and_run_nothing(name):
     assert net.precision == ("fp16" if KWARGS[name].get("use_fp16") else "fp32")
 
 
-def test_a_student_says_its_segments_grid_and_images():
+def test_a_student_states_its_segments_grid_and_images():
     student = read_edm_pickle(GOLDEN / "student_phema.pkl")
     assert student.student == {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     assert (student.average, student.nimg, student.dataset["resolution"]) == ("ema", 157698048, 16)
@@ -47,7 +47,7 @@ def test_a_student_says_its_segments_grid_and_images():
 
 @pytest.mark.parametrize("torch1", [False, True])
 @pytest.mark.parametrize("segments", [None, 4])
-def test_a_written_network_comes_back_equal_however_old_its_form(segments, torch1, tmp_path):
+def test_a_written_network_is_read_back_equal_in_old_and_new_forms(segments, torch1, tmp_path):
     net = small_net(augment_dim=9, precision="fp16", encoder_type="residual", resample_filter=[1, 3, 3, 1])
     write_pickle(tmp_path / "n.pkl", net, student_segments=segments, nimg=9000, torch1=torch1)
     content = (tmp_path / "n.pkl").read_bytes()
@@ -60,7 +60,7 @@ def test_a_written_network_comes_back_equal_however_old_its_form(segments, torch
     assert (back.student and back.student["segments"], back.nimg) == (segments, 9000)
 
 
-def test_net_is_read_where_there_is_no_ema_and_ema_where_there_are_both(tmp_path):
+def test_net_is_read_only_if_there_is_no_ema(tmp_path):
     first, second = small_net(), small_net(dropout=0.5)
     write_pickle(tmp_path / "net.pkl", first, key="net")
     assert read_edm_pickle(tmp_path / "net.pkl").average == "net"
@@ -69,7 +69,7 @@ def test_net_is_read_where_there_is_no_ema_and_ema_where_there_are_both(tmp_path
     assert (both.average, both.network.init_kwargs["dropout"]) == ("ema", 0.5)
 
 
-def test_weights_of_other_precisions_views_and_layouts_become_float32(tmp_path):
+def test_weights_in_other_precisions_views_and_layouts_become_float32(tmp_path):
     net, told = small_net(), persistent(small_net())
     layer = told._modules["model"]._modules["map_layer0"]
     weight = net.model.map_layer0.weight.detach()
@@ -84,7 +84,7 @@ def test_weights_of_other_precisions_views_and_layouts_become_float32(tmp_path):
     assert torch.equal(read_edm_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight, weight)
 
 
-def test_constructor_arguments_may_be_given_by_position(tmp_path):
+def test_constructor_arguments_may_be_positional(tmp_path):
     told = persistent(small_net())
     kwargs = told.__dict__["_init_kwargs"]
     told.__dict__["_init_args"] = tuple(kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
@@ -92,7 +92,7 @@ def test_constructor_arguments_may_be_given_by_position(tmp_path):
     assert read_edm_pickle(tmp_path / "n.pkl").network.init_kwargs == small_net().init_kwargs
 
 
-def test_written_files_have_the_form_of_the_golden_ones(tmp_path):
+def test_written_files_have_the_structure_of_the_golden_ones(tmp_path):
     for name in ("teacher_adm", "teacher_ddpmpp_augment", "teacher_ncsnpp", "student_phema"):
         golden = read_edm_pickle(GOLDEN / f"{name}.pkl")
         segments = golden.student and golden.student["segments"]
@@ -123,7 +123,7 @@ class Told:
 
 
 class Teller(pickle.Unpickler):
-    """The stock reader with a harmless stand-in for every name."""
+    """The standard unpickler with a harmless stand-in for every name."""
 
     def find_class(self, module, name):
         return dict if name == "OrderedDict" else Told
@@ -135,7 +135,7 @@ def told_by(path):
 
 
 def state_keys(told, name="ema"):
-    """Class and keys of the state of every module, by name."""
+    """Return the class, keys and state keys of every module, by name."""
     meta = told.args[0] if told.args else {"class_name": "ModuleDict", "state": told.state}
     keys = {name: (meta["class_name"], meta.keys(), list(meta["state"]))}
     for child, module in meta["state"]["_modules"].items():
@@ -143,7 +143,7 @@ def state_keys(told, name="ema"):
     return keys
 
 
-def test_losses_pipes_and_dicts_of_teachers_are_passed_over(tmp_path):
+def test_losses_pipes_and_dicts_of_teachers_are_ignored(tmp_path):
     content = {"ema": persistent(small_net()), "loss_fn": record("EDMLoss", P_mean=-1.2, sigma_data=0.5)}
     content["augment_pipe"] = record("AugmentPipe", p=0.12, xflip=1e8, yflip=np.float64(1))
     content["dataset_kwargs"] = EasyDict(path="data.zip", resolution=8, title="a\x1b[2Jb", more=EasyDict(a=[1]))
@@ -170,18 +170,18 @@ def rename(told, name):
 
 
 CHANGES = {
-    "VP": (lambda told: rename(told, "VPPrecond"), "it holds a 'VPPrecond', and only networks with EDM's precond"),
+    "VP": (lambda told: rename(told, "VPPrecond"), "it holds a 'VPPrecond'; only networks with EDM's precond"),
     "VE": (lambda told: rename(told, "VEPrecond"), "'VEPrecond'"),
     "iDDPM": (lambda told: rename(told, "iDDPMPrecond"), "'iDDPMPrecond'"),
     "a raw network": (lambda told: rename(told, "SongUNet"), "its network is a SongUNet"),
-    "an unknown class": (lambda told: rename(layer(told), "MyBlock"), "'MyBlock', a class that is not known here"),
+    "an unknown class": (lambda told: rename(layer(told), "MyBlock"), "'MyBlock', which is not a supported class"),
     "a known class elsewhere": (
         lambda told: rename(layer(told), "Conv2d"),
         "'model.enc.8x8_block0' is a Conv2d, wanted a UNetBlock",
     ),
     "a missing weight": (
         lambda told: layer(told)._modules["conv0"]._parameters.pop("bias"),
-        "weights of another network ('model.enc.8x8_block0.conv0.bias' is missing)",
+        "weights do not fit its network ('model.enc.8x8_block0.conv0.bias' is missing)",
     ),
     "an extra weight": (
         lambda told: layer(told).register_parameter("more", torch.nn.Parameter(torch.zeros(1))),
@@ -210,24 +210,24 @@ CHANGES = {
     ),
     "another resampling": (
         lambda told: layer(told)._modules["conv0"].__dict__.update(up=True),
-        "conv0' has another 'up' than the network it says to be (False)",
+        "conv0' has the wrong 'up' for its network (wanted False)",
     ),
-    "another scale": (lambda told: layer(told).__dict__.update(skip_scale=1), "has another 'skip_scale'"),
-    "other heads": (lambda told: layer(told).__dict__.update(num_heads=4), "has another 'num_heads'"),
+    "another scale": (lambda told: layer(told).__dict__.update(skip_scale=1), "has the wrong 'skip_scale'"),
+    "other heads": (lambda told: layer(told).__dict__.update(num_heads=4), "has the wrong 'num_heads'"),
     "other groups": (
         lambda told: layer(told)._modules["norm0"].__dict__.update(num_groups=4),
-        "norm0' has another 'num_groups'",
+        "norm0' has the wrong 'num_groups'",
     ),
-    "another classes attribute": (lambda told: told.__dict__.update(label_dim=4), "constructed with the 'label_dim'"),
-    "no constructor": (lambda told: told.__dict__.pop("_init_kwargs"), "does not say how it was constructed"),
-    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "an impossible 'sigma_data', or none"),
+    "another classes attribute": (lambda told: told.__dict__.update(label_dim=4), "with a different 'label_dim'"),
+    "no constructor": (lambda told: told.__dict__.pop("_init_kwargs"), "does not state its constructor arguments"),
+    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "an invalid or missing 'sigma_data'"),
     "an unknown option": (
         lambda told: told.__dict__["_init_kwargs"].update(heads=3),
         "cannot be built: SongUNet has no option 'heads'",
     ),
     "an option of long text": (
         lambda told: told.__dict__["_init_kwargs"].update(precision="fp16 " * 100),
-        "an impossible 'precision'",
+        "an invalid or missing 'precision'",
     ),
     "an option that fits none": (
         lambda told: told.__dict__["_init_kwargs"].update(channel_mult=[1] * 6),
@@ -235,14 +235,14 @@ CHANGES = {
     ),
     "an option of another type": (
         lambda told: told.__dict__["_init_kwargs"].update(num_blocks="many"),
-        "impossible 'num_blocks'",
+        "invalid or missing 'num_blocks'",
     ),
     "a state without modules": (lambda told: model(told).__dict__.pop("_modules"), "a SongUNet without '_modules'"),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_network_that_is_not_exactly_one_of_edms_is_refused_by_name(name, tmp_path):
+def test_a_network_that_is_not_exactly_edms_is_refused_by_name(name, tmp_path):
     change, reason = CHANGES[name]
     told = persistent(small_net())
     change(told)
@@ -250,7 +250,7 @@ def test_a_network_that_is_not_exactly_one_of_edms_is_refused_by_name(name, tmp_
     assert reason in refusal(tmp_path / "n.pkl")
 
 
-def test_another_filter_than_the_constructors_is_refused(tmp_path):
+def test_a_filter_other_than_the_constructors_is_refused(tmp_path):
     told = persistent(small_net(model_channels=16, channel_mult=[1, 1]))
     down = model(told)._modules["enc"]._modules["4x4_down"]._modules["conv0"]
     down.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.5))
@@ -272,7 +272,7 @@ def test_a_file_without_a_network_is_refused(content, reason, tmp_path):
     assert reason in refusal(tmp_path / "n.pkl")
 
 
-def test_facts_that_are_none_are_refused(tmp_path):
+def test_invalid_facts_are_refused(tmp_path):
     net = small_net()
     dump(tmp_path / "n.pkl", {"ema": persistent(net), "nimg": "many"})
     assert "its 'nimg' is not a number of images" in refusal(tmp_path / "n.pkl")
@@ -281,7 +281,7 @@ def test_facts_that_are_none_are_refused(tmp_path):
         kept = {name: loss.__dict__[name] for name in wrong}
         loss.__dict__.update(wrong)
         dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
-        assert "does not say its segments (S) and grid" in refusal(tmp_path / "n.pkl")
+        assert "has no valid segments (S) and grid" in refusal(tmp_path / "n.pkl")
         loss.__dict__.update(kept)
     dump(tmp_path / "n.pkl", {"ema": persistent(net), "loss_fn": loss})
     assert read_edm_pickle(tmp_path / "n.pkl").student["segments"] == 2
@@ -336,4 +336,4 @@ def test_nested_values_are_never_compared(tmp_path):
         told.__dict__["sigma_min"] = [told.__dict__["sigma_min"]] * 2
         told.__dict__["_init_kwargs"]["sigma_min"] = [told.__dict__["_init_kwargs"]["sigma_min"]] * 2
     dump(tmp_path / "n.pkl", {"ema": told})
-    assert "impossible 'sigma_min'" in refusal(tmp_path / "n.pkl")
+    assert "invalid or missing 'sigma_min'" in refusal(tmp_path / "n.pkl")

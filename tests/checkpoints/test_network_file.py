@@ -1,4 +1,4 @@
-"""Network files: equal content gives equal bytes, and whatever is wrong with one is said by name."""
+"""Network files: equal content gives equal bytes, and the error message names whatever is wrong with a file."""
 
 import pytest
 import safetensors.torch
@@ -22,7 +22,7 @@ def net():
     return EDMPrecond(8, 1, 10, **OPTIONS)
 
 
-def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
+def test_a_network_is_read_back_equal_and_in_eval_mode(net, tmp_path):
     digest = network_file.save_network(tmp_path / "n.safetensors", net, METADATA)
     back, metadata = network_file.load_network(tmp_path / "n.safetensors")
     assert not back.training and back.init_kwargs == net.init_kwargs
@@ -30,14 +30,14 @@ def test_a_network_comes_back_equal_and_in_eval_mode(net, tmp_path):
     assert metadata == read_metadata(tmp_path / "n.safetensors") and metadata["digest"] == digest
 
 
-def test_equal_content_gives_equal_bytes_and_other_content_another_digest(net, tmp_path):
+def test_equal_content_gives_equal_bytes_other_content_another_digest(net, tmp_path):
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
     first, second = (network_file.save_network(path, net, METADATA) for path in paths[:2])
     assert first == second and paths[0].read_bytes() == paths[1].read_bytes()
     assert network_file.save_network(paths[2], net, {**METADATA, "snapshot_kimg": 2}) != first
 
 
-def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart(net, tmp_path):
+def test_missing_foreign_and_non_network_files_get_their_own_messages(net, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         network_file.load_network(tmp_path / "none.safetensors")
     safetensors.torch.save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
@@ -48,18 +48,18 @@ def test_a_missing_file_a_foreign_file_and_a_file_of_another_kind_are_told_apart
         network_file.load_network(tmp_path / "state.safetensors")
 
 
-def test_weights_of_another_network_are_refused_by_the_first_name_that_differs(net, tmp_path):
+def test_weights_that_do_not_fit_are_refused_with_the_first_name(net, tmp_path):
     tensors = net.state_dict()
     metadata = {"format": NETWORK_FORMAT, "network": net.init_kwargs, **METADATA}
     missing = {k: v for k, v in tensors.items() if k != "model.map_layer0.bias"}
     tensor_file.save_tensors(tmp_path / "a.safetensors", missing, metadata)
-    with pytest.raises(UserError, match="another network.*map_layer0.bias.*missing"):
+    with pytest.raises(UserError, match="do not fit its network.*map_layer0.bias.*missing"):
         network_file.load_network(tmp_path / "a.safetensors")
     tensor_file.save_tensors(tmp_path / "b.safetensors", {**tensors, "more": torch.zeros(1)}, metadata)
-    with pytest.raises(UserError, match="another network.*more.*extra"):
+    with pytest.raises(UserError, match="do not fit its network.*more.*extra"):
         network_file.load_network(tmp_path / "b.safetensors")
     tensor_file.save_tensors(tmp_path / "c.safetensors", {**tensors, "model.map_layer0.bias": torch.zeros(3)}, metadata)
-    with pytest.raises(UserError, match=r"another network.*map_layer0.bias.*\[3\], wanted \[32\]"):
+    with pytest.raises(UserError, match=r"do not fit its network.*map_layer0.bias.*\[3\], wanted \[32\]"):
         network_file.load_network(tmp_path / "c.safetensors")
 
 
@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_is_named(net, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n.pkl", "n", "n.safetensors"])
-def test_a_pickled_checkpoint_is_loaded_with_what_is_known_of_it_whatever_its_name(name, net, tmp_path):
+def test_a_pickled_checkpoint_is_loaded_with_metadata_whatever_its_name(name, net, tmp_path):
     write_pickle(tmp_path / name, net)
     back, metadata = network_file.load_network(tmp_path / name)
     digest = sha256_of(tmp_path / name)
@@ -83,9 +83,9 @@ def test_a_pickled_checkpoint_is_loaded_with_what_is_known_of_it_whatever_its_na
     assert all(map(torch.equal, back.state_dict().values(), net.state_dict().values()))
 
 
-def test_a_network_file_whose_first_byte_is_a_pickles_is_still_one(net, tmp_path):
+def test_a_network_file_with_the_first_byte_of_a_pickle_is_no_pickle(net, tmp_path):
     path = tmp_path / "n.pkl"
-    for length in range(32):  # the first byte is of the header's length, which is a multiple of 8
+    for length in range(32):  # the first byte belongs to the header's length, a multiple of 8
         network_file.save_network(path, net, {**METADATA, "run": "x" * 8 * length})
         if path.read_bytes()[0] == 0x80:
             break
@@ -93,6 +93,6 @@ def test_a_network_file_whose_first_byte_is_a_pickles_is_still_one(net, tmp_path
     assert network_file.load_network(path).network.init_kwargs == net.init_kwargs
 
 
-def test_what_is_not_there_or_has_no_byte_is_no_pickle(tmp_path):
+def test_a_missing_or_empty_file_or_a_folder_is_no_pickle(tmp_path):
     (tmp_path / "empty").touch()
     assert not any(map(is_pickle, (tmp_path / "none", tmp_path, tmp_path / "empty")))

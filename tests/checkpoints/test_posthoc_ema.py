@@ -1,4 +1,4 @@
-"""Averages reconstructed after training: parity with the golden numbers, what is used and refused, and memory."""
+"""Averages reconstructed after training: equality with the golden numbers, inputs used and refused, and memory."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ FACTS = {"model": "s8", "data": {"digest": "d"}, "student": {"segments": 8}}
 
 
 def snapshot(path, tensors, std, kimg, **changes):
-    """A phEMA file."""
+    """Write a phEMA file and return its path."""
     about = {"ema": f"phema-{std:.3f}", "snapshot_kimg": kimg, "nimg": kimg * 1000}
     save_tensors(path, tensors, {"format": NETWORK_FORMAT, "network": {}, **FACTS, **about, **changes})
     return path
@@ -39,7 +39,7 @@ def test_reconstruction_equals_golden(tmp_path, case):
         paths.append(snapshot(tmp_path / f"{i}", weights, std, nimg // 64, nimg=nimg))
     for j, std in enumerate(g["out_std"].tolist()):
         if (case, std) == ("2", 0.2):  # a single stored std of 0.05 does not reach that far
-            with pytest.raises(UserError, match="do not reach std 0.2: they would miss 56% of its profile"):
+            with pytest.raises(UserError, match="do not reach std 0.2: the misfit would be 56%"):
                 posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=std)
             continue
         made = posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=std)
@@ -51,7 +51,7 @@ def test_reconstruction_equals_golden(tmp_path, case):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that walks at random: {(std, kimg): file} of what it stored, and the final 0.07 it tracked beside them."""
+    """A random-walk run: its stored files {(std, kimg): path}, and the final std-0.07 average tracked in training."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     options = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
@@ -79,7 +79,7 @@ def distance(a, b, names):
     return float(sum(((a[name] - b[name]).double() ** 2).sum() for name in names)) ** 0.5
 
 
-def test_a_length_between_the_stored_ones_is_close_to_the_one_tracked_in_training(run, tmp_path):
+def test_a_length_between_the_stored_ones_is_close_to_the_tracked_one(run, tmp_path):
     files, tracked = run
     made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.07)
     short, long, between = (load_tensors(path)[0] for path in (files[0.05, 20], files[0.1, 20], tmp_path / "a"))
@@ -89,7 +89,7 @@ def test_a_length_between_the_stored_ones_is_close_to_the_one_tracked_in_trainin
 
 
 @pytest.mark.parametrize("kimg", [10, 20])
-def test_a_stored_length_at_a_stored_snapshot_is_that_snapshot(run, tmp_path, kimg):
+def test_a_stored_length_at_a_stored_snapshot_reproduces_it(run, tmp_path, kimg):
     files, _ = run
     posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.1, kimg=kimg)
     made, stored = load_tensors(tmp_path / "a")[0], load_tensors(files[0.1, kimg])[0]
@@ -97,7 +97,7 @@ def test_a_stored_length_at_a_stored_snapshot_is_that_snapshot(run, tmp_path, ki
     assert all(torch.allclose(made[name], stored[name], rtol=1e-6, atol=1e-7) for name in stored)
 
 
-def test_the_result_is_a_network_of_the_run_that_says_what_it_was_made_of(run, tmp_path):
+def test_the_result_is_a_network_of_the_run_and_lists_its_parts(run, tmp_path):
     files, _ = run
     made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.075, kimg=10)
     assert read_metadata(tmp_path / "a") == made
@@ -116,7 +116,7 @@ def test_the_result_is_a_network_of_the_run_that_says_what_it_was_made_of(run, t
     assert buffers and all(torch.equal(buffer, buffers[name]) for name, buffer in net.named_buffers())
 
 
-def test_equal_input_gives_equal_bytes_whatever_its_order_and_what_came_later(run, tmp_path):
+def test_the_bytes_do_not_depend_on_input_order_or_later_snapshots(run, tmp_path):
     files, _ = run
     posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.075, kimg=15)
     earlier = [path for (_, kimg), path in files.items() if kimg <= 15]
@@ -132,42 +132,42 @@ def test_the_file_is_what_save_tensors_would_write(run, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_length_made_only_roughly_is_made_and_said(run, tmp_path, caplog):
+def test_a_rough_approximation_is_made_with_a_warning(run, tmp_path, caplog):
     files, _ = run
     with caplog.at_level(logging.WARNING):
         made = posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.2)
     assert made["posthoc"]["misfit"] == pytest.approx(0.223, abs=1e-3)
-    assert "make std 0.2 only roughly: they miss 22 % of its profile" in caplog.text
+    assert "approximate std 0.2 only roughly (misfit 22 %)" in caplog.text
 
 
-def test_one_file_makes_itself_alone(run, tmp_path):
+def test_one_file_reproduces_only_itself(run, tmp_path):
     path = run[0][0.05, 20]
     posthoc_ema.reconstruct_ema([path], tmp_path / "a", std=0.05)
     made, stored = load_tensors(tmp_path / "a")[0], load_tensors(path)[0]
     assert all(torch.equal(made[name], stored[name]) for name in stored)
-    with pytest.raises(UserError, match="alone makes no average but itself"):
+    with pytest.raises(UserError, match="can only reproduce itself"):
         posthoc_ema.reconstruct_ema([path], tmp_path / "b", std=0.06)
 
 
 @pytest.mark.parametrize("std", [0, -0.1, 0.281, 0.0755, float("nan")])
-def test_a_std_that_is_none_is_refused(run, tmp_path, std):
-    with pytest.raises(UserError, match="std is above 0, at most 0.28 and of three decimals"):
+def test_an_invalid_std_is_refused(run, tmp_path, std):
+    with pytest.raises(UserError, match="std must be above 0, at most 0.28, and have at most three decimals"):
         posthoc_ema.reconstruct_ema(list(run[0].values()), tmp_path / "a", std=std)
 
 
-def test_what_cannot_be_reached_from_what_is_stored_is_refused(run, tmp_path):
+def test_what_the_stored_averages_cannot_reach_is_refused(run, tmp_path):
     files = run[0]
-    with pytest.raises(UserError, match=r"up to 20 kimg, of std 0.05, 0.1, do not reach std 0.01: they would miss 66%"):
+    with pytest.raises(UserError, match=r"20 kimg \(std 0.05, 0.1\) do not reach std 0.01: the misfit would be 66%"):
         posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.01)
-    with pytest.raises(UserError, match="no stored average at 12 kimg; there are some at 5, 10, 15, 20 kimg"):
+    with pytest.raises(UserError, match="no stored average at 12 kimg; available: 5, 10, 15, 20 kimg"):
         posthoc_ema.reconstruct_ema(list(files.values()), tmp_path / "a", std=0.07, kimg=12)
     with pytest.raises(UserError, match="no stored averages given"):
         posthoc_ema.reconstruct_ema([], tmp_path / "a", std=0.07)
 
 
-def test_averages_too_alike_to_be_told_apart_are_refused(tmp_path):
+def test_averages_too_similar_to_be_distinguished_are_refused(tmp_path):
     paths = [snapshot(tmp_path / f"{i}", {"w": torch.ones(1)}, 0.05 + i / 1000, 20) for i in range(6)]
-    with pytest.raises(UserError, match="too alike to make one of std 0.07"):
+    with pytest.raises(UserError, match="too similar to combine into std 0.07"):
         posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
 
 
@@ -185,16 +185,16 @@ def test_averages_too_alike_to_be_told_apart_are_refused(tmp_path):
 def test_snapshots_of_different_runs_are_refused(tmp_path, change):
     first = snapshot(tmp_path / "first", {"w": torch.ones(1)}, 0.05, 20)
     other = snapshot(tmp_path / "other", {"w": torch.ones(1)}, 0.1, 20, **change)
-    with pytest.raises(UserError, match=f"first and .*other are of different runs .their '{next(iter(change))}'"):
+    with pytest.raises(UserError, match=f"first and .*other are from different runs .their '{next(iter(change))}'"):
         posthoc_ema.reconstruct_ema([other, first], tmp_path / "a", std=0.07)
 
 
-def test_two_runs_are_told_apart_before_equal_averages_are(tmp_path):
+def test_different_runs_are_reported_before_equal_averages(tmp_path):
     paths = []
     for model in ("s4", "s8"):
         for std in STORED:
             paths.append(snapshot(tmp_path / f"{model}-{std}", {"w": torch.ones(1)}, std, 20, model=model))
-    with pytest.raises(UserError, match="are of different runs .their 'model' differs"):
+    with pytest.raises(UserError, match="are from different runs .their 'model' differs"):
         posthoc_ema.reconstruct_ema(paths, tmp_path / "a", std=0.07)
 
 
@@ -204,17 +204,17 @@ def test_snapshots_of_different_networks_are_refused(tmp_path, weights):
         snapshot(tmp_path / "a", {"w": torch.zeros(2)}, 0.05, 20),
         snapshot(tmp_path / "b", weights, 0.1, 20),
     ]
-    with pytest.raises(UserError, match="are of different networks"):
+    with pytest.raises(UserError, match="are from different networks"):
         posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=0.07)
 
 
-def test_a_count_that_differs_is_no_weight_to_be_averaged(tmp_path):
+def test_a_count_that_differs_between_snapshots_is_refused(tmp_path):
     paths = [snapshot(tmp_path / f"{i}", {"n": torch.tensor(i)}, (0.05, 0.1)[i], 20) for i in range(2)]
-    with pytest.raises(UserError, match="n is no weight, yet it differs"):
+    with pytest.raises(UserError, match="n is not a weight, yet it differs"):
         posthoc_ema.reconstruct_ema(paths, tmp_path / "out", std=0.07)
 
 
-def test_one_average_given_twice_and_files_that_are_none_are_refused(run, tmp_path):
+def test_duplicate_averages_and_files_that_are_not_phema_are_refused(run, tmp_path):
     files = run[0]
     with pytest.raises(UserError, match="are the same average; give it once"):
         posthoc_ema.reconstruct_ema([files[0.05, 20], files[0.1, 20], files[0.05, 20]], tmp_path / "a", std=0.07)
@@ -225,7 +225,7 @@ def test_one_average_given_twice_and_files_that_are_none_are_refused(run, tmp_pa
         posthoc_ema.reconstruct_ema([tmp_path / "gone"], tmp_path / "a", std=0.05)
 
 
-def test_a_damaged_snapshot_is_found_out_and_nothing_written(tmp_path):
+def test_a_damaged_snapshot_is_detected_and_nothing_is_written(tmp_path):
     paths = [snapshot(tmp_path / f"{std}", {"w": torch.arange(9.0)}, std, 20) for std in STORED]
     damaged = bytearray(paths[1].read_bytes())
     damaged[-3] ^= 1
@@ -238,7 +238,7 @@ def test_a_damaged_snapshot_is_found_out_and_nothing_written(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-# Peak resident memory of a process (torch's own tensors are not seen by tracemalloc), beyond what importing takes.
+# Peak resident memory of a process beyond what imports take (tracemalloc does not see torch's tensors).
 MEASURE = """
 import pathlib, sys
 from mscd.checkpoints.posthoc_ema import reconstruct_ema
@@ -265,7 +265,7 @@ def test_memory_stays_under_one_copy_of_the_network(tmp_path):
             tensors["w00"] = tensors["w00"] + 1  # snapshots differ
             paths.append(snapshot(tmp_path / f"{std}-{kimg}", tensors, std, kimg))
     command = [sys.executable, "-c", MEASURE, *map(str, [*tiny, *paths, tmp_path / "out"])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of a busy machine wait for each other
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # on a busy machine, threads wait for one another
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     assert load_tensors(tmp_path / "out")[0].keys() == tensors.keys()
-    assert 0 < peak < size  # that of a few tensors and of what freed memory keeps: 8 to 17 MB of 40
+    assert 0 < peak < size  # a few tensors, plus freed memory that is not returned: 8 to 17 of 40 MB

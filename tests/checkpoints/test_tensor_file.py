@@ -1,4 +1,4 @@
-"""Files of tensors: the bytes are safetensors' own, one tensor at a time, and their length is known beforehand."""
+"""Files of tensors: bytes as safetensors writes them, one tensor at a time, and a length that is known in advance."""
 
 import json
 
@@ -32,7 +32,7 @@ EVERY_FORMAT = {
 
 
 @pytest.mark.parametrize("tensors", [{}, FLOATS, EVERY_FORMAT], ids=["none", "floats", "every format"])
-def test_the_bytes_are_those_of_safetensors_and_as_many_as_foreseen(tensors, tmp_path):
+def test_the_bytes_are_those_of_safetensors_and_have_the_predicted_size(tensors, tmp_path):
     digest = save_tensors(tmp_path / "file", tensors, METADATA)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     text = json.dumps({**METADATA, "digest": digest}, sort_keys=True)
@@ -41,14 +41,14 @@ def test_the_bytes_are_those_of_safetensors_and_as_many_as_foreseen(tensors, tmp
     assert TensorLayout(meta).file_size(METADATA) == (tmp_path / "file").stat().st_size
 
 
-def test_tensors_come_back_with_their_metadata(tmp_path):
+def test_tensors_are_read_back_with_their_metadata(tmp_path):
     digest = save_tensors(tmp_path / "file", FLOATS, METADATA)
     tensors, metadata = load_tensors(tmp_path / "file")
     assert metadata == {**METADATA, "digest": digest} and tensors.keys() == FLOATS.keys()
     assert all(torch.equal(tensors[name], FLOATS[name]) for name in FLOATS)
 
 
-def test_the_digest_is_of_content_alone_however_it_is_read():
+def test_the_digest_depends_on_content_alone():
     digest = TensorDigest(METADATA)
     for name in sorted(FLOATS):
         digest.add(name, FLOATS[name].clone().requires_grad_(True))
@@ -56,7 +56,7 @@ def test_the_digest_is_of_content_alone_however_it_is_read():
     assert digest.hexdigest() != content_digest(FLOATS, {**METADATA, "number": 0.2})
 
 
-def test_an_open_file_tells_its_tensors_formats_without_reading_them(tmp_path):
+def test_an_open_file_reports_shapes_and_dtypes_without_reading_tensors(tmp_path):
     save_tensors(tmp_path / "file", EVERY_FORMAT, METADATA)
     with open_tensors(tmp_path / "file") as file:
         meta = file.meta_tensors()
