@@ -1,8 +1,8 @@
 """The tables behind docs/explanation/scaling.md: `python benchmarks/predict_scale.py [CONFIG]`, in half a minute.
 
-From the counts of `mscd plan` and the assumptions below about GPUs and their network, they predict the throughput of
-distillation on several GPUs, and how work and disk grow with the length of a run, the images per score and the number
-of students.
+Predicts the throughput of distillation on several GPUs, and how work and disk grow with the length of a run, the images
+per score and the number of students, from the counts of `mscd plan` and from the speeds of cards and networks assumed
+below.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def on_gpus(planned: Plan, gpus: int, images: int, speed: float, bandwidth: floa
 
 def throughput(planned: Plan, batch: int | None) -> list[str]:
     """One row per card and number of GPUs. batch: images per step; None for IMAGES_PER_GPU per GPU."""
-    header = ["GPUs", "images a step", "computing", *(f"{name}: all-reduce, images/s" for name in NETWORKS)]
+    header = ["GPUs", "batch", "computing", *(f"{name}: all-reduce, images/s" for name in NETWORKS)]
     rows = []
     for card, speed in CARDS.items():
         for gpus in GPUS:
@@ -96,7 +96,7 @@ def files_of_training(planned: Plan, config: Config) -> list[str]:
     networks = next(file for file in planned.files if file.what.startswith(f"students/{name}/*/*ema"))
     state = rolling.bytes / rolling.count
     handed = state + networks.bytes / len(student.snapshots())
-    header = ["GPUs", "images/s without files", "seconds a leg", "lost: states", "lost: legs", "images/s"]
+    header = ["GPUs", "images/s without files", "seconds per leg", "lost: states", "lost: legs", "images/s"]
     rows = []
     for card, speed in CARDS.items():
         for gpus in GPUS:
@@ -136,10 +136,10 @@ def growth(config: Config) -> list[str]:
         "half as long": changed(duration_kimg=student.duration_kimg // 2),
         "half as many snapshots": changed(snapshot_kimg=student.snapshot_kimg * 2),
         "one EMA": changed(phema_stds=[]).model_copy(update={"posthoc_ema": None}),
-        f"{fewer.images:,} images a score": config.model_copy(update={"scoring": fewer}),
+        f"{fewer.images:,} images per score": config.model_copy(update={"scoring": fewer}),
         "two students": config.model_copy(update={"students": {name: student, f"{name}b": student}}),
     }
-    header = ["run", "snapshots", "scores", "GPU-hours of training", "of scoring", "disk in the end", "beside that"]
+    header = ["run", "snapshots", "scores", "GPU-hours: training", "scoring", "disk at the end", "in addition"]
     return numbers_table(header, [[what, *_sizes(run)] for what, run in runs.items()])
 
 

@@ -35,7 +35,7 @@ PARAMETERS = 295_899_267  # of the ImageNet-64 network
 
 
 def rows() -> list[Row]:
-    """The efficiency, where the rest goes, the comparison of bucket sizes, and two figures of docs/explanation/scaling.md."""
+    """The efficiency and its losses, the comparison of bucket sizes, and two figures of docs/explanation/scaling.md."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (folder,), nprocs=2)
         first, second = (json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in (0, 1))
