@@ -1,6 +1,8 @@
-"""Generates config/README.md from the models: `python -m mscd.config.docs > config/README.md`."""
+"""Generates config/README.md and config/schema.json from the models: `python -m mscd.config.docs`."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
@@ -26,6 +28,8 @@ Settings are read from `config/config.yaml`, or from FILE with `snakemake --conf
 Changing a setting repeats what depends on it and nothing else. Settings marked *operational* (how long, how often, how
 closely watched) never repeat training that is done. The number of processes and threads per job is set in the profile
 (`profiles/`), not here. 1 kimg is 1,000 training images.
+
+Editors with a YAML language server complete and check keys: the first line of each file names `schema.json`.
 """
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -54,6 +58,12 @@ def docs() -> str:
         table = markdown_table(["key", "type", "default", "meaning"], rows, padded=False)
         pages.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(table) + "\n")
     return "\n".join(pages)
+
+
+def schema() -> str:
+    """Return the settings as JSON Schema, with which editors complete and check keys, types and bounds."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _docs_row(key: str, field: FieldInfo) -> list[str]:
@@ -92,4 +102,5 @@ def _schema_name(schema: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(docs(), end="")
+    Path("config/README.md").write_text(docs())
+    Path("config/schema.json").write_text(schema())

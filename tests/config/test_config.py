@@ -8,7 +8,6 @@ from run_settings import SETTINGS, STUDENT, changed
 
 from mscd.config.base import digest
 from mscd.config.data import DataSettings
-from mscd.config.docs import docs
 from mscd.config.loading import load_config
 from mscd.config.training import LegRange, check_share
 from mscd.data.transforms import TRANSFORMS
@@ -235,10 +234,6 @@ def test_unet_options_are_those_of_the_model_type():
     assert "encoder_type" in network.unet_options()
     dhariwal = load_config(changed("teacher.network.model_type", "DhariwalUNet")).teacher.network
     assert "encoder_type" not in dhariwal.unet_options() and dhariwal.unet_options()["num_blocks"] == 1
-
-
-def test_documentation_is_current():
-    assert (REPOSITORY / "config/README.md").read_text() == docs(), "python -m mscd.config.docs > config/README.md"
 
 
 def test_imagenet_64_is_the_published_run():
