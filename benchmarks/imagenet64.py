@@ -25,7 +25,7 @@ from mscd.evaluation.score import score
 from mscd.networks import EDMPrecond
 from mscd.sampling.generate import generate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 from nvidia_pickle import write_pickle
 from standin_detector import write_standin
 
