@@ -33,20 +33,20 @@ Editors with a YAML language server complete and check keys: the first line of e
 """
 
 SECTIONS: dict[str, type[Settings]] = {
-    "(top level)": Config,
-    "data": DataSettings,
-    "reference": ReferenceSettings,
-    "reference.classifier": ClassifierSettings,
-    "reference.inception": InceptionSettings,
-    "reference.statistics": FileSettings,
-    "teacher": TeacherSettings,
-    "teacher.network": NetworkSettings,
-    "teacher, published": PublishedTeacher,
-    "students.<name>": StudentSettings,
-    "published_students.<name>": PublishedStudent,
-    "scoring": ScoringSettings,
-    "scoring.teacher_samplers": SamplerSettings,
-    "posthoc_ema": PosthocSettings,
+    "Top level": Config,
+    "`data`": DataSettings,
+    "`reference`": ReferenceSettings,
+    "`reference.classifier`": ClassifierSettings,
+    "`reference.inception`": InceptionSettings,
+    "`reference.statistics`": FileSettings,
+    "`teacher`": TeacherSettings,
+    "`teacher.network`": NetworkSettings,
+    "`teacher`, published": PublishedTeacher,
+    "`students.<name>`": StudentSettings,
+    "`published_students.<name>`": PublishedStudent,
+    "`scoring`": ScoringSettings,
+    "`scoring.teacher_samplers`": SamplerSettings,
+    "`posthoc_ema`": PosthocSettings,
 }
 
 

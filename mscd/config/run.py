@@ -31,7 +31,7 @@ def _teacher_kind(value: Any) -> str:
 class Config(Settings):
     """All settings of a run."""
 
-    name: Name = Field(description="Name of the run, whose folder is results/<name>.")
+    name: Name = Field(description="Name of the run, whose folder is `results/<name>`.")
     data: DataSettings = Field(description="The training images (see below).")
     reference: ReferenceSettings = Field(ReferenceSettings(), description="How images are compared (see below).")
     teacher: Annotated[

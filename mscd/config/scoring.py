@@ -63,7 +63,7 @@ class ScoringSettings(Settings):
     )
     keep_samples: bool = operational(
         False,
-        "Whether to keep the generated images, in results/<name>/samples: one file per job, so a block that is split "
+        "Whether to keep the generated images, in `results/<name>/samples`: one file per job, so a block that is split "
         "over several jobs has several files.",
     )
     grid_images: Annotated[int, Field(ge=1)] = operational(
