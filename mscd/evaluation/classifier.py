@@ -1,4 +1,4 @@
-"""The small classifier whose features images are compared by where Inception does not fit them, and its training."""
+"""The small classifier that serves as detector where Inception does not suit the images, and its training."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLASSIFIER_FORMAT = "mscd-classifier-1"
 FEATURES = 64
-EVALUATED_AT_ONCE = 500  # images handed to a network at a time when nothing is trained
+EVALUATED_AT_ONCE = 500  # images passed to a network at a time outside training
 
 
 class ClassifierShape(TypedDict):
-    """What a classifier is made for: width and channels of the images, and number of classes."""
+    """What a classifier is made for: the width and channels of images and the number of classes."""
 
     resolution: int
     channels: int
@@ -40,14 +40,14 @@ class ClassifierShape(TypedDict):
 
 
 class ClassifierOrigin(TypedDict):
-    """What a classifier was made from: digest of the data set, and the accuracy on images it was not trained on."""
+    """How a classifier was made: the digest of its data set and its accuracy on held-out images."""
 
     data: str
     held_out_accuracy: float
 
 
 class ClassifierMetadata(TypedDict):
-    """Metadata of a classifier's file."""
+    """Metadata of a classifier file."""
 
     format: str
     digest: str
@@ -56,23 +56,25 @@ class ClassifierMetadata(TypedDict):
 
 
 def is_classifier(metadata: Mapping[str, object]) -> TypeGuard[ClassifierMetadata]:
-    """Whether a file with this metadata holds a classifier, by its format."""
+    """Return whether a file with this metadata holds a classifier, judging by the format."""
     return metadata.get("format") == CLASSIFIER_FORMAT
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4×4, a layer of 64 features, and a linear layer from them to the classes.
+    """A classifier: convolutions down to 4×4, a layer of 64 features and a linear layer from them to the classes.
 
-    Nothing in it depends on the other images of a batch. UserError for a resolution other than 8, 16, 32 or 64 and
-    for fewer than two classes.
+    The output for an image does not depend on the rest of its batch. Raises UserError for a resolution other than 8,
+    16, 32 or 64 and for fewer than two classes.
     """
 
     def __init__(self, resolution: int, channels: int, label_dim: int) -> None:
         super().__init__()
         if resolution not in (8, 16, 32, 64):
-            raise UserError(f"a classifier takes images 8, 16, 32 or 64 pixels wide, not {resolution}: pack them so")
+            raise UserError(
+                f"a classifier takes images 8, 16, 32 or 64 pixels wide, not {resolution}: pack them at one of these"
+            )
         if label_dim < 2:
-            raise UserError("a classifier needs labels of at least two classes: put each class in a folder of its own")
+            raise UserError("a classifier needs labels of at least two classes: put each class in its own folder")
         self.resolution, self.channels, self.label_dim = resolution, channels, label_dim
         self.dim, self.batch_size = FEATURES, EVALUATED_AT_ONCE
         halvings = int(math.log2(resolution)) - 2
@@ -85,12 +87,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, label_dim)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 [N, 64] of images uint8 [N, C, H, W]."""
+        """Return float32 features [N, 64] of images uint8 [N, C, H, W]."""
         features: torch.Tensor = self.body(to_unit_range(images))
         return features
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
+        """Return logits [N, label_dim] of images [N, C, H, W] in [-1, 1]."""
         logits: torch.Tensor = self.head(self.body(images))
         return logits
 
@@ -98,11 +100,12 @@ class Classifier(nn.Module):
 def train_classifier(
     dataset: ImageDataset, settings: ClassifierSettings, *, events: EventLog | None = None
 ) -> tuple[Classifier, float]:
-    """(classifier in eval mode, its accuracy on the share `settings.held_out` that it was not trained on).
+    """Train a classifier; return (classifier in eval mode, its accuracy on the held-out share `settings.held_out`).
 
-    A function of the data and the settings alone: it trains on one thread, as sums over several would depend on how
-    many there are. Adam with a cosine ramp to 0; images are shifted by up to an eighth of their width. UserError
-    without labels, with too few images, or when the accuracy is below `settings.min_accuracy`.
+    The result depends on the data and the settings alone: training uses one thread, because sums over several would
+    depend on their number. The optimiser is Adam with a cosine ramp to 0; images are shifted by up to an eighth of
+    their width. Raises UserError without labels, with too few images, or if the accuracy is below
+    `settings.min_accuracy`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -112,7 +115,7 @@ def train_classifier(
     aside = round(settings.held_out * len(order))
     held_out, kept = order[:aside], order[aside:]
     if not len(held_out) or not len(kept):
-        raise UserError(f"{dataset.path}: {len(dataset)} images are too few to hold out {settings.held_out} of them")
+        raise UserError(f"{dataset.path}: {len(dataset)} images are too few to hold out a share of {settings.held_out}")
     with _single_thread():
         _fit(classifier, dataset, kept, settings, generator, events)
     accuracy = measure_accuracy(classifier.eval(), dataset, held_out)
@@ -135,7 +138,7 @@ def _fit(
     generator: torch.Generator,
     events: EventLog | None,
 ) -> None:
-    """Train on the images of `indices`; logs the mean loss of each epoch."""
+    """Train on the images of `indices` and log the mean loss of each epoch."""
     optimizer = torch.optim.Adam(classifier.parameters(), lr=settings.learning_rate)
     steps = settings.epochs * math.ceil(len(indices) / settings.batch_size)
     ramp = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -165,7 +168,7 @@ def _single_thread() -> Iterator[None]:
 
 
 def shift_images(images: torch.Tensor, reach: int, generator: torch.Generator) -> torch.Tensor:
-    """Each of images [N, C, H, W] moved by its own -reach..reach pixels both ways, edges repeated."""
+    """Shift each of images [N, C, H, W] by its own -reach..reach pixels in both directions, repeating the edges."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (reach,) * 4, mode="replicate")
     down, right = torch.randint(2 * reach + 1, (2, count, 1), generator=generator)
@@ -176,7 +179,7 @@ def shift_images(images: torch.Tensor, reach: int, generator: torch.Generator) -
 
 @torch.no_grad()
 def measure_accuracy(classifier: Classifier, dataset: ImageDataset, indices: torch.Tensor) -> float:
-    """Share of the images of `indices` whose class the classifier finds."""
+    """Return the share of the images of `indices` that the classifier assigns to the right class."""
     right = 0
     for images, labels in batches(dataset, torch.split(indices, EVALUATED_AT_ONCE)):
         right += (classifier(to_unit_range(images)).argmax(1) == labels.argmax(1)).sum().item()
@@ -184,27 +187,27 @@ def measure_accuracy(classifier: Classifier, dataset: ImageDataset, indices: tor
 
 
 def save_classifier(path: str | os.PathLike[str], classifier: Classifier, made_from: ClassifierOrigin) -> str:
-    """Write the classifier and what it was made from, whole or not at all; returns the file's digest."""
+    """Write the classifier and how it was made atomically; return the file's digest."""
     shape = {name: getattr(classifier, name) for name in ("resolution", "channels", "label_dim")}
     metadata = {"format": CLASSIFIER_FORMAT, "classifier": shape, "made_from": made_from}
     return save_tensors(path, classifier.state_dict(), metadata)
 
 
 def load_classifier(path: str | os.PathLike[str], sha256: str | None) -> tuple[Classifier, str]:
-    """(classifier, digest) of a `save_classifier` file. sha256: what the file must have, None for any.
+    """Load a `save_classifier` file; return (classifier, digest). sha256: the one the file must have, None for any.
 
-    UserError naming the file when it is missing, damaged or another kind.
+    Raises UserError naming the file if it is missing, damaged or of another kind.
     """
     tensors, metadata = load_tensors(path)
     if sha256 is not None:
         check_sha256(path, sha256_of(path), sha256)
     if not is_classifier(metadata):
         found = metadata.get("format")
-        raise UserError(f"{path}: not a classifier (its format is {found!r}, wanted {CLASSIFIER_FORMAT!r})")
+        raise UserError(f"{path}: not a classifier (its format is {found!r}, expected {CLASSIFIER_FORMAT!r})")
     classifier = Classifier(**metadata["classifier"])
     expected = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise UserError(f"{path}: weights of another kind of classifier; train it again")
+        raise UserError(f"{path}: holds weights of another kind of classifier; train it again")
     classifier.load_state_dict(tensors)
     return classifier, metadata["digest"]
 

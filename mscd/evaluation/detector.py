@@ -1,4 +1,4 @@
-"""Detectors: networks, Inception or a small classifier, whose features images are compared by."""
+"""Detectors: networks (Inception or a small classifier) whose features are used to compare images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from mscd.parallel.prefetch import on_device, on_host
 
 
 class DetectorIdentity(TypedDict):
-    """What a file names its detector by: a name, and the digest of the detector's file."""
+    """How a file identifies its detector: by name and by the digest of the detector file."""
 
     name: str
     digest: str
 
 
 class Detector:
-    """Turns images into features: `detector(images)`. Scores of different digests cannot be compared.
+    """A network that turns images into features: `detector(images)`. Scores with different digests are not comparable.
 
-    name, digest (of its file), dim (features), resolution and channels (of the images it takes, None for any), device.
+    Attributes: name, digest (of its file), dim (number of features), resolution and channels (of the images it takes,
+    None for any), device.
     """
 
     def __init__(
@@ -41,24 +42,24 @@ class Detector:
 
     @property
     def identity(self) -> DetectorIdentity:
-        """What files name it by."""
+        """How files identify this detector."""
         return {"name": self.name, "digest": self.digest}
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """float32 features [N, dim] of images uint8 [N, C, H, W], any N. UserError for images of another kind."""
+        """Return float32 features [N, dim] of images uint8 [N, C, H, W], any N. Raises UserError for other images."""
         wanted = (self.channels, self.resolution, self.resolution)
         fits = all(want in (None, got) for want, got in zip(wanted, images.shape[1:], strict=True))
         if images.dtype != torch.uint8 or not fits:
             got = f"{images.dtype} {list(images.shape[1:])}"
             raise UserError(
-                f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for them"
+                f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for such images"
             )
         pieces = torch.split(images, self._network.batch_size)
         return torch.cat([self._network.features(piece.to(self.device)) for piece in pieces])
 
     def features(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Features of each batch of images, on the CPU; the next batch is got and copied while a GPU computes one."""
+        """Return each batch's features, on the CPU; while a GPU computes one batch, the next is loaded and copied."""
         made = on_host((self(images),) for images in on_device(batches, self.device))
         return (features for (features,) in made)
 
@@ -66,10 +67,10 @@ class Detector:
 def load_detector(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", sha256: str | None = None
 ) -> Detector:
-    """The detector of a `save_classifier` file, or of a TorchScript file (mscd.evaluation.inception).
+    """Load a detector from a `save_classifier` file or a TorchScript file (mscd.evaluation.inception).
 
-    sha256: what the file must have; a TorchScript file that is not Inception's is opened only with its own.
-    UserError naming the file when it is missing, damaged or another kind.
+    sha256: the one the file must have; required for a TorchScript file other than Inception's. Raises UserError naming
+    the file if it is missing, damaged or of another kind.
     """
     if is_torchscript(path):
         network, digest = load_torchscript(path, device, sha256)

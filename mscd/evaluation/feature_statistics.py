@@ -1,4 +1,4 @@
-"""Mean and covariance of features, as a stream of them passes by."""
+"""Mean and covariance of a stream of features."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector
 from mscd.parallel.prefetch import consume_in_thread
 
-UPDATE_SIZE = 2**20  # numbers per update: fewer, larger ones, as BLAS's threads keep cores for a while after each
+UPDATE_SIZE = 2**20  # elements per update; fewer, larger ones because BLAS threads spin after each
 
 
 class FeatureStatistics:
-    """Mean and covariance of a stream of feature rows, in float64, whatever the order and size of the pieces.
+    """Mean and covariance of a stream of feature rows, in float64, whatever the order and size of its pieces.
 
-    `count`, `mean` [D] and `scatter` [D, D] (sum of (x - mean)(x - mean)ᵀ) are the whole state; pieces are joined by
+    `count`, `mean` [D] and `scatter` [D, D] (sum of (x - mean)(x - mean)ᵀ) are the entire state. Pieces are joined by
     Chan, Golub and LeVeque's pairwise update, which never subtracts two large numbers.
     """
 
     def __init__(self, dim: int) -> None:
         self.count = 0
         self.mean = np.zeros(dim)
-        self._lower = np.zeros((dim, dim), order="F")  # triangle of the scatter; the other one is 0
+        self._lower = np.zeros((dim, dim), order="F")  # lower triangle of the scatter; the upper one is 0
 
     @property
     def scatter(self) -> np.ndarray:
@@ -34,7 +34,7 @@ class FeatureStatistics:
         return self._lower + np.tril(self._lower, -1).T
 
     def update(self, features: torch.Tensor | np.ndarray) -> None:
-        """Add rows [N, D] (N may be 0). ValueError for another width."""
+        """Add rows [N, D] (N may be 0). Raises ValueError for another width."""
         if isinstance(features, torch.Tensor):
             features = features.detach().cpu().numpy()
         features = np.asarray(features, dtype=np.float64)
@@ -45,17 +45,19 @@ class FeatureStatistics:
             self._add_rows(len(features), mean, features - mean)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add everything that `other` has seen. ValueError for another width."""
+        """Add everything that `other` has seen. Raises ValueError for another width."""
         if other.mean.shape != self.mean.shape:
-            raise ValueError(f"statistics of {len(other.mean)} features cannot join those of {len(self.mean)}")
+            raise ValueError(
+                f"statistics of {len(other.mean)} features cannot be merged with those of {len(self.mean)}"
+            )
         if other.count:
             self._lower += other._lower
             self._add_rows(other.count, other.mean, np.empty((0, len(self.mean))))
 
     def sum_over_processes(self, add: Callable[[np.ndarray], np.ndarray]) -> FeatureStatistics:
-        """The statistics of all processes, on each of them; `add` sums float64 arrays [D + 1] and [D, D] over them.
+        """Return the statistics of all processes, on each; `add` sums float64 arrays [D + 1] and [D, D] over them.
 
-        What is sent does not grow with the number of processes, as what is gathered would.
+        The data sent does not grow with the number of processes, as it would with a gather.
         """
         whole = FeatureStatistics(len(self.mean))
         count, *sums = add(np.append(self.count, self.count * self.mean))
@@ -67,25 +69,29 @@ class FeatureStatistics:
         return whole
 
     def _add_rows(self, count: int, mean: np.ndarray, deviations: np.ndarray) -> None:
-        """Add `count` rows of that mean, and their deviations from it unless the scatter has them already."""
+        """Add `count` rows with this mean; `deviations` from it are empty if the scatter already includes them."""
         total = self.count + count
         shift = mean - self.mean
-        moved = math.sqrt(self.count * count / total) * shift  # the scatter of both means, as one more row
+        moved = math.sqrt(self.count * count / total) * shift  # the scatter between the two means, as one more row
         self._lower = _add_products(self._lower, np.vstack([deviations, moved]))
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
-        """mu [D] and the sample covariance [D, D] (divisor n - 1), float64. UserError with fewer than two rows."""
+        """Return mu [D] and the sample covariance [D, D] (divisor n - 1), float64.
+
+        Raises UserError for fewer than two rows.
+        """
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, got {self.count}: use more images")
         return self.mean.copy(), self.scatter / (self.count - 1)
 
 
 def collect_statistics(batches: Iterable[torch.Tensor], detector: Detector) -> FeatureStatistics:
-    """Statistics of batches of the detector's features [n, dim], in their order.
+    """Return the statistics of batches of the detector's features [n, dim], added in their order.
 
-    While a GPU computes a batch, the last ones are added in a thread. A CPU's cores are taken by the detector.
+    While a GPU computes a batch, a thread adds the previous ones. On a CPU no thread is used, because the
+    detector takes all cores.
     """
     statistics = FeatureStatistics(detector.dim)
 
@@ -101,7 +107,7 @@ def collect_statistics(batches: Iterable[torch.Tensor], detector: Detector) -> F
 
 
 def _join_batches(batches: Iterator[torch.Tensor], least: int) -> Iterator[torch.Tensor]:
-    """The rows of the batches in pieces of whole batches, each but the last of at least `least` rows."""
+    """Yield pieces of whole batches, joined to at least `least` rows each; only the last may have fewer."""
     held: list[torch.Tensor] = []
     for batch in batches:
         held.append(batch)
@@ -113,5 +119,5 @@ def _join_batches(batches: Iterator[torch.Tensor], least: int) -> Iterator[torch
 
 
 def _add_products(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`lower` [D, D] in Fortran's order, after rowsᵀ rows is added to its lower triangle, in place."""
+    """Return `lower` [D, D], in Fortran order, after adding rowsᵀ rows to its lower triangle in place."""
     return scipy.linalg.blas.dsyrk(1.0, rows.T, beta=1.0, c=lower, lower=1, overwrite_c=1)

@@ -1,4 +1,4 @@
-"""Reference statistics, which samples are scored against: made of a data set or adopted, written and read as `.npz`."""
+"""Reference statistics to score samples against: computed from a data set or adopted, and stored as `.npz`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from mscd.provenance.licenses import Origin
 
 
 class ReferenceProvenance(TypedDict, total=False):
-    """What a reference file says of itself, if anything. data: digest of the data set, with its number of images; of
-    adopted statistics, which have neither, published: the file's sha256, and origin: where it came from."""
+    """What a reference file says about itself, if anything.
+
+    data: digest of the data set; images: how many it has. Both are None for adopted statistics, which instead have
+    published: sha256 of the published file, and origin: where that file came from.
+    """
 
     detector: DetectorIdentity | None
     resolution: int
@@ -39,7 +42,7 @@ class ReferenceProvenance(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics to score against: mu [D], sigma [D, D] float64, what they were made of, and the file's sha256."""
+    """Statistics to score against: mu [D] and sigma [D, D] in float64, their provenance, and the file's sha256."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -50,9 +53,9 @@ class Reference:
 def dataset_statistics(
     dataset: ImageDataset, detector: Detector, *, batch_size: int = EVALUATED_AT_ONCE, group: Group = SINGLE_PROCESS
 ) -> FeatureStatistics:
-    """Statistics of the detector's features over all images of the data set, in their order.
+    """Return statistics of the detector's features over all images of the data set, in their order.
 
-    The processes of `group` share the batches; the statistics are the lead's, as one process alone would make them.
+    The processes of `group` share the batches; the lead gets the statistics that a single process would compute.
     """
     index_batches = torch.split(torch.arange(len(dataset)), batch_size)
     mine = index_batches[group.rank :: group.size]
@@ -69,12 +72,12 @@ def make_reference(
     detector_sha256: str | None = None,
     group: Group = SINGLE_PROCESS,
 ) -> None:
-    """Write the reference statistics of the data set file under the detector file: mean, covariance and provenance.
+    """Write reference statistics of a data set file under a detector file: mean, covariance and provenance.
 
-    detector_sha256: as `load_detector` takes it. The processes of `group` share the images; the file is the same.
+    detector_sha256: as for `load_detector`. The processes of `group` share the images, which does not change the file.
     """
     dataset, network = ImageDataset(data), load_detector(detector, device, detector_sha256)
-    # Opened before the work is done: statistics that cannot be written need not be computed.
+    # Opened first, so that nothing is computed if the file cannot be written.
     with atomic_write(dest) if group.is_lead else contextlib.nullcontext() as file:
         statistics = dataset_statistics(dataset, network, group=group)
         if file is not None:
@@ -99,20 +102,19 @@ def adopt_reference(
     channels: int,
     origin: Origin | None = None,
 ) -> None:
-    """Write a reference file of mscd's from a published `.npz` of mu and sigma.
+    """Write an mscd reference file from a published `.npz` of mu and sigma.
 
-    Such a file does not say which detector, or which images of which size, it was made with; that it was this detector
-    and images of this resolution and channel count is taken at the caller's word. detector_sha256: as
-    `load_detector` takes it; origin: where the file came from, for the provenance. UserError naming the file when it
-    says of itself how it was made, or has another number of features.
+    A published file does not say which detector and which images it was made with: the caller vouches for the detector,
+    the resolution and the channel count. detector_sha256: as for `load_detector`; origin: where the file came from, for
+    the provenance. Raises UserError naming the file if it already has provenance, or has another number of features.
     """
     target, network = load_reference(published), load_detector(detector, sha256=detector_sha256)
     if target.provenance:
-        raise UserError(f"{published}: a reference file of mscd already; score against it as it is")
+        raise UserError(f"{published}: already an mscd reference file; score against it directly")
     if len(target.mu) != network.dim:
         raise UserError(
-            f"{published}: statistics of {len(target.mu)} features, but {detector} gives {network.dim}: they are of "
-            "another detector"
+            f"{published}: statistics of {len(target.mu)} features, but {detector} gives {network.dim}: they "
+            "are from another detector"
         )
     provenance: ReferenceProvenance = {
         "detector": network.identity,
@@ -129,21 +131,21 @@ def adopt_reference(
 def save_reference(
     path: str | os.PathLike[str], mu: np.ndarray, sigma: np.ndarray, provenance: ReferenceProvenance
 ) -> None:
-    """Write mu, sigma and the JSON text of `provenance` as `.npz`, whole or not at all; same input, same bytes."""
+    """Write mu, sigma and the JSON text of `provenance` as `.npz` atomically; equal input gives equal bytes."""
     with atomic_write(path) as file:
         write_reference(file, mu, sigma, provenance)
 
 
 def write_reference(file: IO[bytes], mu: np.ndarray, sigma: np.ndarray, provenance: ReferenceProvenance) -> None:
-    """`save_reference` to an open file."""
+    """Write to an open file what `save_reference` writes."""
     np.savez(file, mu=mu, sigma=sigma, provenance=np.array(json.dumps(provenance, sort_keys=True)))
 
 
 def load_reference(path: str | os.PathLike[str]) -> Reference:
-    """Read reference statistics: mscd's, or a published file that holds only mu and sigma (provenance is then {}).
+    """Read an mscd reference file, or a published one that holds only mu and sigma (provenance is then {}).
 
-    UserError naming the file if it is missing, damaged, lacks mu or sigma, or their shapes do not fit, and if it does
-    not say as mscd's files do which detector and which images it is of.
+    Raises UserError naming the file if it is missing or damaged, if it lacks mu or sigma or their shapes do not fit,
+    and if its provenance does not identify detector and images in mscd's format.
     """
     try:
         content = Path(path).read_bytes()
@@ -152,7 +154,9 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such reference file") from error
     except (*NPZ_FAULTS, KeyError) as error:
-        raise UserError(f"{path}: no readable .npz of reference statistics ({error}); damaged or cut short?") from error
+        raise UserError(
+            f"{path}: not a readable .npz of reference statistics ({error}); damaged or cut short?"
+        ) from error
     for name in ("mu", "sigma"):
         if name not in arrays:
             raise UserError(f"{path}: holds no array '{name}' (found: {', '.join(arrays) or 'nothing'})")
@@ -163,12 +167,12 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     if not np.isfinite(mu).all() or not np.allclose(sigma, sigma.T):
         raise UserError(f"{path}: mu is not finite or sigma is not a symmetric matrix of finite numbers")
     if not _is_provenance(provenance):
-        raise UserError(f"{path}: what it says of its detector and images is not of mscd's form; make it again")
+        raise UserError(f"{path}: its provenance (detector and images) is not in mscd's format; make it again")
     return Reference(mu.astype(np.float64), sigma.astype(np.float64), provenance, hashlib.sha256(content).hexdigest())
 
 
 def _is_provenance(provenance: object) -> TypeGuard[ReferenceProvenance]:
-    """Whether provenance names no detector, or name and digest of one with the size of the images."""
+    """Return whether provenance names no detector, or one by name and digest along with the size of the images."""
     if not isinstance(provenance, dict):
         return False
     detector = provenance.get("detector")
@@ -188,15 +192,15 @@ def _read_npz(content: bytes) -> dict[str, np.ndarray]:
 def check_reference(
     path: str | os.PathLike[str], reference: Reference, detector_path: str | os.PathLike[str], detector: Detector
 ) -> None:
-    """Raise UserError naming both files unless `reference` (of `path`) holds features of `detector` (of its path)."""
+    """Raise UserError naming both files unless `reference` (read from `path`) was made with `detector`."""
     made_with = reference.provenance.get("detector")
     if made_with is None:
         raise UserError(
-            f"{path}: does not say which detector its features are of; make the reference with {detector_path}"
+            f"{path}: does not say which detector it was made with; make the reference with {detector_path}"
         )
     if made_with["digest"] != detector.digest or len(reference.mu) != detector.dim:
         raise UserError(
-            f"{path} holds features of detector {made_with['name']} {made_with['digest'][:12]}, but {detector_path} is "
+            f"{path} was made with detector {made_with['name']} {made_with['digest'][:12]}, but {detector_path} is "
             f"{detector.name} {detector.digest[:12]}: score with the detector that made the reference"
         )
 
@@ -204,11 +208,14 @@ def check_reference(
 def check_shape(
     said: str, shape: tuple[int, int, int], reference_path: str | os.PathLike[str], reference: Reference
 ) -> None:
-    """Raise UserError unless images [H, W, C] of this shape are of the reference's; said: "<what> holds" them."""
+    """Raise UserError unless `shape` [H, W, C] is that of the reference's images.
+
+    said: the beginning of the message, "<what> holds".
+    """
     height, width, channels = shape
     resolution = reference.provenance["resolution"]
     if (height, width, channels) != (resolution, resolution, reference.provenance["channels"]):
         raise UserError(
-            f"{said} {width}x{height} images of {channels} channels, but {reference_path} is of "
-            f"{resolution}x{resolution} with {reference.provenance['channels']}: use a reference of the same images"
+            f"{said} {width}x{height} images with {channels} channel(s), but {reference_path} is for "
+            f"{resolution}x{resolution} images with {reference.provenance['channels']}: use a matching reference"
         )

@@ -1,4 +1,4 @@
-"""Fréchet distance between a sample batch and reference statistics, with all that it depends on."""
+"""Scores: the Fréchet distance between samples and reference statistics, with everything it depends on."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.software import software_versions
 from mscd.sampling.sample_file import SampleProvenance, count_images, joint_provenance, read_batches
 
-# What the provenance of samples must say of their network, and of how they were made.
+# Required keys in the provenance of samples: of the network, and of how the samples were made.
 OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema", "digest"), ("sampler", "steps", "nfe", "churn", "seeds")
-READ_AT_ONCE = 500  # images handed to the detector at a time
+READ_AT_ONCE = 500  # images passed to the detector at a time
 
 
 class Score(TypedDict):
-    """A score file: the distance, and all that it depends on.
+    """A score file: the distance and everything it depends on.
 
-    model, snapshot_kimg (None where it is not known), ema: the network, as its file names it; churn: the sampler's, an
-    infinite value as None, or None without churn; seeds: the first and the last; classes: those asked for, where any
-    were; made_by: versions of the software.
+    model, snapshot_kimg (None if unknown), ema: the network, as identified by its file; churn: the sampler's, with None
+    for an infinite value, or None without churn; seeds: the first and the last; classes: those requested, if any;
+    made_by: software versions.
     """
 
     value: float
@@ -63,22 +63,22 @@ def score(
     detector_sha256: str | None = None,
     group: Group = SINGLE_PROCESS,
 ) -> Score | None:
-    """Score the sample file against the reference file with the detector file; write `dest` (JSON) and return it.
+    """Score samples against a reference file with a detector file; write the score to `dest` (JSON) and return it.
 
-    samples: one file, or the files of the jobs that shared a block of seeds, in order; however they cut the block, the
-    score is the same to the last digit. dest: None writes nothing. detector_sha256: as `load_detector` takes it. The
-    processes of `group` share the images; the score is that of one process, on the lead, and None on the others.
+    samples: one file, or the files of the jobs that shared a seed block, in order; however they split the block, the
+    score is the same to the last digit. dest: None writes nothing. detector_sha256: as for `load_detector`. The
+    processes of `group` share the images; the lead returns the score that a single process would, the others None.
 
-    Raises UserError when a file is missing, damaged or cannot be written, and when samples, reference and detector do
-    not belong together: parts of different samples, features of another detector, another resolution or channel count,
-    fewer than 2 images.
+    Raises UserError if a file is missing, damaged or cannot be written, if there are fewer than 2 images, and if
+    samples, reference and detector do not belong together: parts of different samples, features of another detector,
+    another resolution or channel count.
     """
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
     provenance, target = joint_provenance(parts), load_reference(reference)
     network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network)
     _check_provenance(parts[0], provenance)
-    # Opened before the work is done: a score that cannot be written need not be computed.
+    # Opened first, so that no score is computed if it cannot be written.
     with atomic_write(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
         statistics = collect_statistics(_features(parts, reference, target, network, group), network)
         if not group.is_lead:
@@ -99,7 +99,7 @@ def _features(
     detector: Detector,
     group: Group,
 ) -> Iterator[torch.Tensor]:
-    """Features of all images, batch by batch in their order, on the lead."""
+    """Return an iterator over the features of all images, batch by batch in order, on the lead; empty elsewhere."""
     count = math.ceil(count_images(parts) / READ_AT_ONCE)
     mine = itertools.islice(read_batches(parts, READ_AT_ONCE), group.rank, None, group.size)
 
@@ -112,7 +112,7 @@ def _features(
 
 
 def _record(value: float, images: int, provenance: SampleProvenance, detector: Detector, reference: Reference) -> Score:
-    """The score of so many images of that provenance."""
+    """Return the score record for this number of images and their provenance."""
     network = provenance["network"]
     record: Score = {
         "value": value,
@@ -137,10 +137,12 @@ def _record(value: float, images: int, provenance: SampleProvenance, detector: D
 
 
 def _check_provenance(path: str | os.PathLike[str], provenance: Mapping[str, object]) -> None:
-    """Raise UserError unless the samples say all that a score says of them."""
+    """Raise UserError unless the samples' provenance has everything that a score records about them."""
     stated = provenance.get("network")
     network = stated if isinstance(stated, dict) else {}
     missing = [name for name in OF_SAMPLES if name not in provenance]
     missing += [f"network {name}" for name in OF_NETWORK if name not in network]
     if missing:
-        raise UserError(f"{path}: does not say how its images were made ({', '.join(missing)}); generate it with mscd")
+        raise UserError(
+            f"{path}: does not say how its images were made (missing: {', '.join(missing)}); generate it with mscd"
+        )

@@ -23,20 +23,26 @@ SAMPLED_AT_ONCE = 256
 
 
 class Validation:
-    """Fréchet distance of the first `validate_images` seeds to the reference; a student takes S Euler steps, a teacher
-    Heun's 18. Raises UserError when the reference was made with another detector or of images of another size."""
+    """The Fréchet distance between samples of the first `validate_images` seeds and the reference.
+
+    A student is sampled with S Euler steps, a teacher with 18 Heun steps. Raises UserError if the reference was made
+    with another detector or from images of another size.
+    """
 
     def __init__(self, settings: TrainingSettings, detector: str | Path, reference: str | Path, group: Group) -> None:
         self.settings, self.group = settings, group
         self.reference, self.reference_path = load_reference(reference), reference
-        # A TorchScript detector is opened if it is the file whose sha256 was checked when the reference was made.
+        # A TorchScript detector is opened only if it is the file whose sha256 was checked when the reference was made.
         made_with = self.reference.provenance.get("detector")
         sha256 = made_with["digest"] if made_with and is_torchscript(detector) else None
         self.detector = load_detector(detector, group.device, sha256)
         check_reference(reference, self.reference, detector, self.detector)
 
     def score(self, net: EDMPrecond) -> float:
-        """The distance, the same on every process. UserError for a network of images that the reference is not of."""
+        """Return the distance, equal on all processes.
+
+        Raises UserError if the reference is for images of another shape.
+        """
         image = (net.img_resolution, net.img_resolution, net.img_channels)
         check_shape("the network makes", image, self.reference_path, self.reference)
         features = on_host((self.detector(images),) for images in self._images(net))
@@ -47,7 +53,7 @@ class Validation:
         return frechet_distance(mean, covariance, self.reference.mu, self.reference.sigma)
 
     def _images(self, net: EDMPrecond) -> Iterator[torch.Tensor]:
-        """Images uint8 [n, C, H, W] of this process's seeds."""
+        """Yield images uint8 [n, C, H, W] of this process's seeds."""
         if isinstance(self.settings, StudentSettings):
             sampling = Sampling("euler", self.settings.segments)
         else:
@@ -57,5 +63,5 @@ class Validation:
             yield images
 
     def _add(self, array: np.ndarray) -> np.ndarray:
-        """The array summed over the processes."""
+        """Return the array summed over the processes."""
         return self.group.sum(torch.from_numpy(array).to(self.group.device)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What is made once for the tests of evaluation: packed digits, and a classifier of them."""
+"""Fixtures shared by the evaluation tests: packed digits and a classifier for them."""
 
 import pytest
 from quick_classifier import QUICK
@@ -17,7 +17,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def saved(digits, tmp_path_factory):
-    """(path of a detector file, the classifier in it)"""
+    """Return (path of a detector file, the classifier in it)."""
     path = tmp_path_factory.mktemp("detector") / "classifier.safetensors"
     classifier, accuracy = train_classifier(digits, QUICK)
     save_classifier(path, classifier, {"held_out_accuracy": accuracy})

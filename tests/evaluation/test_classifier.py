@@ -1,4 +1,4 @@
-"""The classifier whose features stand in for Inception's: its training, and its file."""
+"""The classifier that replaces Inception as detector: its training and its file."""
 
 import hashlib
 
@@ -23,14 +23,14 @@ def weights_equal(a, b):
 
 
 @pytest.mark.slow
-def test_default_settings_reach_97_percent_on_digits_held_out(digits):
+def test_default_settings_reach_97_percent_on_held_out_digits(digits):
     classifier, accuracy = train_classifier(digits, ClassifierSettings())
     assert accuracy >= 0.97
     statistics = dataset_statistics(digits, Detector(classifier, "any"))
     assert (np.diag(statistics.scatter) > 0).all()  # no feature is dead
 
 
-def test_same_data_and_settings_give_the_same_weights_on_any_number_of_threads_and_draw_nothing(digits):
+def test_weights_depend_on_data_and_settings_only_and_no_rng_is_touched(digits):
     threads, drawn = torch.get_num_threads(), torch.get_rng_state()
     first, accuracy = train_classifier(digits, QUICK)
     assert torch.equal(torch.get_rng_state(), drawn)
@@ -45,7 +45,7 @@ def test_same_data_and_settings_give_the_same_weights_on_any_number_of_threads_a
     assert not weights_equal(first, train_classifier(digits, quick(seed=1))[0])
 
 
-def test_held_out_images_are_never_trained_on_and_are_what_accuracy_is_measured_on(digits, monkeypatch):
+def test_held_out_images_measure_accuracy_and_are_never_trained_on(digits, monkeypatch):
     used = {True: set(), False: set()}
 
     def recorded(dataset, index_batches):
@@ -60,7 +60,7 @@ def test_held_out_images_are_never_trained_on_and_are_what_accuracy_is_measured_
     assert used[True] | used[False] == set(range(1797)) and not used[True] & used[False]
 
 
-def test_accuracy_is_the_share_of_right_answers(digits, saved):
+def test_accuracy_is_the_share_of_correct_classes(digits, saved):
     _, classifier = saved
     images, labels = digits.images_in_memory(), torch.from_numpy(digits.labels)
     right = classifier(images.float() / 127.5 - 1).argmax(1) == labels
@@ -80,12 +80,12 @@ def test_loss_and_accuracy_are_logged_by_kimg(digits, tmp_path):
     assert metrics[-1][1] == {"held_out_accuracy": accuracy}
 
 
-def test_accuracy_below_the_least_is_refused(digits):
+def test_accuracy_below_the_minimum_is_refused(digits):
     with pytest.raises(UserError, match="train.zip: the classifier reaches an accuracy of 0.*min_accuracy 0.99"):
         train_classifier(digits, quick(epochs=1, min_accuracy=0.99))
 
 
-def test_images_without_labels_of_one_class_or_too_few_are_refused(tmp_path, digits):
+def test_a_single_class_and_too_few_images_are_refused(tmp_path, digits):
     from PIL import Image
 
     for name in ("a/1.png", "a/2.png"):
@@ -115,7 +115,7 @@ def test_shifts_move_each_image_by_its_own_offset_within_reach():
     assert torch.equal(shift_images(images, 0, torch.Generator()), images)
 
 
-def test_detector_is_read_back_as_written_and_written_with_the_same_bytes(digits, saved, tmp_path):
+def test_a_detector_is_read_back_as_written_and_its_bytes_are_repeatable(digits, saved, tmp_path):
     path, classifier = saved
     images = digits.images_in_memory()[:20]
     detector = load_detector(path)
@@ -126,10 +126,10 @@ def test_detector_is_read_back_as_written_and_written_with_the_same_bytes(digits
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "third.safetensors").read_bytes()
 
 
-def test_a_classifier_is_held_to_its_sha256_if_one_is_given(tmp_path):
+def test_a_classifiers_sha256_is_checked_if_one_is_given(tmp_path):
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, Classifier(8, 1, 10), {})
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load_detector(path, sha256=sha256).name == "classifier"
-    with pytest.raises(UserError, match=f"classifier.safetensors: its sha256 is {sha256}, wanted 0000"):
+    with pytest.raises(UserError, match=f"classifier.safetensors: its sha256 is {sha256}, expected 0000"):
         load_detector(path, sha256="0" * 64)

@@ -1,4 +1,4 @@
-"""Detectors: what they take and give, and which files are none."""
+"""Detectors: their inputs and outputs, and which files are refused."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_images_of_another_kind_are_refused(saved):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_flipped_bit_anywhere_in_a_detector_is_noticed(saved, data):
+def test_flipped_bit_anywhere_in_a_detector_is_detected(saved, data):
     content = bytearray(saved[0].read_bytes())
     header = int.from_bytes(content[:8], "little") + 8
     position = data.draw(st.one_of(st.integers(0, header - 1), st.integers(header, len(content) - 1)))
@@ -56,7 +56,7 @@ def test_flipped_bit_anywhere_in_a_detector_is_noticed(saved, data):
 
 @settings(deadline=None, max_examples=30)
 @given(fraction=st.floats(0, 1, exclude_max=True))
-def test_truncated_detector_is_noticed(saved, fraction):
+def test_truncated_detector_is_detected(saved, fraction):
     content = saved[0].read_bytes()
     cut = saved[0].with_name("cut.safetensors")
     cut.write_bytes(content[: int(len(content) * fraction)])
@@ -73,5 +73,5 @@ def test_missing_file_and_file_of_another_format_are_named(saved, tmp_path):
     shape = {"resolution": 8, "channels": 1, "label_dim": 10}
     metadata = {"format": "mscd-classifier-1", "classifier": shape}
     save_tensors(tmp_path / "older.safetensors", {"x": torch.zeros(2)}, metadata)
-    with pytest.raises(UserError, match="older.safetensors: weights of another kind of classifier"):
+    with pytest.raises(UserError, match="older.safetensors: holds weights of another kind of classifier"):
         load_detector(tmp_path / "older.safetensors")

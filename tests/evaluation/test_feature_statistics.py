@@ -1,4 +1,4 @@
-"""Statistics of a stream of features, however it is cut and whichever processes saw it."""
+"""Statistics of a stream of features, however it is split and whichever processes see it."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def assert_same_statistics(a, b):
-    """Equal but for rounding of the mean, whose last digits are all that the scatter's errors come from."""
+    """Check equality up to rounding of the mean, whose last digits are the only source of errors in the scatter."""
     assert a.count == b.count
     rounding = 1e-14 * (1 + np.abs(b.mean).max())
     spread = np.sqrt(np.trace(b.scatter)) + 1
@@ -32,7 +32,7 @@ def assert_same_statistics(a, b):
 
 @pytest.mark.parametrize("case", ["d16", "d16_same"])
 @pytest.mark.parametrize("which", ["", "_ref"])
-def test_statistics_of_float32_features_equal_the_reference(case, which):
+def test_statistics_of_float32_features_equal_the_golden_ones(case, which):
     features = GOLDEN[f"{case}/features{which}"]
     mu, sigma = statistics_of(torch.from_numpy(features)).mean_and_covariance()
     assert mu.dtype == sigma.dtype == np.float64
@@ -45,7 +45,7 @@ def test_statistics_of_float32_features_equal_the_reference(case, which):
 def test_splitting_the_stream_does_not_change_the_statistics(seed, cuts, offset):
     features = np.random.default_rng(seed).normal(size=(60, 4)) + offset
     whole, parts = statistics_of(features), FeatureStatistics(4)
-    for piece in np.split(features, sorted(cuts)):  # empty pieces too
+    for piece in np.split(features, sorted(cuts)):  # including empty pieces
         parts.update(torch.from_numpy(piece))
     assert_same_statistics(parts, whole)
     np.testing.assert_allclose(whole.mean_and_covariance()[1], np.cov(features.T), rtol=1e-6, atol=1e-9)
@@ -53,7 +53,7 @@ def test_splitting_the_stream_does_not_change_the_statistics(seed, cuts, offset)
 
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, sizes=st.tuples(*[st.integers(0, 9)] * 3))
-def test_merging_is_associative_and_in_any_order(seed, sizes):
+def test_merging_is_associative_and_commutative(seed, sizes):
     rng = np.random.default_rng(seed)
     pieces = [rng.normal(loc=10 * rng.normal(), size=(n, 3)) for n in sizes]
 
@@ -110,12 +110,12 @@ def test_a_covariance_needs_two_rows():
 def test_rows_of_another_width_are_refused():
     with pytest.raises(ValueError, match="expected"):
         FeatureStatistics(3).update(np.zeros((2, 4)))
-    with pytest.raises(ValueError, match="cannot join"):
+    with pytest.raises(ValueError, match="cannot be merged"):
         FeatureStatistics(3).merge(FeatureStatistics(4))
 
 
 @pytest.mark.parametrize("sizes", [[], [3], [4, 4, 4], [1] * 9, [10, 1, 20], [0, 0]])
-def test_statistics_are_of_all_features_in_lumps_of_whole_batches(sizes, monkeypatch):
+def test_statistics_cover_all_features_in_pieces_of_whole_batches(sizes, monkeypatch):
     detector = Detector(Classifier(8, 1, 10), "any")
     monkeypatch.setattr(feature_statistics, "UPDATE_SIZE", 5 * detector.dim)
     added, update = [], FeatureStatistics.update

@@ -1,4 +1,4 @@
-"""The Fréchet distance against published values, its properties, and other ways to compute it."""
+"""The Fréchet distance: against published values and other ways to compute it, and its properties."""
 
 import functools
 
@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def gaussian(rng, dim, rank=None):
-    """Mean and covariance [dim, dim] of the given rank."""
+    """Return a mean and a covariance [dim, dim] of the given rank."""
     factor = rng.normal(size=(dim, dim if rank is None else rank))
     return rng.normal(size=dim), factor @ factor.T
 
@@ -32,11 +32,11 @@ def test_distance_equals_the_published_formula(case):
 
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, dim=st.integers(1, 12), rank=st.integers(1, 12))
-def test_distance_is_symmetric_zero_to_itself_and_unmoved_by_rotation_and_shift(seed, dim, rank):
+def test_distance_is_symmetric_zero_to_itself_and_unmoved_by_isometries(seed, dim, rank):
     rng = np.random.default_rng(seed)
     (mu1, sigma1), (mu2, sigma2) = gaussian(rng, dim), gaussian(rng, dim, min(rank, dim))
     distance = frechet_distance(mu1, sigma1, mu2, sigma2)
-    tolerance = 1e-6 * (np.trace(sigma1) + np.trace(sigma2))  # the root of rounding errors, where one is singular
+    tolerance = 1e-6 * (np.trace(sigma1) + np.trace(sigma2))  # if one is singular, a root is taken of rounding errors
     assert distance == pytest.approx(frechet_distance(mu2, sigma2, mu1, sigma1), rel=1e-9, abs=1e-9)
     assert frechet_distance(mu2, sigma2, mu2, sigma2) <= 1e-12 * np.trace(sigma2)
     turn = scipy.stats.ortho_group.rvs(dim, random_state=seed) if dim > 1 else np.ones((1, 1))
@@ -46,14 +46,14 @@ def test_distance_is_symmetric_zero_to_itself_and_unmoved_by_rotation_and_shift(
 
 @settings(deadline=None, max_examples=30)
 @given(seed=seeds, dim=st.integers(1, 12))
-def test_distance_of_axis_aligned_gaussians_is_that_of_their_means_and_deviations(seed, dim):
+def test_distance_of_axis_aligned_gaussians_equals_the_closed_form(seed, dim):
     mu1, mu2, std1, std2 = np.random.default_rng(seed).uniform(0, 3, size=(4, dim))
     want = np.square(mu1 - mu2).sum() + np.square(std1 - std2).sum()
     assert frechet_distance(mu1, np.diag(std1**2), mu2, np.diag(std2**2)) == pytest.approx(want, rel=1e-9, abs=1e-12)
 
 
 def from_features(rows1, rows2):
-    """The distance from centred rows themselves: no covariance is made, so nothing is lost to its rounding."""
+    """Return the distance computed from centred rows, without the rounding error of a covariance."""
     scaled = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (rows1, rows2)]
     trace_of_root = np.linalg.svd(scaled[0] @ scaled[1].T, compute_uv=False).sum()
     shift = rows1.mean(0) - rows2.mean(0)
@@ -65,9 +65,9 @@ def rotation(dim):
     return scipy.stats.ortho_group.rvs(dim, random_state=0)
 
 
-@pytest.mark.parametrize("decay", [0, 1.5, 4])  # deviations fall as k^-decay: the last to 1, 2e-4 or 2e-10
+@pytest.mark.parametrize("decay", [0, 1.5, 4])  # deviations fall as k^-decay; the last is 1, 2e-4 or 2e-10
 @pytest.mark.parametrize(("count1", "count2"), [(700, 900), (60, 900), (900, 60), (60, 80), (2, 300)])
-def test_distance_is_that_of_the_features_whether_or_not_there_are_more_of_them_than_images(count1, count2, decay):
+def test_distance_equals_that_from_features_for_few_and_many_images(count1, count2, decay):
     rng = np.random.default_rng(0)
     scale = (1.0 + np.arange(256)) ** -decay
     turn = rotation(256)
@@ -76,7 +76,7 @@ def test_distance_is_that_of_the_features_whether_or_not_there_are_more_of_them_
     assert frechet_distance(*moments) == pytest.approx(from_features(rows1, rows2), rel=1e-9)
 
 
-def test_distance_equals_that_by_the_root_of_the_product():
+def test_distance_equals_that_from_the_matrix_square_root():
     rng = np.random.default_rng(1)
     (mu1, sigma1), (mu2, sigma2) = gaussian(rng, 100), gaussian(rng, 100)
     root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
@@ -84,9 +84,9 @@ def test_distance_equals_that_by_the_root_of_the_product():
     assert frechet_distance(mu1, sigma1, mu2, sigma2) == pytest.approx(want, rel=1e-6)
 
 
-def test_distance_sees_small_deviations_beside_a_large_one():
+def test_distance_resolves_small_deviations_next_to_a_large_one():
     std1, std2 = np.full(300, 1e-5), np.full(300, 2e-5)
-    std1[0] = std2[0] = 1  # whose square's rounding is above the product of the others' variances
+    std1[0] = std2[0] = 1  # the rounding error of its square exceeds the product of the others' variances
     want = np.square(std1 - std2).sum()
     got = frechet_distance(np.zeros(300), np.diag(std1**2), np.zeros(300), np.diag(std2**2))
     assert got == pytest.approx(want, rel=1e-6)
@@ -97,7 +97,7 @@ def test_distance_of_constants_is_that_of_their_means():
     assert frechet_distance(np.zeros(3), zero, np.array([1.0, 2, 2]), zero) == 9
 
 
-def test_distance_refuses_nan_and_other_widths():
+def test_distance_refuses_nan_and_different_widths():
     with pytest.raises(UserError, match="NaN or infinite"):
         frechet_distance(np.full(2, np.nan), np.eye(2), np.zeros(2), np.eye(2))
     with pytest.raises(ValueError, match="shapes differ"):

@@ -1,4 +1,4 @@
-"""Reference statistics: made of data sets or adopted, and read back from files."""
+"""Reference statistics: computed from data sets or adopted, and read back from files."""
 
 import hashlib
 import io
@@ -33,7 +33,7 @@ def test_statistics_do_not_depend_on_the_batch_size(digits, saved):
     np.testing.assert_allclose(whole.mean, detector(digits.images_in_memory()).double().mean(0), rtol=1e-5, atol=1e-5)
 
 
-def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
+def test_files_of_both_stages_record_what_they_were_made_from(digits, tmp_path):
     detector, summary, reference = (tmp_path / name for name in ("c.safetensors", "c.json", "c.npz"))
     events = EventLog(tmp_path / "events.jsonl")
     chosen = ClassifierSettings(epochs=1, min_accuracy=0.0)
@@ -54,7 +54,7 @@ def test_files_of_both_stages_say_what_they_were_made_of(digits, tmp_path):
     assert kinds == ["start", "params", "metrics", "metrics"]
 
 
-def test_statistics_that_cannot_be_written_are_named_before_they_are_computed(digits, saved, tmp_path, monkeypatch):
+def test_an_unwritable_reference_is_named_before_it_is_computed(digits, saved, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(Detector, "__call__", pytest.fail)
     with pytest.raises(UserError, match="file/a.npz: could not be written"):
@@ -63,14 +63,14 @@ def test_statistics_that_cannot_be_written_are_named_before_they_are_computed(di
 
 @pytest.fixture
 def published(tmp_path):
-    """(published .npz of 16 features, its sha256, a stand-in detector of as many, the sha256 of that)"""
+    """Return (published .npz of 16 features, its sha256, a stand-in detector with 16 features, its sha256)."""
     rows = np.random.default_rng(0).normal(size=(50, 16))
     np.savez(tmp_path / "published.npz", mu=rows.mean(0), sigma=np.cov(rows, rowvar=False))
     sha256 = hashlib.sha256((tmp_path / "published.npz").read_bytes()).hexdigest()
     return tmp_path / "published.npz", sha256, tmp_path / "standin.pt", write_standin(tmp_path / "standin.pt", dim=16)
 
 
-def test_published_statistics_are_taken_over_as_they_are_and_say_whose_they_are(published, tmp_path):
+def test_published_statistics_are_adopted_unchanged_with_their_origin(published, tmp_path):
     file, sha256, detector, known = published
     origin = {"source": "https://example.org/published.npz", "sha256": sha256, "license": "CC BY 4.0"}
     about = {"detector_sha256": known, "resolution": 8, "channels": 1}
@@ -88,7 +88,7 @@ def test_published_statistics_are_taken_over_as_they_are_and_say_whose_they_are(
     }
 
 
-def test_published_statistics_of_another_kind_are_refused(published, tmp_path, saved, digits):
+def test_unsuitable_published_statistics_are_refused(published, tmp_path, saved, digits):
     file, _, detector, known = published
     shape, dest = {"resolution": 8, "channels": 1}, tmp_path / "ours.npz"
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
@@ -96,12 +96,12 @@ def test_published_statistics_of_another_kind_are_refused(published, tmp_path, s
     with pytest.raises(UserError, match="published.npz: statistics of 16 features, but .*classifier.* gives 64"):
         adopt_reference(file, saved[0], dest, **shape)
     make_reference(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
-    with pytest.raises(UserError, match="own.npz: a reference file of mscd already"):
+    with pytest.raises(UserError, match="own.npz: already an mscd reference file"):
         adopt_reference(tmp_path / "own.npz", detector, dest, detector_sha256=known, **shape)
     assert not dest.exists()
 
 
-def test_statistics_of_a_data_set_under_torchscript_are_those_of_its_features(published, digits, tmp_path):
+def test_data_set_statistics_under_torchscript_are_those_of_features(published, digits, tmp_path):
     _, _, detector, known = published
     make_reference(digits.path, detector, tmp_path / "own.npz", detector_sha256=known)
     rows = load_detector(detector, sha256=known)(digits.images_in_memory()).double().numpy()
@@ -128,9 +128,9 @@ MADE = {"detector": {"name": "classifier", "digest": "abc"}, "resolution": 8, "c
         {"detector": MADE["detector"]},
     ],
 )
-def test_provenance_of_another_form_is_refused_in_one_line(tmp_path, provenance):
+def test_malformed_provenance_is_refused_in_one_line(tmp_path, provenance):
     np.savez(tmp_path / "odd.npz", mu=np.zeros(1), sigma=np.eye(1), provenance=np.array(json.dumps(provenance)))
-    with pytest.raises(UserError, match=r"odd.npz: what it says of its detector and images is not [^\n]*$"):
+    with pytest.raises(UserError, match=r"odd.npz: its provenance \(detector and images\) is not [^\n]*$"):
         load_reference(tmp_path / "odd.npz")
 
 
@@ -148,7 +148,7 @@ def reference(tmp_path):
     return path, stats
 
 
-def test_reference_is_read_back_as_written_and_written_with_the_same_bytes(reference):
+def test_a_reference_is_read_back_as_written_with_repeatable_bytes(reference):
     path, stats = reference
     read = load_reference(path)
     mu, sigma = stats.mean_and_covariance()
@@ -178,11 +178,11 @@ def test_published_file_of_mu_and_sigma_alone_is_read_as_float64(tmp_path):
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "not a symmetric matrix"),
         ({"mu": np.full(2, np.inf), "sigma": np.eye(2)}, "mu is not finite"),
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "not a symmetric matrix"),
-        ({"mu": np.zeros(1), "sigma": np.eye(1), "provenance": np.array("{")}, "no readable .npz"),
-        ({"mu": np.zeros(1), "sigma": np.eye(1), "provenance": np.array({}, dtype=object)}, "no readable .npz"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "provenance": np.array("{")}, "not a readable .npz"),
+        ({"mu": np.zeros(1), "sigma": np.eye(1), "provenance": np.array({}, dtype=object)}, "not a readable .npz"),
     ],
 )
-def test_unfit_reference_is_named_in_one_line(tmp_path, arrays, said):
+def test_unusable_reference_is_named_in_one_line(tmp_path, arrays, said):
     path = tmp_path / "unfit.npz"
     np.savez(path, **arrays)
     with pytest.raises(UserError) as error:
@@ -190,7 +190,7 @@ def test_unfit_reference_is_named_in_one_line(tmp_path, arrays, said):
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_reference_that_is_no_npz_is_named(tmp_path):
+def test_reference_that_is_not_an_npz_is_named(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
     (tmp_path / "empty.npz").write_bytes(b"")
     for name in ("array.npy", "empty.npz", "missing.npz", "."):
@@ -203,16 +203,16 @@ def test_truncated_reference_is_named_wherever_it_was_cut(reference):
     content = path.read_bytes()
     for length in range(0, len(content), 37):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match="reference.npz: no readable"):
+        with pytest.raises(UserError, match="reference.npz: not a readable"):
             load_reference(path)
 
 
-def test_flipped_bit_of_the_numbers_is_noticed(reference):
+def test_flipped_bit_in_the_numbers_is_detected(reference):
     path, _ = reference
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         start = file.getinfo("sigma.npy").header_offset + 250
     content[start] ^= 4
     path.write_bytes(content)
-    with pytest.raises(UserError, match="reference.npz: no readable"):
+    with pytest.raises(UserError, match="reference.npz: not a readable"):
         load_reference(path)

@@ -1,4 +1,4 @@
-"""Scores: what they hold, and what is refused."""
+"""Scores: what they record, and what is refused."""
 
 import json
 
@@ -47,7 +47,7 @@ def write_reference(path, detector: Detector, images, *, name_detector=True):
 
 @pytest.fixture
 def files(tmp_path):
-    """(samples, reference, detector, dest) that belong together; dest is yet to be written."""
+    """Return (samples, reference, detector, dest) that belong together; dest does not exist yet."""
     detector = write_detector(tmp_path / "classifier.safetensors", seed=0)
     reference = write_reference(tmp_path / "reference.npz", load_detector(detector), pictures(1))
     write_samples(tmp_path / "samples.npz", pictures(2), MADE)
@@ -70,7 +70,7 @@ def test_the_images_of_the_reference_score_zero(files):
     assert score(samples, reference, detector, dest)["value"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_score_names_everything_it_depends_on(files):
+def test_a_score_records_everything_it_depends_on(files):
     samples, reference, detector, dest = files
     result = score(*files)
     assert json.loads(dest.read_text()) == result
@@ -92,7 +92,7 @@ def test_a_score_names_everything_it_depends_on(files):
     assert result["made_by"].keys() == {"mscd", "numpy", "scipy", "torch", "python"}
 
 
-def test_the_file_holds_every_digit_and_the_same_score_gives_the_same_bytes(files):
+def test_the_file_holds_every_digit_and_its_bytes_are_repeatable(files):
     *inputs, dest = files
     value = score(*inputs, dest)["value"]
     assert repr(value) in dest.read_text()
@@ -101,7 +101,7 @@ def test_the_file_holds_every_digit_and_the_same_score_gives_the_same_bytes(file
 
 
 @pytest.mark.parametrize("cuts", [[500], [100, 101, 599], [1, 2, 550], [250, 500]])
-def test_a_block_that_jobs_shared_has_the_bytes_of_the_score_of_one_job(files, tmp_path, cuts):
+def test_a_block_shared_by_jobs_scores_to_the_bytes_of_a_single_job(files, tmp_path, cuts):
     samples, reference, detector, dest = files
     score(samples, reference, detector, dest)
     parts = []
@@ -136,15 +136,15 @@ def test_a_reference_of_an_unknown_detector_is_refused(files):
         score(samples, reference, detector, dest)
 
 
-def test_samples_of_another_resolution_or_channel_count_are_refused_naming_both(files):
+def test_samples_of_another_shape_are_refused_naming_both(files):
     samples, reference, detector, dest = files
     for images, kind in (
-        (pictures(2, resolution=16), "16x16 images of 1"),
-        (pictures(2, channels=3), "8x8 images of 3"),
+        (pictures(2, resolution=16), "16x16 images with 1"),
+        (pictures(2, channels=3), "8x8 images with 3"),
     ):
         write_samples(samples, images, MADE)
         with pytest.raises(
-            UserError, match=f"samples.npz holds {kind} channels?, but .*reference.npz is of 8x8 with 1"
+            UserError, match=f"samples.npz holds {kind} channel\\(s\\), but .*reference.npz is for 8x8 images with 1"
         ):
             score(samples, reference, detector, dest)
     assert not dest.exists()
@@ -183,15 +183,15 @@ def test_a_score_that_cannot_be_written_is_named_before_it_is_computed(files, tm
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ([1], "in mscd's form"),
-        ({"seeds": 3}, "in mscd's form"),
-        ({"seeds": [1, "2"]}, "in mscd's form"),
+        ([1], "in mscd's format"),
+        ({"seeds": 3}, "in mscd's format"),
+        ({"seeds": [1, "2"]}, "in mscd's format"),
         ({**MADE, "network": "x"}, "network model"),
         ({**MADE, "network": {"digest": "d"}}, "network ema"),
-        ({name: value for name, value in MADE.items() if name != "churn"}, r"\(churn\)"),
+        ({name: value for name, value in MADE.items() if name != "churn"}, r"\(missing: churn\)"),
     ],
 )
-def test_samples_that_do_not_say_how_they_were_made_are_refused_in_one_line(files, made, said):
+def test_samples_with_incomplete_provenance_are_refused_in_one_line(files, made, said):
     samples, *others = files
     write_samples(samples, pictures(2), made)
     with pytest.raises(UserError, match=rf"samples.npz: does not say [^\n]*{said}[^\n]*$"):
@@ -200,7 +200,7 @@ def test_samples_that_do_not_say_how_they_were_made_are_refused_in_one_line(file
 
 @pytest.fixture
 def published(tmp_path):
-    """(samples, reference taken over from published statistics, TorchScript detector, its sha256), of 8×8 grey."""
+    """Return (samples, reference adopted from published statistics, TorchScript detector, its sha256) for 8×8 grey."""
     detector = tmp_path / "standin.pt"
     sha256 = write_standin(detector, dim=16)
     features = (
@@ -219,7 +219,7 @@ def published(tmp_path):
     return tmp_path / "samples.npz", tmp_path / "reference.npz", detector, sha256
 
 
-def test_images_that_published_statistics_are_of_score_zero(published, tmp_path):
+def test_the_images_behind_published_statistics_score_zero(published, tmp_path):
     *files, sha256 = published
     result = score(*files, tmp_path / "score.json", detector_sha256=sha256)
     assert result["value"] == pytest.approx(0, abs=1e-6) and result["metric"] == "FD(standin)"
@@ -232,7 +232,7 @@ def test_only_inceptions_features_are_called_FID(published, tmp_path, monkeypatc
     assert score(samples, reference, detector, tmp_path / "score.json")["metric"] == "FID"
 
 
-def test_a_torchscript_detector_of_another_sha256_is_not_opened_for_a_score(published, tmp_path):
+def test_a_torchscript_detector_with_another_sha256_is_not_opened(published, tmp_path):
     *files, _ = published
     with pytest.raises(UserError, match="standin.pt: its sha256 is .* not opened"):
         score(*files, tmp_path / "score.json")
@@ -241,11 +241,11 @@ def test_a_torchscript_detector_of_another_sha256_is_not_opened_for_a_score(publ
 def test_images_of_another_size_do_not_score_against_published_statistics(published, tmp_path):
     samples, *files, sha256 = published
     write_samples(samples, pictures(1, resolution=16), MADE)
-    with pytest.raises(UserError, match="holds 16x16 images of 1 channels, but .* is of 8x8"):
+    with pytest.raises(UserError, match="holds 16x16 images with 1 channel\\(s\\), but .* is for 8x8"):
         score(samples, *files, tmp_path / "score.json", detector_sha256=sha256)
 
 
-def test_a_score_says_which_classes_were_asked_for_and_need_not_be_written(files):
+def test_a_score_records_requested_classes_and_need_not_be_written(files):
     samples, *rest, dest = files
     write_samples(samples, pictures(2), {**MADE, "classes": 3})
     assert score(samples, *rest, None)["classes"] == 3 and not dest.exists()

@@ -1,4 +1,4 @@
-"""Scores inside the training loop: recorded, the best state kept, and the right reference insisted on."""
+"""Scores inside the training loop: they are recorded, the best state is kept, and the reference must match."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ SCORED = STUDENT.model_copy(update={"validate_kimg": 1, "validate_images": 60, "
 
 @pytest.fixture(scope="module")
 def detectors(base, tmp_path_factory):
-    """Folders with a detector and its reference, for two seeds."""
+    """Folders with a detector and its reference, one for each of two seeds."""
     folders = []
     for seed in (0, 1):
         folder = tmp_path_factory.mktemp(f"detector{seed}")
@@ -51,7 +51,7 @@ def scores(run_dir):
     return list(found)
 
 
-def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_path):
+def test_scores_are_recorded_and_do_not_affect_training(base, detectors, tmp_path):
     train(scored_leg(base, tmp_path / "a", detectors[0], detectors[0]))
     train(student_leg(base, tmp_path / "b", 0, 2, STUDENT.model_copy(update={"dropout": 0.0})))
     assert len(scores(tmp_path / "a")) == 2 and all(score > 0 for score in scores(tmp_path / "a"))
@@ -59,7 +59,7 @@ def test_scores_are_recorded_and_do_not_touch_the_training(base, detectors, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_score_their_shares_and_agree_with_one(base, detectors, tmp_path):
+def test_scores_of_two_processes_agree_with_those_of_one(base, detectors, tmp_path):
     train(scored_leg(base, tmp_path / "one", detectors[0], detectors[0], 1))
     launch_leg(scored_leg(base, tmp_path / "two", detectors[0], detectors[0], 1), 2, tmp_path)
     assert scores(tmp_path / "two") == pytest.approx(scores(tmp_path / "one"), rel=1e-2)
@@ -71,7 +71,7 @@ def test_a_reference_of_another_detector_is_refused_before_training(base, detect
     assert not (tmp_path / "2").exists()
 
 
-def test_the_network_scored_is_the_average(base, detectors, tmp_path):
+def test_the_scored_network_is_the_average(base, detectors, tmp_path):
     from mscd.evaluation.validation import Validation
 
     train(scored_leg(base, tmp_path, detectors[0], detectors[0], 1))
@@ -81,7 +81,7 @@ def test_the_network_scored_is_the_average(base, detectors, tmp_path):
         assert again == scores(tmp_path)[-1]
 
 
-def test_a_torchscript_detector_scores_if_it_is_the_one_that_made_the_reference(base, tmp_path):
+def test_a_torchscript_detector_scores_only_if_it_made_the_reference(base, tmp_path):
     from mscd.evaluation.validation import Validation
 
     files = tmp_path / "standin.pt", tmp_path / "reference.npz"
@@ -107,7 +107,9 @@ def test_a_reference_of_images_of_another_size_is_refused(base, tmp_path, resolu
     about = {"detector_sha256": sha256, "resolution": resolution, "channels": channels}
     adopt_reference(tmp_path / "published.npz", *files, **about)
     net = EDMPrecond(8, 1, 10, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
-    with pytest.raises(UserError, match=f"the network makes 8x8 images of 1 channels, but .* is of {resolution}x"):
+    with pytest.raises(
+        UserError, match=f"the network makes 8x8 images with 1 channel\\(s\\), but .* is for {resolution}x"
+    ):
         Validation(SCORED, *files, Group()).score(net)
 
 
