@@ -111,7 +111,10 @@ def _padded(parameter: torch.nn.Parameter) -> int:
 
 
 def learning_rate(settings: TrainingSettings, nimg: int) -> float:
-    """Return the learning rate of the step that begins at image nimg: linear over lr_rampup_kimg from 0, then flat."""
+    """Return the learning rate of the step that begins at image nimg.
+
+    It rises linearly from 0 over lr_rampup_kimg and is constant afterwards.
+    """
     ramp = settings.lr_rampup_kimg * 1000
     return settings.learning_rate * (min(nimg / ramp, 1.0) if ramp else 1.0)
 

@@ -1,4 +1,4 @@
-"""Random numbers as functions of (seed, purpose, position), so that no generator state needs saving, only counters.
+"""Random numbers as functions of (seed, purpose, position), so that only counters need to be saved.
 
 Positions count the images of the run. Numbers are drawn for whole global batches and each process takes its rows, so
 the draws for an image do not depend on the number of processes. Only dropout is drawn per micro-batch.

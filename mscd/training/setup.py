@@ -56,7 +56,7 @@ class Start:
 
 
 def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping[str, str]) -> Start:
-    """Prepare everything that training the leg needs, in the most advanced usable state, and record an attempt.
+    """Prepare everything needed to train the leg, load the most advanced usable state and record the attempt.
 
     Arguments and errors are those of `train_leg`.
     """
