@@ -164,7 +164,8 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
             rows = scores[(scores["network_digest"] == best["network"]) & (scores["ema"] == best["ema"])]
             trained = f"{best['snapshot_kimg']} kimg, " if best["snapshot_kimg"] else ""
             _draw_curve(axes, rows, "nfe", f"{name}, {trained}{best['ema']}", color=colour, **BEST)
-        _plain_log(axes, "x", ticks=scores["nfe"].unique().tolist())
+        ticks = [*(row["nfe"] for _, row in students), *sorted(scores["nfe"].unique())]
+        _plain_log(axes, "x", ticks=[float(tick) for tick in ticks])
         _plain_log(axes, "y")
         axes.set(title="Score against cost", xlabel="network evaluations per image (NFE)", ylabel=_score_label(scores))
         _legend(figure, axes)
@@ -190,11 +191,11 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> None:
-    """Make an axis logarithmic, with plain numbers at `ticks` (those that fit) or at round values."""
+    """Make an axis logarithmic, with plain numbers at the `ticks` that fit, earlier ones first, or at round values."""
     axes.set(**{f"{which}scale": "log"})
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if which == "x" else (axes.yaxis, axes.get_ylim())
     if ticks is not None:
-        axis.set_major_locator(FixedLocator(spread_ticks(sorted(ticks), (high / low) ** 0.05)))
+        axis.set_major_locator(FixedLocator(spread_ticks(ticks, (high / low) ** 0.05)))
     elif high / low > 8:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
@@ -203,13 +204,13 @@ def _plain_log(axes: Axes, which: str, ticks: Sequence[float] | None = None) -> 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def spread_ticks(ticks: list[float], ratio: float) -> list[float]:
-    """Return those of the ascending ticks that are at least `ratio` times the previous one kept."""
-    kept = ticks[:1]
-    for tick in ticks[1:]:
-        if tick >= ratio * kept[-1]:
+def spread_ticks(ticks: Sequence[float], ratio: float) -> list[float]:
+    """Return those of the positive ticks that differ by a factor of at least `ratio` from all kept before, sorted."""
+    kept: list[float] = []
+    for tick in ticks:
+        if all(max(tick, other) >= ratio * min(tick, other) for other in kept):
             kept.append(tick)
-    return kept
+    return sorted(kept)
 
 
 def _score_label(scores: pd.DataFrame) -> str:

@@ -60,6 +60,14 @@ def test_log_axes_have_plain_numbers_that_do_not_overlap(drawn, tmp_path):
     assert curves.spread_ticks([8, 9, 16, 17, 18, 35], 1.1) == [8, 9, 16, 18, 35]
 
 
+def test_evaluations_of_a_student_have_a_tick_even_next_to_the_teachers(drawn, tmp_path):
+    heun = [("teacher", 400, "ema", "heun", steps, 5.0, 5.5) for steps in (4, 24)]  # 7 and 47 evaluations
+    s4 = ("s4", 50, "ema", "euler", 4, 9.9, 9.9)
+    curves.score_vs_nfe(scores_of(*TEACHER, *heun, s4, *STUDENT), tmp_path / "a.png")
+    (axes,) = drawn
+    assert list(axes.get_xticks()) == [4, 8, 35, 47]
+
+
 @pytest.mark.parametrize("rows", [STUDENT, STUDENT[:1], [*TEACHER[1:], *STUDENT]])
 def test_figures_need_neither_a_teacher_nor_a_second_snapshot(rows, tmp_path):
     curves.score_vs_kimg(scores_of(*rows), tmp_path / "a.png", "s8")
