@@ -1,4 +1,4 @@
-"""The checked settings, and which file is whose. Rules hold no functions; they are all here."""
+"""The checked settings, the files of each rule, and all functions that rules use. Rules define no functions."""
 
 import atexit
 import functools
@@ -19,21 +19,21 @@ from mscd.files.folder_lock import FolderLock
 from mscd.launch.resources import resources_of_rule
 from mscd.provenance.urls import is_address, local_path
 
-# The graph of thousands of jobs lives to the end: looking through it for garbage as often as Python would takes a fifth
-# of the time until the first job starts.
+# The graph of thousands of jobs lives until the end; at Python's default thresholds, scanning it for garbage takes a
+# fifth of the time until the first job starts.
 gc.set_threshold(100_000, 50, 100)
 
 
 def stop(error):
-    """End before anything runs, with the one line that says why."""
+    """Exit before anything runs, with one line that says why."""
     print(error, file=sys.stderr)
     sys.exit(1)
 
 
 def hold_folder():
-    """Refuse to work in a folder where another Snakemake does. Unlike Snakemake's own lock, which profiles/default
-    switches off, this one is taken over from a Snakemake that was killed."""
-    # Absolute, as Snakemake leaves the folder of --directory before the lock is given back.
+    """Lock the folder; stop if another Snakemake is working in it. Unlike Snakemake's own lock, which profiles/default
+    switches off, this one is taken over if its Snakemake was killed."""
+    # An absolute path, because Snakemake leaves the folder of --directory before the lock is released.
     lock = FolderLock(Path(".snakemake/workflow.lock").absolute(), "a workflow in this folder")
     try:
         lock.__enter__()
@@ -60,24 +60,24 @@ onstart:
     hold_folder()
 
 
-# For scripts that end with their Snakemake: who was started just before it died cannot find it among its ancestors.
+# For scripts that end with their Snakemake: one started just before it died cannot find it among its ancestors.
 os.environ.update(MSCD_SNAKEMAKE=str(os.getpid()))
 
 
-try:  # Snakemake's error for a broken file does not name it, and it accepts a key given twice
+try:  # Snakemake's error for a broken file does not name the file, and it accepts duplicate keys
     for path in workflow.overwrite_configfiles or ["config/config.yaml"]:
         read_yaml(Path(path))
 except UserError as error:
     stop(error)
 
-# Another file given by --configfile stands alone; Snakemake would merge the two.
+# A file given by --configfile replaces the default file; Snakemake would merge the two.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/config.yaml"
 
 
 def settings_name():
-    """What errors call the settings: the file they come from, as the user would type it."""
+    """Return the path of the settings file as the user would type it, for error messages."""
     path = Path(workflow.configfiles[0]).absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -100,11 +100,11 @@ exports = [paths.export(student) for student in run.students]
 
 
 def any_of(names):
-    """The regular expression of these names; of no name, one that nothing matches."""
+    """Return a regular expression that matches these names; if there are none, one that matches nothing."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-# Files behind addresses, by the place where they are put.
+# Local path of each downloaded file -> its key in the settings.
 downloads = {
     str(local_path(settings.source)): key for key, settings in run.files().items() if is_address(settings.source)
 }
@@ -123,8 +123,8 @@ wildcard_constraints:
     last=r"\d+",
 
 
-# ---- identities: what a rule's result depends on, as digests for `params`, so that a changed setting, and nothing
-# else, repeats what it reaches, even where an earlier run was killed half way; thousands of jobs share a few of them
+# ---- identities: digests of the settings that a rule's result depends on, for its `params`. A changed setting reruns
+# what it affects and nothing else, even if an earlier run was killed halfway. Thousands of jobs share a few digests.
 
 data_identity = digest(run.data)
 detector_identity = digest([run.data, run.reference])
@@ -148,7 +148,7 @@ def student_identity(wildcards):
 
 
 def network_identity(model):
-    """Identity of a network that is sampled: the teacher, a published student, or a snapshot of a student."""
+    """Return the identity of a sampled network: the teacher, a published student, or a snapshot of a student."""
     return teacher_identity if model == TEACHER else identity_of_student(student_and_kimg(model)[0])
 
 
@@ -171,12 +171,12 @@ def score_identity(wildcards):
 
 
 def scores_identity(wildcards):
-    """Identity of all that the table holds; the paths tell snapshots, samplers and seeds apart."""
+    """Return the identity of everything in the table; the paths distinguish snapshots, samplers and seeds."""
     models = [TEACHER, *(f"{student}-0" for student in [*run.students, *run.published_students])]
     return digest([detector_identity, [network_identity(model) for model in models], run.scoring.teacher_samplers])
 
 
-# ---- which file is whose
+# ---- the files of each rule
 
 
 def key_of_download(wildcards):
@@ -184,7 +184,7 @@ def key_of_download(wildcards):
 
 
 def downloaded(key):
-    """The file of `key` (of run.files) if it has to be downloaded; a local one is no file of the workflow."""
+    """Return the file of `key` (from run.files) if it is downloaded; a local source is not a file of the workflow."""
     source = run.files()[key].source
     return [local_path(source)] if is_address(source) else []
 
@@ -206,13 +206,13 @@ def student_leg_before(wildcards):
 
 
 def leg_before(settings, model, kimg):
-    """The network that the leg before left; nothing before the first."""
+    """Return the network that the previous leg left; none for the first leg."""
     start = int(kimg) - settings.snapshot_kimg
     return [paths.snapshot(model, start, ema_names.EMA)] if start > 0 else []
 
 
 def network_file(wildcards):
-    """The network of model "teacher" or "<student>-<kimg>"."""
+    """Return the network file of the model "teacher" or "<student>-<kimg>"."""
     if wildcards.model == TEACHER:
         return paths.teacher
     return paths.snapshot(*student_and_kimg(wildcards.model), wildcards.ema)
@@ -223,7 +223,7 @@ def student_and_kimg(model):
 
 
 def stored_averages(wildcards):
-    """The power-function EMAs of a student that another length is reconstructed from."""
+    """Return the stored power-function EMAs of a student from which another EMA length is reconstructed."""
     student = run.students[wildcards.student]
     return [
         paths.snapshot(wildcards.student, kimg, ema)
@@ -237,7 +237,7 @@ sampler_settings = functools.cache(run.scoring.sampling)
 
 
 def sample_files(wildcards):
-    """The samples of a seed block, in order: a file for each job that generates some of them."""
+    """Return the sample files of a seed block in order, one per job that generates part of it."""
     model, ema, sampler = wildcards.model, wildcards.ema, wildcards.sampler
     seeds = range(int(wildcards.first), int(wildcards.last) + 1)
     parts = run.scoring.parts(seeds, sampler_settings(model, sampler).nfe)
@@ -245,14 +245,14 @@ def sample_files(wildcards):
 
 
 def block_scores(model, ema, sampler):
-    """The score files of a network's average under one sampler, one per seed block."""
+    """Return the score files of one average of a network with one sampler, one per seed block."""
     blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
     return [paths.score(model, ema, sampler, seeds[0], seeds[-1]) for seeds in blocks]
 
 
 @functools.cache
 def score_files():
-    """A file for each network, average, sampler and seed block; not those of reconstructed lengths."""
+    """Return one score file per network, average, sampler and seed block, without reconstructed EMA lengths."""
     made = [(TEACHER, ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
         made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
@@ -266,14 +266,14 @@ def score_files():
 
 
 def posthoc_score_files(student):
-    """Scores of the EMA lengths that are reconstructed for a student."""
+    """Return the score files of the EMA lengths that are reconstructed for a student."""
     sampler, emas = f"euler-{run.students[student].segments}", run.posthoc_ema.emas() if run.posthoc_ema else []
     models = [f"{student}-{kimg}" for kimg in run.posthoc_snapshots(student)]
     return [path for model in models for ema in emas for path in block_scores(model, ema, sampler)]
 
 
 def ema_length_scores(wildcards):
-    """Scores by EMA length: the reconstructed ones, and those kept in training."""
+    """Return the score files of a student's EMA lengths: the reconstructed ones, and those kept in training."""
     student = run.students[wildcards.student]
     models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
     kept = [ema for ema in student.emas() if ema != ema_names.EMA]
@@ -290,10 +290,10 @@ def all_score_files():
 
 
 def check_resources(rule_name, settings_of):
-    """Refuse resources of a training rule, as a profile may set them, that do not fit together or whose processes
-    cannot share a batch evenly, and say where too few cores change the last digits of what is trained."""
+    """Stop if a training rule's resources, as a profile may set them, do not fit together or if its processes cannot
+    share a batch evenly. Warn if there are so few cores that the last digits of the results change."""
     arguments = {"input": [], "attempt": 1, "threads": 1, "rulename": rule_name, "async_run": workflow.async_run}
-    values = {  # what a profile gives as text is an expression to Snakemake; memory's may need the input's size
+    values = {  # text in a profile is an expression to Snakemake; those of mem and disk may need the input's size
         name: entry.evaluate(None, **arguments).value
         for name, entry in workflow.get_rule(rule_name).resources.items()
         if name not in ("mem", "disk")
@@ -310,6 +310,6 @@ def check_resources(rule_name, settings_of):
     here = max(1, cores // resources.processes)
     if resources.launcher != "slurm" and workflow.is_main_process and here < resources.cpus_per_task:
         logger.warning(
-            f"{rule_name}: {here} of {resources.cpus_per_task} threads a process on {cores} cores; results differ "
-            f"in the last digits from those with all (--set-threads {rule_name}=... fixes the number)"
+            f"{rule_name}: {here} of {resources.cpus_per_task} threads per process on {cores} cores; results differ in "
+            f"the last digits from those with all threads (--set-threads {rule_name}=... fixes the number)"
         )

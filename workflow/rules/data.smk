@@ -1,4 +1,5 @@
 rule pack_data:
+    "Pack the images into the data set for training."
     input:
         downloaded("data"),
     output:

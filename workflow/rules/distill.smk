@@ -3,6 +3,7 @@ localrules:
 
 
 rule distill:
+    "Train one leg of a student."
     input:
         data=paths.data,
         summary=ancient(paths.data_summary),
@@ -16,7 +17,7 @@ rule distill:
         text=paths.log("distill", "{student}.{kimg}"),
         events=paths.events("distill", "{student}.{kimg}"),
     priority: 10
-    retries: 0  # a leg resumes by itself where that can help
+    retries: 0  # a leg resumes by itself if that can help
     conda:
         "../envs/mscd.yaml"
     threads: 1

@@ -1,9 +1,10 @@
-# Where Snakemake runs: nodes of a cluster seldom reach the internet. A file that was put at its place by hand is taken.
+# Runs where Snakemake runs, since cluster nodes seldom have internet access. A file that is already in place is used.
 localrules:
     download,
 
 
 rule download:
+    "Download a published file and check its sha256."
     output:
         "{downloaded}",
     log:

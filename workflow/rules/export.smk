@@ -1,5 +1,5 @@
-# The best network of a student as others can use it: weights, settings, model card and the code that samples it.
 rule export:
+    "Export a student's best network for use elsewhere: weights, settings, model card and sampling code."
     input:
         table=paths.table,
     output:

@@ -1,5 +1,5 @@
-# EMA lengths that were not kept in training, reconstructed from those that were.
 rule posthoc_ema:
+    "Reconstruct a student's EMA of a length not kept in training from the EMAs that were."
     input:
         stored_averages,
     output:
@@ -16,6 +16,7 @@ rule posthoc_ema:
 
 
 rule score_vs_ema_length:
+    "Plot a student's score against EMA length."
     input:
         scores=ema_length_scores,
     output:

@@ -1,6 +1,7 @@
 if run.reference.detector == "classifier":
 
     rule train_detector:
+        "Train the classifier whose features are used to compare images."
         input:
             data=paths.data,
         output:
@@ -19,6 +20,7 @@ if run.reference.detector == "classifier":
 else:
 
     rule inception_detector:
+        "Check the Inception network and copy it into the run's folder."
         input:
             downloaded("reference.inception"),
         output:
@@ -37,6 +39,7 @@ else:
 if run.reference.statistics is None:
 
     rule reference_statistics:
+        "Compute the mean and covariance of the detector's features over the data set."
         input:
             data=paths.data,
             detector=detector_file,
@@ -55,6 +58,7 @@ if run.reference.statistics is None:
 else:
 
     rule published_reference:
+        "Check published reference statistics and adopt them for scoring."
         input:
             downloaded("reference.statistics"),
             summary=paths.data_summary,

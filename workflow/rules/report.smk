@@ -1,4 +1,5 @@
 rule fid_table:
+    "Collect all scores in one table."
     input:
         scores=all_score_files(),
     output:
@@ -16,6 +17,7 @@ rule fid_table:
 
 
 rule score_vs_kimg:
+    "Plot a student's score against training length."
     input:
         scores=kimg_scores,
     output:
@@ -37,6 +39,7 @@ rule score_vs_kimg:
 
 
 rule score_vs_nfe:
+    "Plot the scores of teacher and students against network evaluations per image."
     input:
         scores=all_score_files(),
     output:
@@ -58,6 +61,7 @@ rule score_vs_nfe:
 
 
 rule image_grid:
+    "Draw images of the same seeds from the teacher and the best snapshot of each student."
     input:
         teacher=paths.teacher,
         scores=all_score_files(),

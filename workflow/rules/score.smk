@@ -4,6 +4,7 @@ samples_file = paths.samples(*sampled_seeds)
 
 
 rule generate:
+    "Sample images from a network for a range of seeds."
     input:
         network=network_file,
     output:
@@ -20,6 +21,7 @@ rule generate:
 
 
 rule score:
+    "Score the samples of a seed block against the reference."
     input:
         samples=sample_files,
         detector=detector_file,

@@ -1,5 +1,5 @@
-# The rules here and in distill.smk start their processes themselves, so they run where Snakemake runs.
-# Detector and reference only watch the training (validate_kimg): changed ones retrain nothing.
+# The training rules here and in distill.smk start their own processes, so they run where Snakemake runs.
+# Detector and reference only monitor training (validate_kimg), so changing them retrains nothing.
 if run.trained_teacher:
 
     localrules:
@@ -7,6 +7,7 @@ if run.trained_teacher:
         teacher_network,
 
     rule train_teacher:
+        "Train one leg of the teacher."
         input:
             data=paths.data,
             summary=ancient(paths.data_summary),
@@ -19,7 +20,7 @@ if run.trained_teacher:
             text=paths.log("train_teacher", "{kimg}"),
             events=paths.events("train_teacher", "{kimg}"),
         priority: 10
-        retries: 0  # a leg resumes by itself where that can help
+        retries: 0  # a leg resumes by itself if that can help
         conda:
             "../envs/mscd.yaml"
         threads: 2
@@ -35,6 +36,7 @@ if run.trained_teacher:
     check_resources("train_teacher", {"teacher": run.teacher})
 
     rule teacher_network:
+        "Use the teacher's last snapshot as the teacher of the students."
         input:
             paths.snapshot(TEACHER, run.teacher.duration_kimg, ema_names.EMA),
         output:
@@ -54,6 +56,7 @@ if run.trained_teacher:
 else:
 
     rule published_teacher:
+        "Convert a published diffusion model into the teacher of the students."
         input:
             downloaded("teacher"),
         output:
@@ -72,6 +75,7 @@ else:
 
 
 rule published_student:
+    "Convert a published student so that it can be scored."
     input:
         downloaded_student,
     output:

@@ -1,4 +1,4 @@
-"""Download a file that others published, and check it."""
+"""Download a published file and check it."""
 
 from mscd.config.loading import load_config
 from mscd.launch.script import record_events, script_log

@@ -1,4 +1,4 @@
-"""Put all scores in one table."""
+"""Collect all scores in one table."""
 
 from mscd.launch.script import record_events, script_log
 from mscd.reporting.score_table import headline, write_table

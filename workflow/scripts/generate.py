@@ -1,4 +1,4 @@
-"""Sample a network for a block of seeds."""
+"""Sample images from a network for a range of seeds."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

@@ -1,4 +1,4 @@
-"""Put the Inception network that images are compared by into the run's folder, checked."""
+"""Check the Inception network used to compare images, and copy it into the run's folder."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Pack the images into the data set that everything is trained on."""
+"""Pack the images into the data set for training."""
 
 import json
 
@@ -12,13 +12,13 @@ with script_log(snakemake.log.text):
     settings = load_config(snakemake.config).data
     source, origin = "digits", None
     if settings.source != "digits":
-        from mscd.provenance.fetch import fetch  # here, as it takes a while to load
+        from mscd.provenance.fetch import fetch  # imported here because it is slow to load
 
         source, origin = fetch(settings.source, settings.sha256, settings.license)
     summary = pack(source, snakemake.output.zip, workers=snakemake.threads, **settings.packing())
     # Local data without a stated licence has no origin to record.
     summary["origin"] = origin if settings.license or is_address(settings.source) else None
     write_whole(snakemake.output.summary, (json.dumps(summary, indent=1) + "\n").encode())
-    del summary["class_counts"]  # of a thousand classes: too long to be a parameter
+    del summary["class_counts"]  # too long for a parameter when there are a thousand classes
     origin = summary.pop("origin") or {}
     record_events(snakemake.log.events, params={**summary, **origin, "skipped": len(summary["skipped"])})

@@ -1,4 +1,4 @@
-"""Reconstruct the average of another length of a student's snapshot."""
+"""Reconstruct a student's EMA of another length at a snapshot."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

@@ -1,4 +1,4 @@
-"""Take over the published statistics that images are scored against."""
+"""Check published reference statistics and adopt them for scoring."""
 
 import json
 from pathlib import Path

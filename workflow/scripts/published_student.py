@@ -1,4 +1,4 @@
-"""Make a published student one of the models that are scored."""
+"""Convert a published student so that it can be scored."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

@@ -1,4 +1,4 @@
-"""Make a published diffusion model the teacher of the students."""
+"""Convert a published diffusion model into the teacher of the students."""
 
 import json
 

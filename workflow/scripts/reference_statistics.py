@@ -1,4 +1,4 @@
-"""Mean and covariance of the detector's features over the data set."""
+"""Compute the mean and covariance of the detector's features over the data set."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

@@ -1,4 +1,4 @@
-"""Score a sample batch."""
+"""Score the samples of a seed block against the reference."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

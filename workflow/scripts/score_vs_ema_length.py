@@ -1,4 +1,4 @@
-"""Draw the score of a student against the length of its average."""
+"""Plot a student's score against EMA length."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

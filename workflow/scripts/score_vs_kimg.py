@@ -1,4 +1,4 @@
-"""Draw the score of one student against its training, and tell it to the run database as a curve."""
+"""Plot a student's score against training length, and record it as a curve for the run database."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

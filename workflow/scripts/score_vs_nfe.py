@@ -1,4 +1,4 @@
-"""Draw score against network evaluations, teacher and students in one figure."""
+"""Plot the scores of teacher and students against network evaluations per image."""
 
 from mscd.launch.script import imports_without_gc, record_events, script_log
 

@@ -1,4 +1,4 @@
-"""Make the last snapshot of the teacher the teacher of the students."""
+"""Use the teacher's last snapshot as the teacher of the students."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train the classifier whose features images are compared by."""
+"""Train the classifier whose features are used to compare images."""
 
 from mscd.launch.script import imports_without_gc, script_log
 

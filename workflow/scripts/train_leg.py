@@ -1,4 +1,4 @@
-"""Train one leg of the teacher, or of a student."""
+"""Train one leg of the teacher or of a student."""
 
 import json
 import os
