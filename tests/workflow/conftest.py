@@ -1,4 +1,4 @@
-"""A project folder in which the whole tiny workflow has run, made once; each test works on a copy of its own."""
+"""A project folder in which the whole tiny workflow has run, made once; each test works on its own copy."""
 
 import pytest
 from project import Project, clone, profile_settings
@@ -7,7 +7,7 @@ from shared import make_once
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory):
-    """A project folder as cloned, with the tiny configuration; its default profile has no MLflow, for speed."""
+    """A freshly cloned project folder with the tiny configuration; for speed, its default profile has no MLflow."""
     profile = profile_settings("default")
     del profile["logger"]
     return clone(tmp_path_factory.mktemp("fresh") / "project", default=profile | {"cores": 2})

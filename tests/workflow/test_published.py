@@ -1,5 +1,5 @@
-"""The whole workflow from published files of CIFAR-10's kind: its archive, a pickled teacher and student, a TorchScript
-detector and reference statistics, served by a server of the test's own; a tiny network, S = 2."""
+"""The whole workflow from published files like CIFAR-10's: an archive of images, a pickled teacher and student, a
+TorchScript detector and reference statistics, all from a local test server; a tiny network, S = 2."""
 
 import hashlib
 import shutil
@@ -26,7 +26,7 @@ LICENSE = "CC BY-NC-SA 4.0 (non-commercial)"
 
 
 def network(seed: int) -> EDMPrecond:
-    """A network as CIFAR-10's, with augmentation labels, of random weights."""
+    """A network like CIFAR-10's, with augmentation labels and random weights."""
     torch.manual_seed(seed)
     options = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
     return EDMPrecond(32, 3, 10, attn_resolutions=[16], augment_dim=9, dropout=0.13, **options)
@@ -34,7 +34,7 @@ def network(seed: int) -> EDMPrecond:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """What serves a folder of published files."""
+    """A server for a folder of published files."""
     folder = tmp_path_factory.mktemp("published files")
     images, labels = write_cifar10(folder / "cifar-10-python.tar.gz", IMAGES // 5)
     write_pickle(folder / "teacher.pkl", network(0))
@@ -49,7 +49,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def project(fresh, server, tmp_path_factory):
-    """A project folder after `snakemake all` from those files."""
+    """A project folder after `snakemake all` with those files."""
     project = Project(fresh.copy(tmp_path_factory.mktemp("published") / "project").folder, "published")
     folder = server.folder
     text = (Path(__file__).parent / "published.yaml").read_text()
@@ -66,7 +66,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_table_holds_teacher_published_student_ours_and_the_best_reconstructed_ema(project):
+def test_table_holds_all_networks_but_only_the_best_reconstructed_ema(project):
     table = pd.read_csv(project.results / "fid_table.csv")
     assert set(table["metric"]) == {"FD(standin)"} and set(table["images"]) == {40}
     rows = list(table[["model", "snapshot_kimg", "ema", "nfe"]].itertuples(index=False, name=None))
@@ -82,7 +82,7 @@ def test_table_holds_teacher_published_student_ours_and_the_best_reconstructed_e
     assert np.isfinite(table["mean"]).all()
 
 
-def test_every_file_is_pinned_and_its_licence_carried_on(project, server):
+def test_every_file_is_pinned_and_its_licence_is_passed_on(project, server):
     folder = server.folder
     pinned = yaml.safe_load((project.folder / "downloads.lock").read_text())
     addresses = [f"{server.address}/{name}" for name in ("cifar-10-python.tar.gz", "student.pkl", "teacher.pkl")]
@@ -104,13 +104,13 @@ def test_labels_and_pixels_are_cifars(project, server):
     assert np.array_equal(dataset.images_in_memory().permute(0, 2, 3, 1), server.images)
 
 
-def test_once_made_nothing_asks_for_the_files_again(project, tmp_path):
+def test_once_results_are_made_nothing_needs_the_downloads(project, tmp_path):
     project = project.copy(tmp_path / "project")
     shutil.rmtree(project.folder / "downloads")
     assert project.planned() == set()
 
 
-def test_a_changed_file_stops_with_both_hashes(project, server, tmp_path):
+def test_a_changed_file_stops_the_run_and_both_hashes_are_shown(project, server, tmp_path):
     folder, project = server.folder, again(project, tmp_path)
     server.instead = b"another file"
     ran = project.snakemake("results/published/teacher/network.safetensors")
@@ -120,17 +120,17 @@ def test_a_changed_file_stops_with_both_hashes(project, server, tmp_path):
     assert not list(project.folder.glob("downloads/**/*.pkl"))
 
 
-def test_a_file_that_cannot_be_had_is_told_in_one_line_with_the_place_to_put_it(project, server, tmp_path):
+def test_an_unavailable_file_is_reported_with_the_place_to_put_it(project, server, tmp_path):
     project, address = again(project, tmp_path), f"{server.address}/moved/teacher.pkl"
     project.configure(lambda settings: settings["teacher"].update(source=address))
     ran = project.snakemake("results/published/teacher/network.safetensors")
     [line] = {line for line in ran.stderr.splitlines() if "cannot be fetched" in line}
     place = f"downloads/{server.address.removeprefix('http://').replace(':', '_')}/moved/teacher.pkl"
     assert f"downloading {address}; licence: {LICENSE}; progress: " in ran.stderr
-    assert f"from {address} (the server answers 404 Not Found)" in line and f"put it at {place} and" in line
+    assert f"from {address} (the server answered 404 Not Found)" in line and f"put it at {place} and" in line
 
 
-def test_another_network_than_the_settings_say_is_refused_by_name(project, tmp_path):
+def test_a_network_that_contradicts_a_setting_is_refused_naming_it(project, tmp_path):
     project = again(project, tmp_path)
     project.configure(lambda settings: settings["teacher"]["network"].update(num_blocks=2))
     ran = project.snakemake("--forcerun", "published_teacher", "--", "results/published/teacher/network.safetensors")
@@ -138,7 +138,7 @@ def test_another_network_than_the_settings_say_is_refused_by_name(project, tmp_p
 
 
 def again(project, folder):
-    """A copy of the project in which the teacher has to be fetched and converted again."""
+    """A copy of the project in which the teacher must be fetched and converted again."""
     project = project.copy(folder / "project")
     shutil.rmtree(project.folder / "downloads")
     (project.results / "teacher/network.safetensors").unlink()

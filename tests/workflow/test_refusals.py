@@ -1,4 +1,4 @@
-"""What is wrong is said in one line before anything runs."""
+"""Mistakes are reported in one line before anything runs."""
 
 import pytest
 from project import user_lines
@@ -22,12 +22,12 @@ def test_impossible_combination(unfinished_project):
     assert "students.a: snapshot_kimg 5 does not divide duration_kimg 2" in refused(unfinished_project)
 
 
-def test_missing_data_is_no_hindrance_to_a_plan_but_to_a_run(unfinished_project):
+def test_missing_data_stops_a_run_but_not_a_dry_run(unfinished_project):
     unfinished_project.configure(lambda settings: settings["data"].update(source="photos"))
     assert ("pack_data", "") in unfinished_project.planned()
     ran = unfinished_project.snakemake("all")
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    assert "config/config.yaml: data.source: there is no photos; put it there" in ran.stderr
+    assert "config/config.yaml: data.source: photos does not exist; put it there" in ran.stderr
     assert not unfinished_project.results.exists()
 
 
@@ -39,4 +39,4 @@ def test_batch_that_the_processes_cannot_share(unfinished_project, resources):
 
 def test_unreadable_config(unfinished_project):
     unfinished_project.config_file.write_text("students: [")
-    assert refused(unfinished_project).startswith("config/config.yaml: not YAML: ")
+    assert refused(unfinished_project).startswith("config/config.yaml: invalid YAML: ")

@@ -1,4 +1,4 @@
-"""Whole runs: their results, and what faults and interruptions leave."""
+"""Whole runs: their results, and what faults and interruptions leave behind."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ def test_keep_going_finishes_the_other_student(project):
     assert not (project.results / "students/b/1/ema.safetensors").exists()
 
 
-def test_damaged_network_is_named_in_one_line_on_the_terminal_and_in_the_log(project):
+def test_damaged_network_is_named_in_one_line_on_terminal_and_in_the_log(project):
     network = project.results / "students/b/1/ema.safetensors"
     network.write_bytes(network.read_bytes()[:-100])
     project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
@@ -64,7 +64,7 @@ def test_damaged_network_is_named_in_one_line_on_the_terminal_and_in_the_log(pro
     assert ran.stderr.count(told) == 1 and "Traceback" not in ran.stderr
 
 
-def test_empty_data_folder_is_told_in_one_line_and_starts_nothing_else(unfinished_project):
+def test_empty_data_folder_is_reported_in_one_line_and_nothing_is_made(unfinished_project):
     (unfinished_project.folder / "photos").mkdir()
     unfinished_project.configure(lambda settings: settings["data"].update(source="photos", max_images=None))
     ran = unfinished_project.snakemake("all")
@@ -74,7 +74,7 @@ def test_empty_data_folder_is_told_in_one_line_and_starts_nothing_else(unfinishe
 
 
 def cut_in_a_leg(project, number):
-    """Snakemake that got the signal in the middle of a leg."""
+    """Start Snakemake and send it the signal in the middle of a leg."""
     long_leg(project)
     process = project.start("results/tiny/students/a/4/ema.safetensors")
     wait_for(lambda: list(project.results.glob("students/a/rolling/state-*.safetensors")))
@@ -86,11 +86,11 @@ def goes_on(project):
     ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
     assert ran.returncode == 0, ran.stderr
     log = (project.results / "logs/distill/a.4.log").read_text()
-    assert "going on from results/tiny/students/a/rolling/state-" in log
+    assert "resuming from results/tiny/students/a/rolling/state-" in log
 
 
 @pytest.mark.slow
-def test_interrupted_call_goes_on_from_its_state(project):
+def test_interrupted_call_resumes_from_its_state(project):
     process = cut_in_a_leg(project, signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode != 0 and "Traceback" not in err, err
@@ -99,16 +99,16 @@ def test_interrupted_call_goes_on_from_its_state(project):
 
 
 @pytest.mark.slow
-def test_killed_call_goes_on_from_its_state(project):
+def test_killed_call_resumes_from_its_state(project):
     cut_in_a_leg(project, signal.SIGKILL).wait()
     goes_on(project)
 
 
-def test_second_call_on_one_folder_is_refused(project):
+def test_second_call_in_the_same_folder_is_refused(project):
     long_leg(project)
     process = project.start("results/tiny/students/a/4/ema.safetensors")
     wait_for((project.folder / ".snakemake/workflow.lock").exists)
-    os.killpg(process.pid, signal.SIGSTOP)  # however slow the second call is, the first has not ended
+    os.killpg(process.pid, signal.SIGSTOP)  # so that it does not end before a slow second call
     second = project.snakemake("all")
     os.killpg(process.pid, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)
@@ -126,6 +126,6 @@ def test_a_run_in_another_folder_leaves_no_lock(project, tmp_path):
 
 
 def long_leg(project):
-    """Make one leg of student a out of four kimg, with a state after each."""
+    """Give student a a single leg of four kimg, with a state after each kimg."""
     change = {"duration_kimg": 4, "snapshot_kimg": 4, "tick_kimg": 1, "state_kimg": 1, "seed": 5}
     project.configure(lambda settings: settings["students"]["a"].update(change))

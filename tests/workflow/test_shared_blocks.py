@@ -1,4 +1,4 @@
-"""Several jobs that share the generation of a seed block leave the score of one."""
+"""A seed block that several jobs generate has the same score as one that a single job generates."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
-pytestmark = pytest.mark.slow  # each makes samples and scores in jobs of their own
+pytestmark = pytest.mark.slow  # each test samples and scores in its own jobs
 SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
 
 
@@ -14,7 +14,7 @@ def share(evaluations, **settings):
     return lambda config: config["scoring"].update(evaluations_per_job=evaluations, **settings)
 
 
-def test_scores_are_those_of_one_job_a_block(finished, project):
+def test_scores_equal_those_of_one_job_per_block(finished, project):
     project.configure(share(100))
     for name in SCORES:
         (project.results / name).unlink()
@@ -27,7 +27,7 @@ def test_scores_are_those_of_one_job_a_block(finished, project):
     assert not list(project.results.glob("samples/**/*.npz"))
 
 
-def test_kept_samples_are_a_file_a_job_and_the_images_of_one(project, tmp_path):
+def test_kept_samples_are_one_file_per_job_with_unchanged_images(project, tmp_path):
     project.configure(share(48, keep_samples=True, seed_blocks=[1]))
     ran = project.snakemake("results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json")
     assert ran.returncode == 0, ran.stderr

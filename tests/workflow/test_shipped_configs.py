@@ -1,4 +1,4 @@
-"""The shipped configurations plan their whole graph for a cluster without network, GPU, Slurm or data."""
+"""The shipped configurations can be planned in full for a cluster, without network, GPU, Slurm or data."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ PLANNED = {
 }
 
 
-# A target behind --configfile is one more file of settings to Snakemake.
+# Snakemake takes a target that follows --configfile for another settings file.
 @pytest.mark.parametrize(("name", "target"), [("imagenet64", []), ("cifar10", ["all"])])
 def test_published_experiment_is_planned_from_its_settings_alone(unfinished_project, tmp_path, name, target):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
@@ -43,13 +43,13 @@ def test_published_experiment_is_planned_from_its_settings_alone(unfinished_proj
 
 
 def told_commands():
-    """Every call of snakemake with a file of settings that the documentation shows."""
+    """Return every snakemake call with --configfile in the documentation."""
     pages = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.yaml")]
     lines = [line for page in pages for line in page.read_text().splitlines() if "snakemake " in line]
     return {line.split("snakemake ")[1].split("  ")[0] for line in lines if "--configfile" in line}
 
 
 @pytest.mark.parametrize("command", sorted(told_commands()))
-def test_shown_commands_name_files_that_there_are(command):
+def test_documented_commands_name_existing_files(command):
     arguments = get_argument_parser(profiles=None).parse_args(command.split())
     assert all((REPOSITORY / path).is_file() for path in arguments.configfile)

@@ -1,4 +1,4 @@
-"""A changed setting repeats what it reaches and nothing else (dry runs after a finished run)."""
+"""A changed setting reruns what it affects and nothing else (dry runs after a finished run)."""
 
 import pytest
 from project import RESULTS
@@ -33,7 +33,7 @@ def test_another_teacher_sampler_samples_only_the_teacher(project):
     assert project.planned() == {(rule, "teacher ema euler-3 0 63") for rule in ("generate", "score")} | RESULTS
 
 
-def test_churn_of_a_teacher_sampler_samples_it_again(project):
+def test_changed_churn_reruns_only_that_teacher_sampler(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"][1].update(S_churn=1.0))
     assert project.planned() == {(rule, "teacher ema heun-2-churn1 0 63") for rule in ("generate", "score")} | RESULTS
 
@@ -47,7 +47,7 @@ def test_longer_student_adds_only_its_legs(project):
 EMAS = ("ema", "phema-0.100")
 
 
-def test_longer_teacher_is_another_teacher(project):
+def test_longer_teacher_is_a_different_teacher(project):
     project.configure(lambda settings: settings["teacher"].update(duration_kimg=2))
     again = {("train_teacher", "2"), ("teacher_network", "")} | LEGS["a"] | LEGS["b"]
     assert project.planned() == again | sampled_and_scored("teacher", "a", "b") | RESULTS
@@ -64,14 +64,14 @@ def test_learning_rate_of_the_teacher_retrains_all_but_the_detector(project):
     assert project.planned() == again | sampled_and_scored("teacher", "a", "b") | RESULTS
 
 
-def test_detector_setting_scores_again_and_trains_no_network(project):
+def test_detector_setting_reruns_scoring_but_trains_no_network(project):
     project.configure(lambda settings: settings["reference"]["classifier"].update(seed=3))
     assert project.planned() == DETECTOR | sampled_and_scored("teacher", "a", "b") | RESULTS
 
 
-def test_how_jobs_share_seed_blocks_only_samples_and_scores_again(project):
+def test_splitting_seed_blocks_into_jobs_reruns_only_sampling_and_scoring(project):
     project.configure(lambda settings: settings["scoring"].update(evaluations_per_job=100))
-    of_three, of_two = {"teacher ema heun-2"}, {"teacher ema euler-2"} | SAMPLES["a"]  # evaluations an image
+    of_three, of_two = {"teacher ema heun-2"}, {"teacher ema euler-2"} | SAMPLES["a"]  # evaluations per image
     generated = {("generate", f"{job} {part}") for job in of_three for part in ("0 31", "32 63")}
     generated |= {("generate", f"{job} {part}") for job in of_two for part in ("0 47", "48 63")}
     assert project.planned() == generated | {("score", f"{job} 0 63") for job in of_three | of_two} | RESULTS
@@ -83,7 +83,7 @@ def test_figure_setting_redraws_only_the_figure(project):
 
 
 @pytest.mark.parametrize("key", ["tick_kimg", "state_kimg", "validate_kimg", "validate_images", "max_nonfinite_steps"])
-def test_how_closely_training_is_watched_retrains_nothing(project, key):
+def test_settings_that_only_monitor_training_retrain_nothing(project, key):
     project.configure(lambda settings: [settings["students"][name].update({key: 3}) for name in "ab"])
     assert project.planned() == set()
 
@@ -123,7 +123,7 @@ def test_scores_are_renewed_after_a_call_that_only_retrained(project):
     assert project.planned() == sampled_and_scored("b") | RESULTS
 
 
-def test_another_config_file_stands_alone(project):
+def test_another_config_file_replaces_the_default_one(project):
     other = project.folder / "config/other.yaml"
     text = project.config_file.read_text().replace("name: tiny", "name: other").replace("\n  a: &", "\n  c: &")
     other.write_text(text)
