@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 from project import REPOSITORY
-from snakemake.cli import get_argument_parser
 
 NO_NETWORK = """
 import socket
@@ -40,16 +39,3 @@ def test_published_experiment_is_planned_from_its_settings_alone(unfinished_proj
     assert {rule: counts[rule] for rule in PLANNED[name]} == PLANNED[name]
     assert counts["published_teacher"] == counts["published_reference"] == counts["fid_table"] == 1
     assert "train_teacher" not in counts and "train_detector" not in counts
-
-
-def told_commands():
-    """Return every snakemake call with --configfile in the documentation."""
-    pages = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*.yaml")]
-    lines = [line for page in pages for line in page.read_text().splitlines() if "snakemake " in line]
-    return {line.split("snakemake ")[1].split("  ")[0] for line in lines if "--configfile" in line}
-
-
-@pytest.mark.parametrize("command", sorted(told_commands()))
-def test_documented_commands_name_existing_files(command):
-    arguments = get_argument_parser(profiles=None).parse_args(command.split())
-    assert all((REPOSITORY / path).is_file() for path in arguments.configfile)

@@ -1,0 +1,130 @@
+"""What the documents promise: links lead somewhere, commands and settings are accepted, examples are those that run."""
+
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from snakemake.cli import get_argument_parser
+
+import mscd
+from mscd.config.run import Config
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted(
+    REPOSITORY / name
+    for name in subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+)
+
+
+def tokens(page: Path) -> list[Token]:
+    blocks = MarkdownIt("commonmark").enable("table").parse(page.read_text())
+    return [token for block in blocks for token in (block, *(block.children or []))]
+
+
+def links(page: Path) -> list[str]:
+    """Return the targets of a page's links and pictures, written in Markdown or in HTML."""
+    found = [str(token.attrs[name]) for token in tokens(page) for name in ("href", "src") if name in token.attrs]
+    html = [token.content for token in tokens(page) if token.type in ("html_block", "html_inline")]
+    return found + re.findall(r'(?:href|src)="([^"]+)"', " ".join(html))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and MkDocs make them."""
+    parsed = tokens(page)
+    headings = [after.content for token, after in pairwise(parsed) if token.type == "heading_open"]
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return those of a page's links that lead to no file or heading of the repository; web links are not followed."""
+    broken = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if ":" not in path and (not target.exists() or (anchor and anchor not in anchors(target))):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_files_and_headings(page):
+    assert not broken_links(page)
+
+
+def test_broken_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A title, *here*\n\n[ok](#a-title-here) [no](#other) [no](gone.md) <img src='x'> <img src=\"y.png\">\n"
+    )
+    assert broken_links(page) == ["#other", "gone.md", "y.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "fault", "message"),
+    [
+        ("index.md", "[broken](nowhere.md)", "nowhere.md"),
+        ("index.md", "[broken](design.md#nowhere)", "nowhere"),
+        ("reference/api.md", "::: mscd.nowhere", "mscd.nowhere"),
+        ("orphan.md", "# Not in the navigation", "orphan.md"),
+        ("reference/data.md", '--8<-- "nowhere.md"', "nowhere.md"),
+    ],
+)
+def test_site_is_not_built_with_a_fault(tmp_path, page, fault, message):
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    for name in ("mkdocs.yml", "config", "logger", "mscd"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    with (tmp_path / "docs" / page).open("a") as file:
+        file.write(f"\n{fault}\n")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run([*build, "-f", str(tmp_path / "mkdocs.yml")], cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode != 0 and message in built.stderr
+
+
+def test_misspellings_are_found(tmp_path):
+    (tmp_path / "page.md").write_text("A sucessful run.\n")
+    checked = subprocess.run([sys.executable, "-m", "codespell_lib", str(tmp_path)], capture_output=True, text=True)
+    assert checked.returncode != 0 and "sucessful ==> successful" in checked.stdout
+
+
+def code_blocks(page: Path) -> list[str]:
+    return [token.content for token in tokens(page) if token.type == "code_block"]
+
+
+def snakemake_commands() -> set[tuple[Path, str]]:
+    """Return every snakemake call with --configfile in the documents and settings files, with its page."""
+    texts = [(page, block) for page in PAGES for block in code_blocks(page)]
+    texts += [(page, page.read_text()) for page in REPOSITORY.glob("config/*.yaml")]
+    lines = [(page, line) for page, text in texts for line in text.splitlines()]
+    calls = [(page, line.split("snakemake ")[1].split("  ")[0]) for page, line in lines if "snakemake " in line]
+    return {(page, call) for page, call in calls if "--configfile" in call}
+
+
+@pytest.mark.parametrize(("page", "command"), sorted(snakemake_commands()), ids=str)
+def test_documented_commands_name_existing_files(page, command):
+    arguments = get_argument_parser(profiles=None).parse_args(command.split())
+    for path in arguments.configfile:
+        assert (REPOSITORY / path).is_file() or f"Save this as `{path}`" in page.read_text()
+
+
+def test_settings_of_the_tutorial_are_valid():
+    page = (REPOSITORY / "docs/tutorial/your-own-images.md").read_text().split("Save this as")[1]
+    (block,) = [token.content for token in MarkdownIt().parse(page) if token.content.startswith("name: photos")]
+    Config.model_validate(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/api.md"])
+def test_python_examples_are_those_of_the_package(page):
+    """The package's own are run, line by line, in test_front_door."""
+    example = next(block for block in code_blocks(REPOSITORY / page) if block.startswith("import mscd\n"))
+    own = {line.strip() for line in (mscd.__doc__ or "").splitlines()}
+    assert {line.split("   #")[0].strip() for line in example.splitlines()} <= own
