@@ -1,13 +1,14 @@
 # make demo: from a fresh clone to a scored few-step student.   make lint: formatting, rules, layers, types.
 # make test: the tests.   make test-unit test-workflow: those that take over ten seconds, or need a PostgreSQL or a
 # browser, too.   make test-cluster: those on a real Slurm, which it starts on this machine (as root on Debian).
+# make test-logger: the wheel of logger/ and its tests, in a fresh environment without mscd and PyTorch.
 # make bench: how close each stage comes to what its hardware allows, in one table.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-unit test-workflow test-cluster demo bench lint style types
+.PHONY: venv test test-unit test-workflow test-cluster test-logger demo bench lint style types
 
 venv: $(INSTALLED)
 
@@ -36,6 +37,9 @@ test-workflow: venv
 test-cluster: venv
 	$(BIN)/python -m pytest -n 2 --dist load --maxschedchunk 1 -m cluster tests/cluster
 
+test-logger:
+	PYTHON=$(PYTHON) .ci/test-logger
+
 demo: venv
 	$(BIN)/snakemake all
 	@echo
@@ -52,9 +56,10 @@ lint: venv style types
 style: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow logger/examples
 	$(BIN)/snakemake --lint
 	$(BIN)/lint-imports
 
 types: venv
 	$(BIN)/mypy
+	cd logger && $(abspath $(BIN))/mypy
