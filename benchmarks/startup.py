@@ -56,7 +56,7 @@ def imports() -> list[Row]:
     found: dict[str, list[float]] = {modules: [] for modules in IMPORTS}
 
     def load(modules: str) -> Callable[[], None]:
-        return lambda: found[modules].append(float(told(sys.executable, "-c", IMPORTS[modules])))
+        return lambda: found[modules].append(float(output_of(sys.executable, "-c", IMPORTS[modules])))
 
     in_turns({modules: load(modules) for modules in found}, rounds=3, warmup=1)
     return [
@@ -68,7 +68,7 @@ def imports() -> list[Row]:
 def planning(folder: Path) -> Row:
     """Time of a dry run of the published experiment's 4,267 jobs."""
     taken = seconds(lambda: snakemake(folder, "imagenet64", "-n", "--quiet"))
-    alone = seconds(lambda: told(SNAKEMAKE, "--version"))
+    alone = seconds(lambda: output_of(SNAKEMAKE, "--version"))
     return Row("startup", "snakemake -n of config/imagenet64.yaml", taken, 5, unit="s", detail={"--version": alone})
 
 
@@ -139,10 +139,10 @@ def snakemake(folder: Path, config: str | Path, *arguments: str) -> str:
     """Call Snakemake for a run in `folder`; return what it prints. config: a file, or the name of one in config/."""
     folder.mkdir(exist_ok=True)
     file = config if isinstance(config, Path) else ROOT / f"config/{config}.yaml"
-    return told(SNAKEMAKE, "--directory", folder, "--configfile", file, *arguments)
+    return output_of(SNAKEMAKE, "--directory", folder, "--configfile", file, *arguments)
 
 
-def told(*command: str | Path) -> str:
+def output_of(*command: str | Path) -> str:
     """Run a command; return what it prints. If it fails, end the benchmark with its stderr."""
     ran = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     if ran.returncode:

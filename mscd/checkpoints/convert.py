@@ -16,7 +16,7 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import Origin
 
-WRITTEN_ANEW = ("format", "network", "digest")  # metadata that save_network sets itself
+SET_BY_SAVING = ("format", "network", "digest")  # metadata that save_network sets itself
 
 
 def convert(
@@ -67,7 +67,7 @@ def _of_pickle(source: str | os.PathLike[str]) -> tuple[EDMPrecond, NetworkFacts
 
 def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, NetworkFacts]:
     net, metadata = load_network(source)
-    return net, cast(NetworkFacts, {name: value for name, value in metadata.items() if name not in WRITTEN_ANEW})
+    return net, cast(NetworkFacts, {name: value for name, value in metadata.items() if name not in SET_BY_SAVING})
 
 
 def _student(stated: StudentFacts | None, segments: int) -> StudentFacts:

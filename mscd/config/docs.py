@@ -1,6 +1,7 @@
-"""Generates config/README.md and config/schema.json from the models: `python -m mscd.config.docs`."""
+"""Generates config/README.md and config/schema.json from the models: `python -m mscd.config.docs [FOLDER]`."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -102,5 +103,6 @@ def _schema_name(schema: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    Path("config/README.md").write_text(docs())
-    Path("config/schema.json").write_text(schema())
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "config")
+    (folder / "README.md").write_text(docs())
+    (folder / "schema.json").write_text(schema())

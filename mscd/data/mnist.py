@@ -26,12 +26,14 @@ def read_mnist(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     images = _read_idx(path)
     stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    beside = [file for file in (path.with_name(stem), path.with_name(f"{stem}.gz")) if file.exists()]
-    if stem == path.name or not beside:
+    candidates = [file for file in (path.with_name(stem), path.with_name(f"{stem}.gz")) if file.exists()]
+    if stem == path.name or not candidates:
         raise UserError(f"{path}: its labels are missing: put {stem} (or {stem}.gz) next to it")
-    labels = _read_idx(beside[0])
+    labels = _read_idx(candidates[0])
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise UserError(f"{beside[0]} has shape {labels.shape}, which does not match {path}, of shape {images.shape}")
+        raise UserError(
+            f"{candidates[0]} has shape {labels.shape}, which does not match {path}, of shape {images.shape}"
+        )
     if images.shape[1:] == (28, 28):
         images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     return images, labels.astype(np.int64)

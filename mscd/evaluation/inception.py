@@ -73,11 +73,11 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
 
 
 def check_sha256(
-    path: str | os.PathLike[str], found: str, wanted: str, mend: str = "this is another file; fetch it again"
+    path: str | os.PathLike[str], found: str, wanted: str, remedy: str = "this is another file; fetch it again"
 ) -> None:
-    """Raise UserError with both hashes and the remedy `mend` unless the file's sha256 is the wanted one."""
+    """Raise UserError with both hashes and `remedy` unless the file's sha256 is the wanted one."""
     if found != wanted:
-        raise UserError(f"{path}: its sha256 is {found}, expected {wanted}: {mend}")
+        raise UserError(f"{path}: its sha256 is {found}, expected {wanted}: {remedy}")
 
 
 def load_torchscript(
@@ -93,8 +93,8 @@ def load_torchscript(
         raise UserError(f"{path}: no such file or not readable ({error.strerror}); see {INCEPTION_ADDRESS}") from error
     found, wanted = hashlib.sha256(content).hexdigest(), sha256 or INCEPTION_SHA256
     size = f" ({len(content):,} bytes of {INCEPTION_BYTES:,})" if wanted == INCEPTION_SHA256 else ""
-    mend = f"it contains code and is not opened{size}; fetch it again, or give its sha256 if you trust it"
-    check_sha256(path, found, wanted, mend)
+    remedy = f"it contains code and is not opened{size}; fetch it again, or give its sha256 if you trust it"
+    check_sha256(path, found, wanted, remedy)
     try:
         script = torch.jit.load(io.BytesIO(content), map_location=device)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:

@@ -47,8 +47,8 @@ def test_a_pickled_students_segments_and_images_can_be_overridden(tmp_path):
     made = convert(source, dest, model="published")
     assert (made["snapshot_kimg"], made["nimg"]) == (157698, 157698048)
     assert made["student"] == {"segments": 8, **GRID} and "origin" not in made
-    told = convert(source, dest, model="published", segments=4, snapshot_kimg=100, ema="phema-0.050")
-    assert (told["student"], told["snapshot_kimg"], told["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
+    result = convert(source, dest, model="published", segments=4, snapshot_kimg=100, ema="phema-0.050")
+    assert (result["student"], result["snapshot_kimg"], result["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
 
 
 def test_a_snapshot_without_segments_keeps_its_images_except_as_a_teacher(tmp_path):

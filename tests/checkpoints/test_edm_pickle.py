@@ -70,25 +70,25 @@ def test_net_is_read_only_if_there_is_no_ema(tmp_path):
 
 
 def test_weights_in_other_precisions_views_and_layouts_become_float32(tmp_path):
-    net, told = small_net(), persistent(small_net())
-    layer = told._modules["model"]._modules["map_layer0"]
+    net, pickled = small_net(), persistent(small_net())
+    layer = pickled._modules["model"]._modules["map_layer0"]
     weight = net.model.map_layer0.weight.detach()
     for stored in (weight.half(), weight.bfloat16(), weight.double(), weight.t().contiguous().t()):
         layer.register_parameter("weight", torch.nn.Parameter(stored, requires_grad=False))
-        dump(tmp_path / "n.pkl", {"ema": told})
+        dump(tmp_path / "n.pkl", {"ema": pickled})
         read = read_edm_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight
         assert read.dtype == torch.float32 and read.is_contiguous() and torch.equal(read, stored.float())
     part = torch.stack([weight * 2, weight])[1]
     layer.register_parameter("weight", torch.nn.Parameter(part, requires_grad=False))
-    dump(tmp_path / "n.pkl", {"ema": told})
+    dump(tmp_path / "n.pkl", {"ema": pickled})
     assert torch.equal(read_edm_pickle(tmp_path / "n.pkl").network.model.map_layer0.weight, weight)
 
 
 def test_constructor_arguments_may_be_positional(tmp_path):
-    told = persistent(small_net())
-    kwargs = told.__dict__["_init_kwargs"]
-    told.__dict__["_init_args"] = tuple(kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
-    dump(tmp_path / "n.pkl", {"ema": told})
+    pickled = persistent(small_net())
+    kwargs = pickled.__dict__["_init_kwargs"]
+    pickled.__dict__["_init_args"] = tuple(kwargs.pop(k) for k in ("img_resolution", "img_channels", "label_dim"))
+    dump(tmp_path / "n.pkl", {"ema": pickled})
     assert read_edm_pickle(tmp_path / "n.pkl").network.init_kwargs == small_net().init_kwargs
 
 
@@ -98,7 +98,7 @@ def test_written_files_have_the_structure_of_the_golden_ones(tmp_path):
         segments = golden.student and golden.student["segments"]
         write_pickle(tmp_path / "n.pkl", golden.network, student_segments=segments, nimg=golden.nimg)
         assert globals_of(tmp_path / "n.pkl") == globals_of(GOLDEN / f"{name}.pkl")
-        ours, reference = (told_by(path)["ema"] for path in (tmp_path / "n.pkl", GOLDEN / f"{name}.pkl"))
+        ours, reference = (unpickled(path)["ema"] for path in (tmp_path / "n.pkl", GOLDEN / f"{name}.pkl"))
         assert state_keys(ours) == state_keys(reference)
 
 
@@ -112,7 +112,7 @@ def globals_of(path):
     return found, known & set(texts)
 
 
-class Told:
+class StandIn:
     args = ()
 
     def __init__(self, *args):
@@ -122,21 +122,21 @@ class Told:
         self.state = state
 
 
-class Teller(pickle.Unpickler):
+class StandInUnpickler(pickle.Unpickler):
     """The standard unpickler with a harmless stand-in for every name."""
 
     def find_class(self, module, name):
-        return dict if name == "OrderedDict" else Told
+        return dict if name == "OrderedDict" else StandIn
 
 
-def told_by(path):
+def unpickled(path):
     with open(path, "rb") as file:
-        return Teller(file).load()
+        return StandInUnpickler(file).load()
 
 
-def state_keys(told, name="ema"):
+def state_keys(pickled, name="ema"):
     """Return the class, keys and state keys of every module, by name."""
-    meta = told.args[0] if told.args else {"class_name": "ModuleDict", "state": told.state}
+    meta = pickled.args[0] if pickled.args else {"class_name": "ModuleDict", "state": pickled.state}
     keys = {name: (meta["class_name"], meta.keys(), list(meta["state"]))}
     for child, module in meta["state"]["_modules"].items():
         keys |= state_keys(module, f"{name}.{child}")
@@ -157,104 +157,113 @@ def test_losses_pipes_and_dicts_of_teachers_are_ignored(tmp_path):
 # ---- networks that are refused
 
 
-def model(told):
-    return told._modules["model"]
+def model(pickled):
+    return pickled._modules["model"]
 
 
-def layer(told):
-    return model(told)._modules["enc"]._modules["8x8_block0"]
+def layer(pickled):
+    return model(pickled)._modules["enc"]._modules["8x8_block0"]
 
 
-def rename(told, name):
-    told.__class__ = type(name, (Persistent,), {})
+def rename(pickled, name):
+    pickled.__class__ = type(name, (Persistent,), {})
 
 
 CHANGES = {
-    "VP": (lambda told: rename(told, "VPPrecond"), "it holds a 'VPPrecond'; only networks with EDM's precond"),
-    "VE": (lambda told: rename(told, "VEPrecond"), "'VEPrecond'"),
-    "iDDPM": (lambda told: rename(told, "iDDPMPrecond"), "'iDDPMPrecond'"),
-    "a raw network": (lambda told: rename(told, "SongUNet"), "its network is a SongUNet"),
-    "an unknown class": (lambda told: rename(layer(told), "MyBlock"), "'MyBlock', which is not a supported class"),
+    "VP": (lambda pickled: rename(pickled, "VPPrecond"), "it holds a 'VPPrecond'; only networks with EDM's precond"),
+    "VE": (lambda pickled: rename(pickled, "VEPrecond"), "'VEPrecond'"),
+    "iDDPM": (lambda pickled: rename(pickled, "iDDPMPrecond"), "'iDDPMPrecond'"),
+    "a raw network": (lambda pickled: rename(pickled, "SongUNet"), "its network is a SongUNet"),
+    "an unknown class": (
+        lambda pickled: rename(layer(pickled), "MyBlock"),
+        "'MyBlock', which is not a supported class",
+    ),
     "a known class elsewhere": (
-        lambda told: rename(layer(told), "Conv2d"),
+        lambda pickled: rename(layer(pickled), "Conv2d"),
         "'model.enc.8x8_block0' is a Conv2d, wanted a UNetBlock",
     ),
     "a missing weight": (
-        lambda told: layer(told)._modules["conv0"]._parameters.pop("bias"),
+        lambda pickled: layer(pickled)._modules["conv0"]._parameters.pop("bias"),
         "weights do not fit its network ('model.enc.8x8_block0.conv0.bias' is missing)",
     ),
     "an extra weight": (
-        lambda told: layer(told).register_parameter("more", torch.nn.Parameter(torch.zeros(1))),
+        lambda pickled: layer(pickled).register_parameter("more", torch.nn.Parameter(torch.zeros(1))),
         "('model.enc.8x8_block0.more' is extra)",
     ),
-    "an extra buffer": (lambda told: told.register_buffer("more", torch.zeros(1)), "('more' is extra)"),
+    "an extra buffer": (lambda pickled: pickled.register_buffer("more", torch.zeros(1)), "('more' is extra)"),
     "an extra module": (
-        lambda told: model(told).add_module("more", persistent(small_net().model.map_layer0)),
+        lambda pickled: model(pickled).add_module("more", persistent(small_net().model.map_layer0)),
         "('model.more' is extra)",
     ),
     "a missing module": (
-        lambda told: model(told)._modules["dec"]._modules.pop("8x8_in1"),
+        lambda pickled: model(pickled)._modules["dec"]._modules.pop("8x8_in1"),
         "('model.dec.8x8_in1' is missing)",
     ),
     "another shape": (
-        lambda told: layer(told)._modules["conv0"].register_parameter("bias", torch.nn.Parameter(torch.zeros(3))),
+        lambda pickled: layer(pickled)._modules["conv0"].register_parameter("bias", torch.nn.Parameter(torch.zeros(3))),
         "'model.enc.8x8_block0.conv0.bias' has shape [3], wanted [8]",
     ),
     "whole numbers": (
-        lambda told: layer(told)._modules["conv0"]._parameters.update(bias=torch.zeros(8, dtype=torch.int64)),
+        lambda pickled: layer(pickled)._modules["conv0"]._parameters.update(bias=torch.zeros(8, dtype=torch.int64)),
         "conv0.bias' is not a tensor of floating-point numbers",
     ),
     "text for a weight": (
-        lambda told: layer(told)._modules["conv0"]._parameters.update(bias="zero"),
+        lambda pickled: layer(pickled)._modules["conv0"]._parameters.update(bias="zero"),
         "conv0.bias' is not a tensor",
     ),
     "another resampling": (
-        lambda told: layer(told)._modules["conv0"].__dict__.update(up=True),
+        lambda pickled: layer(pickled)._modules["conv0"].__dict__.update(up=True),
         "conv0' has the wrong 'up' for its network (wanted False)",
     ),
-    "another scale": (lambda told: layer(told).__dict__.update(skip_scale=1), "has the wrong 'skip_scale'"),
-    "other heads": (lambda told: layer(told).__dict__.update(num_heads=4), "has the wrong 'num_heads'"),
+    "another scale": (lambda pickled: layer(pickled).__dict__.update(skip_scale=1), "has the wrong 'skip_scale'"),
+    "other heads": (lambda pickled: layer(pickled).__dict__.update(num_heads=4), "has the wrong 'num_heads'"),
     "other groups": (
-        lambda told: layer(told)._modules["norm0"].__dict__.update(num_groups=4),
+        lambda pickled: layer(pickled)._modules["norm0"].__dict__.update(num_groups=4),
         "norm0' has the wrong 'num_groups'",
     ),
-    "another classes attribute": (lambda told: told.__dict__.update(label_dim=4), "with a different 'label_dim'"),
-    "no constructor": (lambda told: told.__dict__.pop("_init_kwargs"), "does not state its constructor arguments"),
-    "no attribute": (lambda told: told.__dict__.pop("sigma_data"), "an invalid or missing 'sigma_data'"),
+    "another classes attribute": (lambda pickled: pickled.__dict__.update(label_dim=4), "with a different 'label_dim'"),
+    "no constructor": (
+        lambda pickled: pickled.__dict__.pop("_init_kwargs"),
+        "does not state its constructor arguments",
+    ),
+    "no attribute": (lambda pickled: pickled.__dict__.pop("sigma_data"), "an invalid or missing 'sigma_data'"),
     "an unknown option": (
-        lambda told: told.__dict__["_init_kwargs"].update(heads=3),
+        lambda pickled: pickled.__dict__["_init_kwargs"].update(heads=3),
         "cannot be built: SongUNet has no option 'heads'",
     ),
     "an option of long text": (
-        lambda told: told.__dict__["_init_kwargs"].update(precision="fp16 " * 100),
+        lambda pickled: pickled.__dict__["_init_kwargs"].update(precision="fp16 " * 100),
         "an invalid or missing 'precision'",
     ),
     "an option that fits none": (
-        lambda told: told.__dict__["_init_kwargs"].update(channel_mult=[1] * 6),
+        lambda pickled: pickled.__dict__["_init_kwargs"].update(channel_mult=[1] * 6),
         "cannot be built: img_resolution 8 cannot be halved",
     ),
     "an option of another type": (
-        lambda told: told.__dict__["_init_kwargs"].update(num_blocks="many"),
+        lambda pickled: pickled.__dict__["_init_kwargs"].update(num_blocks="many"),
         "invalid or missing 'num_blocks'",
     ),
-    "a state without modules": (lambda told: model(told).__dict__.pop("_modules"), "a SongUNet without '_modules'"),
+    "a state without modules": (
+        lambda pickled: model(pickled).__dict__.pop("_modules"),
+        "a SongUNet without '_modules'",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_network_that_is_not_exactly_edms_is_refused_by_name(name, tmp_path):
     change, reason = CHANGES[name]
-    told = persistent(small_net())
-    change(told)
-    dump(tmp_path / "n.pkl", {"ema": told})
+    pickled = persistent(small_net())
+    change(pickled)
+    dump(tmp_path / "n.pkl", {"ema": pickled})
     assert reason in refusal(tmp_path / "n.pkl")
 
 
 def test_a_filter_other_than_the_constructors_is_refused(tmp_path):
-    told = persistent(small_net(model_channels=16, channel_mult=[1, 1]))
-    down = model(told)._modules["enc"]._modules["4x4_down"]._modules["conv0"]
+    pickled = persistent(small_net(model_channels=16, channel_mult=[1, 1]))
+    down = model(pickled)._modules["enc"]._modules["4x4_down"]._modules["conv0"]
     down.register_buffer("resample_filter", torch.full((1, 1, 2, 2), 0.5))
-    dump(tmp_path / "n.pkl", {"ema": told})
+    dump(tmp_path / "n.pkl", {"ema": pickled})
     assert "4x4_down.conv0.resample_filter' is not the filter [1, 1]" in refusal(tmp_path / "n.pkl")
 
 
@@ -317,11 +326,11 @@ OPTIONS += ["use_fp16", "sigma_max", "precision", "blocks", "x" * 1000]
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(OPTIONS), st.sampled_from(VALUES), min_size=1, max_size=3))
 def test_any_constructor_arguments_are_read_or_refused(tmp_path_factory, options):
-    told = persistent(small_net())
-    told.__dict__["_init_kwargs"].update(options)
-    told.__dict__.update({name: value for name, value in options.items() if name in told.__dict__})
+    pickled = persistent(small_net())
+    pickled.__dict__["_init_kwargs"].update(options)
+    pickled.__dict__.update({name: value for name, value in options.items() if name in pickled.__dict__})
     path = tmp_path_factory.getbasetemp() / "options.pkl"
-    dump(path, {"ema": told})
+    dump(path, {"ema": pickled})
     try:
         read_edm_pickle(path)
     except UserError as error:
@@ -330,10 +339,10 @@ def test_any_constructor_arguments_are_read_or_refused(tmp_path_factory, options
 
 
 def test_nested_values_are_never_compared(tmp_path):
-    told = persistent(small_net())
-    told.__dict__["sigma_min"], told.__dict__["_init_kwargs"]["sigma_min"] = ([], [])
+    pickled = persistent(small_net())
+    pickled.__dict__["sigma_min"], pickled.__dict__["_init_kwargs"]["sigma_min"] = ([], [])
     for _ in range(100):  # comparing them would take 2^100 steps
-        told.__dict__["sigma_min"] = [told.__dict__["sigma_min"]] * 2
-        told.__dict__["_init_kwargs"]["sigma_min"] = [told.__dict__["_init_kwargs"]["sigma_min"]] * 2
-    dump(tmp_path / "n.pkl", {"ema": told})
+        pickled.__dict__["sigma_min"] = [pickled.__dict__["sigma_min"]] * 2
+        pickled.__dict__["_init_kwargs"]["sigma_min"] = [pickled.__dict__["_init_kwargs"]["sigma_min"]] * 2
+    dump(tmp_path / "n.pkl", {"ema": pickled})
     assert "invalid or missing 'sigma_min'" in refusal(tmp_path / "n.pkl")

@@ -210,10 +210,10 @@ def test_info_verifies_whole_files(here, folder):
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_info_shows_the_other_files_after_a_damaged_one(here, folder, form):
     (here / "damaged.safetensors").write_bytes((folder / "student.safetensors").read_bytes()[:1000])
-    told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", "none.zip", code=2)
-    assert "none.zip" in told.stderr  # a missing path is a typing mistake, so wrong usage
-    told = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", code=1)
-    assert "damaged.safetensors: " in told.stderr and "SongUNet" in told.stdout
+    result = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", "none.zip", code=2)
+    assert "none.zip" in result.stderr  # a missing path is a typing mistake, so wrong usage
+    result = mscd("info", *form, "damaged.safetensors", folder / "student.safetensors", code=1)
+    assert "damaged.safetensors: " in result.stderr and "SongUNet" in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["digits", "digits.png"], ["digits", "d.zip", "--resolution", "0"]])

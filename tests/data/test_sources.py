@@ -32,7 +32,7 @@ TREE_IMAGE = next(iter(TREE.values()))
 CROP = {"resolution": 8, "transform": "center-crop"}
 TRAIN = "ILSVRC/Data/CLS-LOC/train/"
 # Files next to the training images in the published tree, which are not classes.
-BESIDE = {
+OTHER_FOLDERS = {
     "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG": b"no image",
     "ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG": b"no image",
     "ILSVRC/Annotations/CLS-LOC/train/n01440764/n01440764_10026.xml": b"<annotation/>",
@@ -77,7 +77,7 @@ def tar_of_tars(tree):
     [
         TREE,
         {f"./{name}": content for name, content in reversed(TREE.items())},
-        {"ILSVRC": None, **{TRAIN + name: content for name, content in TREE.items()}, **BESIDE},
+        {"ILSVRC": None, **{TRAIN + name: content for name, content in TREE.items()}, **OTHER_FOLDERS},
         {f"./{TRAIN}{name}": content for name, content in TREE.items()} | {"./._hidden.jpg": b"no image"},
     ],
     ids=["plain", "dots", "imagenet", "imagenet-dots"],
@@ -101,7 +101,7 @@ def test_names_too_long_for_a_tars_header_are_read(kind, digest, tmp_path):
 
 
 def test_imagenets_training_folder_is_taken_as_the_root_of_a_folder_or_zip(digest, tmp_path):
-    members = {TRAIN + name: content for name, content in TREE.items()} | BESIDE
+    members = {TRAIN + name: content for name, content in TREE.items()} | OTHER_FOLDERS
     folder = write_files(tmp_path / "in", members)
     sources = (folder, folder / "ILSVRC/Data/CLS-LOC", folder / TRAIN)
     archives = (

@@ -128,9 +128,9 @@ def test_a_file_other_than_the_expected_one_is_never_opened(standin, sha256, mon
     wanted = sha256 or inception.INCEPTION_SHA256
     with pytest.raises(
         UserError, match=rf"standin.pt: its sha256 is {standin[1]}, expected {wanted}.* not opened"
-    ) as told:
+    ) as refusal:
         load_detector(standin[0], sha256=sha256)
-    assert opened == [] and "\n" not in str(told.value)
+    assert opened == [] and "\n" not in str(refusal.value)
 
 
 def test_a_truncated_download_is_reported_with_its_size(standin, tmp_path):
@@ -150,16 +150,16 @@ def test_a_truncated_download_is_reported_with_its_size(standin, tmp_path):
 )
 def test_a_network_with_another_interface_is_refused(tmp_path, module, said):
     sha256 = script(tmp_path / "other.pt", module)
-    with pytest.raises(UserError, match=f"other.pt: {said}") as told:
+    with pytest.raises(UserError, match=f"other.pt: {said}") as refusal:
         load_detector(tmp_path / "other.pt", sha256=sha256)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_missing_file_and_one_that_is_not_torchscript_are_named(tmp_path):
     (tmp_path / "text.pt").write_bytes(b"some text")
-    with pytest.raises(UserError, match="text.pt: not a TorchScript file") as told:
+    with pytest.raises(UserError, match="text.pt: not a TorchScript file") as refusal:
         load_detector(tmp_path / "text.pt", sha256=hashlib.sha256(b"some text").hexdigest())
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
     with pytest.raises(UserError, match="gone.pt: no such file"):
         load_detector(tmp_path / "gone.pt")
 

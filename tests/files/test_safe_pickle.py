@@ -76,7 +76,7 @@ def attacks(canary):
     nested = pickle.dumps(touch(canary))
     return {
         "os.system": (pickle.dumps(touch(canary)), system),
-        "beside a network": (pickle.dumps({"ema": None, "x": touch(canary)}), system),
+        "next to a network": (pickle.dumps({"ema": None, "x": touch(canary)}), system),
         "protocol 2": (pickle.dumps(touch(canary), 2), system),
         "protocol 0": (pickle.dumps(touch(canary), 0), "not a pickle of protocol 2 or later"),
         "eval": (pickle.dumps(Call(eval, text)), "builtins.eval"),
@@ -118,7 +118,7 @@ def test_a_pickle_that_tries_to_run_something_is_refused_and_runs_nothing(name, 
 
 
 def test_the_attacks_are_real_and_the_watch_notices(tmp_path):
-    for name in ("os.system", "beside a network", "eval", "exec", "a numpy object array"):
+    for name in ("os.system", "next to a network", "eval", "exec", "a numpy object array"):
         pickle.loads(attacks(tmp_path / name)[name][0])
         assert (tmp_path / name).exists() or name == "a numpy object array"
     with pytest.raises(AssertionError, match="while a checkpoint was read"), nothing_runs():
@@ -183,7 +183,10 @@ def bombs():
         "a laughing key": (protocol + laughs(100) + b"}h\x64K\x01s.", "a key that is a tuple"),
         "a key of many parts": (protocol + b"}(" + b"K\x01" * 17 + b"tK\x01s.", "a key that is a tuple"),
         "a list copied 20,000 times": (protocol + copies(5000, 20_000) + b".", "a set in an unexpected form"),
-        "a storage told at length": (pickle.dumps(storage_of(storage(key="0" * 20_000))), "description takes 40"),
+        "a storage with a long description": (
+            pickle.dumps(storage_of(storage(key="0" * 20_000))),
+            "description takes 40",
+        ),
         "sets without end": (protocol + b"\x8f" * 2_000_000, "more instructions"),
     }
 
@@ -191,13 +194,13 @@ def bombs():
 def told_large(folder):
     """Checkpoints that claim networks of 10 GB, but contain no weights or one weight for all."""
     for name, width in (("wide", 4096), ("impossible", 10**9)):
-        told = persistent(small_net())
-        told.__dict__["_init_kwargs"]["model_channels"] = width
-        told._modules["model"]._modules["map_noise"].__dict__["num_channels"] = width
-        dump(folder / f"{name}.pkl", {"ema": told})
-    told = persistent(small_net(num_blocks=60, model_channels=32))
-    share_weights(told, {})
-    dump(folder / "shared.pkl", {"ema": told})
+        pickled = persistent(small_net())
+        pickled.__dict__["_init_kwargs"]["model_channels"] = width
+        pickled._modules["model"]._modules["map_noise"].__dict__["num_channels"] = width
+        dump(folder / f"{name}.pkl", {"ema": pickled})
+    pickled = persistent(small_net(num_blocks=60, model_channels=32))
+    share_weights(pickled, {})
+    dump(folder / "shared.pkl", {"ema": pickled})
     return {"wide": "wanted [", "impossible": "invalid or missing 'model_channels'", "shared": "larger than the file"}
 
 
@@ -249,21 +252,21 @@ def test_small_files_that_claim_to_be_large_get_no_memory(tmp_path):
 
 def test_storages_from_other_machines_or_of_several_parts_are_refused():
     assert load_storage((memoryview(storage()),)).size == 1
-    for told, reason in (
+    for pickled, reason in (
         (storage(machine={"little_endian": False}), "a machine with the opposite byte order"),
         (storage(machine={"protocol_version": 1001}), "a machine with the opposite byte order"),
         (storage(keys=["1"]), "consists of several storages, or of something else"),
         (storage(keys=["0", "1"]), "consists of several storages, or of something else"),
     ):
         with pytest.raises(UnsafePickle, match=reason):
-            load_storage((memoryview(told),))
+            load_storage((memoryview(pickled),))
 
 
 def test_a_tensor_with_more_than_its_numbers_is_refused():
-    told = (load_storage((memoryview(storage()),)), 0, (1,), (1,), False, {})
-    assert rebuild_tensor((*told, None)).read().tolist() == [0.5]
+    pickled = (load_storage((memoryview(storage()),)), 0, (1,), (1,), False, {})
+    assert rebuild_tensor((*pickled, None)).read().tolist() == [0.5]
     with pytest.raises(UnsafePickle, match="a tensor in an unexpected form"):
-        rebuild_tensor((*told, {"conj": True}))  # the same bytes, other numbers
+        rebuild_tensor((*pickled, {"conj": True}))  # the same bytes, other numbers
 
 
 # ---- files that are not pickles

@@ -41,7 +41,7 @@ def job(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("results", "told"),
+    ("results", "reported"),
     [
         ((WorkerResult("finished"), WorkerResult("finished")), "None"),
         (
@@ -61,8 +61,8 @@ def job(tmp_path):
         ((WorkerResult("stopped", "stopped at 5 images"), None), "stopped at 5 images"),
     ],
 )
-def test_the_first_cause_is_reported(job, results, told):
-    assert str(root_cause(job(*results))) == told
+def test_the_first_cause_is_reported(job, results, reported):
+    assert str(root_cause(job(*results))) == reported
 
 
 @pytest.mark.parametrize(("result", "tail"), [(TRACE, TRACE.strip()), (None, "first\nlast of 1")])

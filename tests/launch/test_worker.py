@@ -19,7 +19,7 @@ def leg(tmp_path):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def calls(monkeypatch):
     """What was asked of Slurm, and the states that it reports, the last one for ever."""
     said, states = [], ["RUNNING"]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -37,27 +37,27 @@ def stopped_by(*signals):
     return stop
 
 
-def test_a_job_whose_time_is_up_is_requeued(leg, told):
+def test_a_job_whose_time_is_up_is_requeued(leg, calls):
     result = requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
-    assert result.ending == "stopped" and told[0] == ["requeue 7"]
+    assert result.ending == "stopped" and calls[0] == ["requeue 7"]
 
 
-def test_after_sigterm_alone_a_process_waits_for_what_slurm_does(leg, told):
-    told[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
+def test_after_sigterm_alone_a_process_waits_for_what_slurm_does(leg, calls):
+    calls[1][:] = ["RUNNING", "RUNNING", "COMPLETING"]
     result = requeue_or_wait(leg, stopped_by(signal.SIGTERM), Interrupted(500, None, True))
-    assert result.ending == "stopped" and told[0] == ["waited", "waited"]
+    assert result.ending == "stopped" and calls[0] == ["waited", "waited"]
 
 
-def test_a_process_of_a_cancelled_job_ends_at_once(leg, told):
-    told[1][:] = ["CANCELLED"]
+def test_a_process_of_a_cancelled_job_ends_at_once(leg, calls):
+    calls[1][:] = ["CANCELLED"]
     requeue_or_wait(leg, stopped_by(signal.SIGTERM, signal.SIGUSR2), Interrupted(500, None, True))
-    assert told[0] == []
+    assert calls[0] == []
 
 
 @pytest.mark.parametrize(
     ("starts", "saved", "ending"), [(2, False, "stopped"), (3, False, "failed"), (3, True, "stopped")]
 )
-def test_repeated_starts_that_save_no_state_fail(leg, told, starts, saved, ending):
+def test_repeated_starts_that_save_no_state_fail(leg, calls, starts, saved, ending):
     for _ in range(starts):
         Attempts(leg.attempts).begin(100, {})
     result = requeue_or_wait(leg, stopped_by(signal.SIGUSR2), Interrupted(200, None, saved))

@@ -18,7 +18,7 @@ from mscd.provenance import code_version
 from mscd.provenance.code_version import CodeIdentity, code_identity, copy_package
 
 ORIGINAL = Path(mscd.__file__).parent
-TOLD = """
+PRINT = """
 import dataclasses, json, sys
 import mscd
 from mscd.provenance.code_version import code_identity
@@ -30,9 +30,9 @@ def asked(folder, cwd, **environment):
     """Return the package's file and identity, as seen by a Python process with `folder` first on its path."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     variables |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1", **environment}
-    command = [sys.executable, "-c", TOLD]
-    told = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=True).stdout
-    file, identity, torch_loaded = json.loads(told)
+    command = [sys.executable, "-c", PRINT]
+    printed = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=True).stdout
+    file, identity, torch_loaded = json.loads(printed)
     assert not torch_loaded
     return Path(file), CodeIdentity(**identity)
 
@@ -102,9 +102,9 @@ def test_a_module_run_by_name_comes_from_the_copy_too(copy, tmp_path):
     (tmp_path / "mscd").mkdir()
     (tmp_path / "mscd/__init__.py").write_text("raise ImportError('the wrong one')\n")
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "mscd.config.docs"]
+    command = [sys.executable, "-m", "mscd.config.docs", tmp_path]
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "the wrong one" not in ran.stderr and ran.returncode == 0
+    assert "the wrong one" not in ran.stderr and ran.returncode == 0 and (tmp_path / "README.md").exists()
 
 
 def test_changed_files_change_the_digest_and_caches_do_not(copy):

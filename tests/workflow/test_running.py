@@ -82,7 +82,7 @@ def cut_in_a_leg(project, number):
     return process
 
 
-def goes_on(project):
+def check_that_it_resumes(project):
     ran = project.snakemake("results/tiny/students/a/4/ema.safetensors")
     assert ran.returncode == 0, ran.stderr
     log = (project.results / "logs/distill/a.4.log").read_text()
@@ -95,13 +95,13 @@ def test_interrupted_call_resumes_from_its_state(project):
     _, err = process.communicate()
     assert process.returncode != 0 and "Traceback" not in err, err
     assert not (project.results / "students/a/4/ema.safetensors").exists()
-    goes_on(project)
+    check_that_it_resumes(project)
 
 
 @pytest.mark.slow
 def test_killed_call_resumes_from_its_state(project):
     cut_in_a_leg(project, signal.SIGKILL).wait()
-    goes_on(project)
+    check_that_it_resumes(project)
 
 
 def test_second_call_in_the_same_folder_is_refused(project):
