@@ -22,8 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 ASSETS = REPOSITORY / "docs/assets"
 PAGES = {REPOSITORY / "README.md": "docs/assets", REPOSITORY / "docs/index.md": "assets"}  # with the path of ASSETS
 FIGURES = {  # name in the run: (name in ASSETS, width on the page, description)
-    "images": ("digits.png", "62%", "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
-    "score-vs-nfe": ("score-vs-nfe.png", "36%", "Score against network evaluations per image"),
+    "images": ("digits.png", "53%", "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
+    "score-vs-nfe": ("score-vs-nfe.png", "46%", "Score against network evaluations per image"),
 }
 BLOCK = re.compile(r"(<!-- results: make showcase -->\n).*?(<!-- /results -->)", re.DOTALL)
 
