@@ -1,16 +1,20 @@
-# make demo: from a fresh clone to a scored few-step student.   make lint: formatting, rules, layers, types.
+# make demo: from a fresh clone to a scored few-step student.   make lint: style, spelling, layers, types, documents.
 # make test: the tests.   make test-unit test-workflow: those that take over ten seconds, or need a PostgreSQL or a
 # browser, too.   make test-cluster: those on a real Slurm, which it starts on this machine (as root on Debian).
 # make test-logger: the wheel of logger/ and its tests, in a fresh environment without mscd and PyTorch.
-# make bench: how close each stage comes to what its hardware allows, in one table.
+# make bench: how close each stage comes to what its hardware allows, in one table.   make site: the documents as a
+# website, in site/.   make showcase: the pictures and numbers of README.md from the results of make demo.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: venv test test-unit test-workflow test-cluster test-logger demo bench lint style types
+.PHONY: venv test test-unit test-workflow test-cluster test-logger demo showcase bench lint style types documents site
 
+# To Snakemake the target of `snakemake --configfile FILE all` is another settings file, as its option takes all that
+# follows. Nothing in a workflow can change that, so there is a file of that name, which sets nothing.
 venv: $(INSTALLED)
+	@test -e all || printf '%s\n' '# Makes `snakemake --configfile FILE all` work; the Makefile says why.' '{}' > all
 
 # Tests' tools come along: one environment for everything, so that what was tested is what runs. Python compiles the
 # modules that are used when they are: to compile all takes longer than the rest of the installation.
@@ -40,6 +44,9 @@ test-cluster: venv
 test-logger:
 	PYTHON=$(PYTHON) .ci/test-logger
 
+showcase: venv
+	$(BIN)/python docs/showcase.py
+
 demo: venv
 	$(BIN)/snakemake all
 	@echo
@@ -51,7 +58,7 @@ demo: venv
 bench: venv
 	$(BIN)/python benchmarks/run.py
 
-lint: venv style types
+lint: venv style types documents
 
 style: venv
 	$(BIN)/ruff check
@@ -59,7 +66,14 @@ style: venv
 	$(BIN)/snakefmt --check Snakefile workflow logger/examples
 	$(BIN)/snakemake --lint
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 types: venv
 	$(BIN)/mypy
 	cd logger && $(abspath $(BIN))/mypy
+
+documents: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+site: documents
+	@echo "Open site/index.html, or for a search field: $(BIN)/mkdocs serve"

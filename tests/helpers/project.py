@@ -24,8 +24,8 @@ def profile_settings(name: str) -> dict:
 def clone(folder: Path, **profiles: dict) -> "Project":
     """Copy the repository's workflow to `folder`, with the tiny configuration and these profiles."""
     shutil.copytree(REPOSITORY / "workflow", folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "all"):
-        shutil.copy(REPOSITORY / name, folder)
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    (folder / "all").write_text("{}\n")  # as `make venv` does
     for name, settings in profiles.items():
         (folder / "profiles" / name).mkdir(parents=True)
         (folder / "profiles" / name / "config.yaml").write_text(yaml.safe_dump(settings))
