@@ -18,47 +18,47 @@ from mscd.errors import UserError
 from mscd.files.markdown import markdown_table
 from mscd.reporting.score_table import best_rows, read_table, teacher_euler
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-ASSETS = REPOSITORY / "docs/assets"
-PAGES = {REPOSITORY / "README.md": "docs/assets", REPOSITORY / "docs/index.md": "assets"}  # with the path of ASSETS
+ASSETS = "docs/assets"
+PAGES = {"README.md": "docs/assets", "docs/index.md": "assets"}  # with the path of ASSETS from there
 FIGURES = {  # name in the run: (name in ASSETS, width on the page, description)
     "images": ("digits.png", "53%", "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
     "score-vs-nfe": ("score-vs-nfe.png", "46%", "Score against network evaluations per image"),
 }
-BLOCK = re.compile(r"(<!-- results: make showcase -->\n).*?(<!-- /results -->)", re.DOTALL)
+BLOCK = re.compile(r"(?<=<!-- results: make showcase -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
 
-def main(results: Path) -> None:
-    run = RunPaths(results)
+def main(repository: Path, cores: int | None) -> None:
+    run = RunPaths(repository / "results/digits")
     try:
         table = read_table(run.table)
         for figure, (name, _, _) in FIGURES.items():
-            shutil.copyfile(run.figure(figure), ASSETS / name)
+            shutil.copyfile(run.figure(figure), repository / ASSETS / name)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; run `make demo` first") from error
-    for page, assets in PAGES.items():
-        text, found = BLOCK.subn(lambda block: block[1] + shown(run, table, assets) + block[2], page.read_text())
+    for name, assets in PAGES.items():
+        page = repository / name
+        results = shown(run, table, assets, cores)
+        text, found = BLOCK.subn(lambda _, results=results: results, page.read_text())
         if found != 1:
-            raise UserError(f"{page}: has {found} blocks of results, expected one between the `results` markers")
+            raise UserError(f"{page}: has {found} blocks between `results` markers, expected one; restore the markers")
         page.write_text(text)
 
 
-def shown(run: RunPaths, table: pd.DataFrame, assets: str) -> str:
+def shown(run: RunPaths, table: pd.DataFrame, assets: str, cores: int | None) -> str:
     """Return the Markdown of the results: pictures, table, and what they were made of."""
     pictures = [f'<img src="{assets}/{name}" width="{width}" alt="{alt}">' for name, width, alt in FIGURES.values()]
-    minutes, cores = duration(run), os.cpu_count()
     metric, images = table["metric"].iloc[0], table["images"].iloc[0]
-    caption = (
-        f"Real 8×8 digits, everything trained from scratch by `make demo`, here in {minutes:.0f} minutes on {cores} CPU "
-        f"cores. {metric}: Fréchet distance in the features of a digit classifier, mean over three blocks of "
-        f"{images:,} images; lower is better. It is not comparable with FID on ImageNet."
-    )
-    return "\n".join([f"<p>{' '.join(pictures)}</p>", "", *result_table(table), "", caption, ""])
+    caption = [
+        f"Real 8×8 digits; everything was trained from scratch by `make demo`, here in {duration(run):.0f} minutes on",
+        f"{cores} CPU cores. {metric} is the Fréchet distance in the features of a digit classifier, the mean over",
+        f"three blocks of {images:,} images; lower is better. It is not comparable with FID on ImageNet.",
+    ]
+    return "\n".join([f"<p>{' '.join(pictures)}</p>", "", *result_table(table), "", *caption, ""])
 
 
 def result_table(table: pd.DataFrame) -> list[str]:
-    """Return four rows as Markdown: the teacher at the evaluations of the largest student and at its best, and the
-    best snapshot of each student, by falling number of evaluations."""
+    """Return the Markdown lines of the result table: the teacher at its best and with the evaluations of the largest
+    student, and the best snapshot of each student, by falling number of evaluations."""
     best = best_rows(table)
     teacher = best.pop(TEACHER)
     students = sorted(best.values(), key=lambda row: -row["nfe"])
@@ -66,7 +66,9 @@ def result_table(table: pd.DataFrame) -> list[str]:
     named = [("teacher, its best sampler", teacher), ("teacher, same evaluations as the student", euler)]
     named += [(f"**student {row['model']}**", row) for row in students]
     header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "relative to the teacher's best"]
-    rows = [[name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f} ×"] for name, row in named]
+    rows = [
+        [name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f} ×"] for name, row in named
+    ]
     return markdown_table(header, rows, right={1, 2, 3}, padded=False)
 
 
@@ -79,6 +81,6 @@ def duration(run: RunPaths) -> float:
 
 if __name__ == "__main__":
     try:
-        main(REPOSITORY / "results/digits")
+        main(Path(__file__).resolve().parents[1], os.cpu_count())
     except UserError as error:
         sys.exit(str(error))

@@ -1,6 +1,7 @@
 """What the documents promise: links lead somewhere, commands and settings are accepted, examples are those that run."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from snakemake.cli import get_argument_parser
 
 import mscd
 from mscd.config.run import Config
+from mscd.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -129,3 +131,42 @@ def test_python_examples_are_those_of_the_package(page):
     example = next(block for block in code_blocks(REPOSITORY / page) if block.startswith("import mscd\n"))
     own = {line.strip() for line in (mscd.__doc__ or "").splitlines()}
     assert {line.split("   #")[0].strip() for line in example.splitlines()} <= own
+
+
+def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
+    showcase = runpy.run_path(str(REPOSITORY / "docs/showcase.py"))
+    run, pages = tmp_path / "results/digits", [tmp_path / "README.md", tmp_path / "docs/index.md"]
+    for folder in (run / "figures", run / "logs/score", tmp_path / "docs/assets"):
+        folder.mkdir(parents=True)
+    for page in pages:
+        page.write_text("before\n<!-- results: make showcase -->\nold\n<!-- /results -->\nafter\n")
+    with pytest.raises(UserError, match=r"fid_table.csv: No such file or directory; run `make demo` first"):
+        showcase["main"](tmp_path, 2)
+    rows = [
+        ("teacher", "euler", 8, 12.0),
+        ("teacher", "heun", 35, 2.0),
+        ("s4", "euler", 4, 4.0),
+        ("s8", "euler", 8, 2.5),
+    ]
+    columns = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,network,reference"
+    lines = [f"{model},50,ema,{sampler},8,{nfe},1797,FD(x),1,{mean},0.1,a,b" for model, sampler, nfe, mean in rows]
+    (run / "fid_table.csv").write_text("\n".join([columns, *lines]) + "\n")
+    for name in ("images", "score-vs-nfe"):
+        (run / f"figures/{name}.png").write_bytes(name.encode())
+    (run / "logs/score/a.events.jsonl").write_text('{"time": 60.0}\n{"time": 480.0}\n')
+
+    showcase["main"](tmp_path, 2)
+    texts = [page.read_text() for page in pages]
+    assert "| **student s8** | 8 | 2.50 | 1.25 × |" in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
+    assert texts[0].startswith("before\n") and texts[0].endswith("after\n") and "old" not in texts[0]
+    assert texts[1] == texts[0].replace("docs/assets/", "assets/")
+    assert (tmp_path / "docs/assets/digits.png").read_bytes() == b"images"
+    showcase["main"](tmp_path, 2)
+    assert [page.read_text() for page in pages] == texts
+
+
+def test_pages_show_what_showcase_writes():
+    """Both pages show the same results, whose pictures are in the repository."""
+    block = re.compile(r"<!-- results: make showcase -->\n(.*?)<!-- /results -->", re.DOTALL)
+    readme, index = (block.search((REPOSITORY / page).read_text())[1] for page in ("README.md", "docs/index.md"))
+    assert index == readme.replace("docs/assets/", "assets/") and readme.count("| **student s") == 2
