@@ -63,7 +63,7 @@ def result_table(table: pd.DataFrame) -> list[str]:
     teacher = best.pop(TEACHER)
     students = sorted(best.values(), key=lambda row: -row["nfe"])
     [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
-    named = [("teacher, its best sampler", teacher), ("teacher, same evaluations as the student", euler)]
+    named = [("teacher, its best sampler", teacher), (f"teacher, as many evaluations as {students[0]['model']}", euler)]
     named += [(f"**student {row['model']}**", row) for row in students]
     header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "relative to the teacher's best"]
     rows = [

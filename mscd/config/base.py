@@ -73,7 +73,7 @@ def digest(value: Any) -> str:
 
 
 SHA256_MEANING = (
-    "Expected sha256 of the file, by which the run then identifies it, wherever it is; null: pinned in downloads.lock "
+    "Expected sha256 of the file. It then identifies the file, wherever that is; null: pinned in downloads.lock "
     "on first use, and the run identifies the file by `source`."
 )
 

@@ -19,8 +19,8 @@ class ClassifierSettings(Settings):
 
 
 class InceptionSettings(FileSettings):
-    """The TorchScript translation of Inception-v3 whose features FID is computed from. A file with another sha256 and
-    the same interface is accepted too, but its scores are not called FID."""
+    """The TorchScript translation of Inception-v3 whose features FID is computed from. Another file with the
+    same interface is accepted if `sha256` is set to its own, but its scores are not called FID."""
 
     source: str = Field(
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
