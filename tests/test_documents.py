@@ -107,7 +107,7 @@ def snakemake_commands() -> set[tuple[Path, str]]:
     """Return every snakemake call with --configfile in the documents and settings files, with its page."""
     texts = [(page, block) for page in PAGES for block in code_blocks(page)]
     texts += [(page, page.read_text()) for page in REPOSITORY.glob("config/*.yaml")]
-    lines = [(page, line) for page, text in texts for line in text.splitlines()]
+    lines = [(page, line) for page, text in texts for line in text.replace("\\\n", "").splitlines()]
     calls = [(page, line.split("snakemake ")[1].split("  ")[0]) for page, line in lines if "snakemake " in line]
     return {(page, call) for page, call in calls if "--configfile" in call}
 
