@@ -19,10 +19,11 @@ from mscd.files.markdown import markdown_table
 from mscd.reporting.score_table import best_rows, read_table, teacher_euler
 
 ASSETS = "docs/assets"
-PAGES = {"README.md": "docs/assets", "docs/index.md": "assets"}  # with the path of ASSETS from there
-FIGURES = {  # name in the run: (name in ASSETS, width on the page, description)
-    "images": ("digits.png", "53%", "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
-    "score-vs-nfe": ("score-vs-nfe.png", "46%", "Score against network evaluations per image"),
+# Path of ASSETS from each page, and the width of its column in pixels: two pictures share a line, but not on a phone.
+PAGES = {"README.md": ("docs/assets", 810), "docs/index.md": ("assets", 670)}
+FIGURES = {  # name in the run: (name in ASSETS, share of the column, description)
+    "images": ("digits.png", 0.53, "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
+    "score-vs-nfe": ("score-vs-nfe.png", 0.47, "Score against network evaluations per image"),
 }
 BLOCK = re.compile(r"(?<=<!-- results: make showcase -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 
@@ -35,25 +36,35 @@ def main(repository: Path, cores: int | None) -> None:
             shutil.copyfile(run.figure(figure), repository / ASSETS / name)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; run `make demo` first") from error
-    for name, assets in PAGES.items():
+    for name, (assets, width) in PAGES.items():
         page = repository / name
-        results = shown(run, table, assets, cores)
+        results = "\n".join([pictures(assets, width), "", *result_table(table), "", *caption(run, table, cores), ""])
         text, found = BLOCK.subn(lambda _, results=results: results, page.read_text())
         if found != 1:
             raise UserError(f"{page}: has {found} blocks between `results` markers, expected one; restore the markers")
         page.write_text(text)
 
 
-def shown(run: RunPaths, table: pd.DataFrame, assets: str, cores: int | None) -> str:
-    """Return the Markdown of the results: pictures, table, and what they were made of."""
-    pictures = [f'<img src="{assets}/{name}" width="{width}" alt="{alt}">' for name, width, alt in FIGURES.values()]
+def pictures(assets: str, width: int) -> str:
+    """Return the pictures side by side, as HTML, in a column `width` pixels wide."""
+    return (
+        "<p>"
+        + " ".join(
+            f'<img src="{assets}/{name}" width="{width * share:.0f}" alt="{description}">'
+            for name, share, description in FIGURES.values()
+        )
+        + "</p>"
+    )
+
+
+def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:
+    """Return lines that say what the numbers are."""
     metric, images = table["metric"].iloc[0], table["images"].iloc[0]
-    caption = [
+    return [
         f"Real 8×8 digits; everything was trained from scratch by `make demo`, here in {duration(run):.0f} minutes on",
         f"{cores} CPU cores. {metric} is the Fréchet distance in the features of a digit classifier, the mean over",
         f"three blocks of {images:,} images; lower is better. It is not comparable with FID on ImageNet.",
     ]
-    return "\n".join([f"<p>{' '.join(pictures)}</p>", "", *result_table(table), "", *caption, ""])
 
 
 def result_table(table: pd.DataFrame) -> list[str]:
@@ -65,9 +76,9 @@ def result_table(table: pd.DataFrame) -> list[str]:
     [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
     named = [("teacher, its best sampler", teacher), (f"teacher, as many evaluations as {students[0]['model']}", euler)]
     named += [(f"**student {row['model']}**", row) for row in students]
-    header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "relative to the teacher's best"]
+    header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "× teacher's best"]
     rows = [
-        [name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f} ×"] for name, row in named
+        [name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f}"] for name, row in named
     ]
     return markdown_table(header, rows, right={1, 2, 3}, padded=False)
 

@@ -133,6 +133,11 @@ def test_python_examples_are_those_of_the_package(page):
     assert {line.split("   #")[0].strip() for line in example.splitlines()} <= own
 
 
+def without_pictures(text):
+    assert text.count("<img ") == 2
+    return re.sub(r"<img [^>]*>", "", text)
+
+
 def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
     showcase = runpy.run_path(str(REPOSITORY / "docs/showcase.py"))
     run, pages = tmp_path / "results/digits", [tmp_path / "README.md", tmp_path / "docs/index.md"]
@@ -157,9 +162,9 @@ def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
 
     showcase["main"](tmp_path, 2)
     texts = [page.read_text() for page in pages]
-    assert "| **student s8** | 8 | 2.50 | 1.25 × |" in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
+    assert "| **student s8** | 8 | 2.50 | 1.25 |" in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
     assert texts[0].startswith("before\n") and texts[0].endswith("after\n") and "old" not in texts[0]
-    assert texts[1] == texts[0].replace("docs/assets/", "assets/")
+    assert without_pictures(texts[1]) == without_pictures(texts[0])
     assert (tmp_path / "docs/assets/digits.png").read_bytes() == b"images"
     showcase["main"](tmp_path, 2)
     assert [page.read_text() for page in pages] == texts
@@ -169,4 +174,4 @@ def test_pages_show_what_showcase_writes():
     """Both pages show the same results, whose pictures are in the repository."""
     block = re.compile(r"<!-- results: make showcase -->\n(.*?)<!-- /results -->", re.DOTALL)
     readme, index = (block.search((REPOSITORY / page).read_text())[1] for page in ("README.md", "docs/index.md"))
-    assert index == readme.replace("docs/assets/", "assets/") and readme.count("| **student s") == 2
+    assert without_pictures(index) == without_pictures(readme) and readme.count("| **student s") == 2
