@@ -26,7 +26,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SECONDS = 60
+SECONDS = 180  # how long anything may take on a slow machine
 
 
 @contextmanager
@@ -84,7 +84,7 @@ class Page:
         self.driver.get(f"{self.address}/#/{route}")
 
     def wait(self, condition, what: str):
-        """Return the value of `condition(driver)` as soon as it is true; fail with `what` after a minute."""
+        """Return the value of `condition(driver)` as soon as it is true; fail with `what` after SECONDS."""
         patient = WebDriverWait(self.driver, SECONDS, ignored_exceptions=[StaleElementReferenceException])
         return patient.until(condition, f"not seen: {what}")
 
