@@ -69,7 +69,7 @@ class LogHandler(LogHandlerBase):
             logger.addFilter(self.capture)
 
     def capture(self, record: LogRecord) -> bool:
-        """Attach to a log record the journal records that it stands for; let every log record pass."""
+        """Attach the corresponding journal records to a log record; let every log record pass."""
         if self.active:
             try:
                 record.mlflow = list(self.recorder.translate(record))

@@ -65,7 +65,7 @@ class Recorder:
         self.interrupted = self.error_seen = False
 
     def translate(self, record: LogRecord) -> Iterator[Record]:
-        """Yield the journal records that one log record stands for."""
+        """Yield the journal records that correspond to one log record."""
         event = getattr(record, "event", None)
         if event == LogEvent.WORKFLOW_STARTED:
             self.header = cast(WorkflowStarted, record)

@@ -205,7 +205,7 @@ class Session:
             shutil.rmtree(kept_folder(self.path) / job.entry["key"], ignore_errors=True)  # it may not exist
 
     def _is_complete(self, key: str) -> bool:
-        """Return whether a run is complete: closed, which comes last, and not by another workflow."""
+        """Return whether a run is complete: closed, which is the last step, and not by another workflow."""
         run = self._existing.get(key)
         return run is not None and run.info.status != "RUNNING" and CLOSED_BY not in run.data.tags
 
