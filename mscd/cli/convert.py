@@ -39,7 +39,7 @@ from mscd.cli.options import Command, Count, Digest, new, obtain
 @click.option(
     "--snapshot-kimg",
     type=Count(1),
-    help="Images it was trained on, in thousands, if the file does not state it.",
+    help="Number of images it was trained on, in thousands, if the file does not state it.",
 )
 @click.option(
     "--ema", help="Weight average that the file holds: ema, phema-0.050, ...; by default, what the file states."
@@ -63,7 +63,7 @@ def convert(
     sha256: str | None,
     license: str | None,
 ) -> None:
-    """Convert a pickled checkpoint in EDM's format to mscd's network file DEST, a .safetensors.
+    """Convert a pickled checkpoint in EDM's format to DEST, a network file of mscd (.safetensors).
 
     SOURCE is a path or an http(s) URL. Nothing in it is executed: a pickle that asks for anything but tensors and a
     network's settings is refused. DEST records its origin and licence. SOURCE may also be a .safetensors of mscd.

@@ -41,8 +41,9 @@ def ema(stored: tuple[Path, ...], std: float, kimg: int | None, out: Path | None
     """Make an average of another length after training (post-hoc EMA) from the stored ones.
 
     STORED are the phema-*.safetensors of one run, from as many snapshots as there are. Two widths at one snapshot give
-    any width between them; more snapshots extend the range. Reports how well the result approximates the
-    requested average, and refuses if the error is too large. Needs the memory of one network.
+    the widths between them, unless they are far apart; more snapshots extend the range and reduce the error. Reports
+    how well the result approximates the requested average, and refuses if the error is too large. Needs the memory of
+    one network.
     """
     from mscd.checkpoints.posthoc_ema import reconstruct_ema
     from mscd.diffusion.ema_names import posthoc_name

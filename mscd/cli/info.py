@@ -30,7 +30,7 @@ def info(paths: tuple[Path, ...], as_json: bool, verify: bool) -> None:
 
     Files are identified by their content, of which only headers are read; a pickled checkpoint, which has none, is read
     without executing it. A network is shown with its architecture, parameters, precision, EMA, training images, data,
-    origin and licence, a student also with its segments and grid.
+    origin and licence; a student also with its segments and grid.
     """
     from mscd.errors import UserError
     from mscd.reporting import file_info

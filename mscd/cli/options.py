@@ -99,7 +99,7 @@ def new(*, file_okay: bool = True, dir_okay: bool = True) -> click.Path[Path]:
 
 
 def obtain(source: str, sha256: str | None = None, license: str | None = None) -> tuple[Path, Origin]:
-    """Return the local path of a source and its origin for metadata; a URL is first downloaded into downloads/.
+    """Return the local path of a source and its origin for metadata; a URL is fetched into downloads/, once.
 
     Raises UserError if there is no such file, or if its sha256 is not the one given.
     """

@@ -13,7 +13,7 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector
 from mscd.parallel.prefetch import consume_in_thread
 
-UPDATE_SIZE = 2**20  # elements per update; fewer, larger ones because BLAS threads spin after each
+UPDATE_SIZE = 2**20  # elements per update; few large updates, because BLAS threads keep spinning after each
 
 
 class FeatureStatistics:

@@ -210,7 +210,7 @@ def check_shape(
 ) -> None:
     """Raise UserError unless `shape` [H, W, C] is that of the reference's images.
 
-    said: the beginning of the message, "<what> holds".
+    said: the beginning of the message, up to the images: "<file> holds" or "the network makes".
     """
     height, width, channels = shape
     resolution = reference.provenance["resolution"]

@@ -79,7 +79,8 @@ def _claim_record(leg: Leg, launcher: Launcher) -> LaunchRecord:
     """Record that this launcher trains the leg; return the record.
 
     The record continues the one that an earlier launcher left for exactly this leg, if any; otherwise it is new. Jobs
-    of other legs are ended, and files of a leg with other settings or inputs are deleted.
+    of other legs, and of this leg with another launcher, other settings or inputs, are ended. What this leg with other
+    settings or inputs left in its folder is deleted.
     """
     identity = leg_identity(leg)
     for folder in leg.folder.parent.glob("*"):  # a run trains one leg at a time, so others are left over

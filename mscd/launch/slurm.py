@@ -88,7 +88,7 @@ def end_on_slurm(leg: Leg, record: LaunchRecord) -> None:
         return
     status = retry_until_slurm_answers(slurm_commands.status, job_id)
     if status and not status.is_over:
-        log.info("%s: cancelling Slurm job %s, which has other settings or inputs", leg, job_id)
+        log.info("%s: cancelling Slurm job %s of another launcher, leg, settings or inputs", leg, job_id)
         retry_until_slurm_answers(slurm_commands.cancel, job_id)
         _wait_until_gone(job_id)
 
@@ -267,7 +267,7 @@ def _cancel_after_stop(leg: Leg) -> str:
             slurm_commands.cancel(job_id)
     except slurm_commands.SlurmAway as error:
         return f"stopped, but Slurm does not answer ({error}): run scancel {job_id}, or start again to wait for the job"
-    return f"stopped; Slurm job {job_id} is cancelled and saves a state, from which the leg resumes when started again"
+    return f"stopped; Slurm job {job_id} is cancelled; when started again, the leg resumes from its last state"
 
 
 def _wait_until_gone(job_id: str) -> None:

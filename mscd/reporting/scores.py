@@ -150,7 +150,7 @@ def emas(scores: pd.DataFrame, student: str) -> list[str]:
 
 
 def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int, float]]:
-    """Return (kimg, mean score over the seed blocks) for every scored snapshot of one EMA, by kimg."""
+    """Return (kimg, mean score over the seed blocks) for each scored snapshot of a student under one EMA, by kimg."""
     means = curve(scores[(scores["model"] == student) & (scores["ema"] == ema)], "snapshot_kimg")["mean"]
     return [(int(kimg), float(mean)) for kimg, mean in zip(means.index.to_list(), means, strict=True)]
 

@@ -20,7 +20,7 @@ CPU_PIXELS = 128**2  # total over the images that a CPU samples at a time; more 
 
 
 class Churn(TypedDict):
-    """How much noise `samplers.heun` adds between steps, and at which noise levels."""
+    """How much noise `samplers.heun` adds at the start of a step, and at which noise levels."""
 
     S_churn: float
     S_min: float

@@ -47,7 +47,7 @@ class _Leg:
     """A leg from the state at start_kimg (0: the beginning) to the snapshot at end_kimg.
 
     model: the model's name in file metadata; data: the packed images; run_dir: the run's folder; scoring: required with
-    `validate_kimg`; data_origin: where third-party images come from, None for local ones.
+    `validate_kimg`; data_origin: source and licence of third-party images, None for the user's own.
     """
 
     kind: ClassVar[str]

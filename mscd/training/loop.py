@@ -61,8 +61,9 @@ def train_leg(
 
     batch_per_process: images that a process passes through the network at once (None: its whole share); gradients of a
     larger share are accumulated. stop: ends training when it becomes true in the lead process. facts: what to record
-    about this attempt, such as where it runs. Raises Interrupted when stopped, after saving a state; UserError for
-    files that are missing, damaged or don't fit together, and for gradients that stay non-finite.
+    about this attempt, such as where it runs. Raises Interrupted when stopped, after saving a state unless the last
+    gradients were not finite; UserError for files that are missing, damaged or don't fit together, and for gradients
+    that stay non-finite.
     """
     settings, events = leg.settings, EventLog(leg.events)
     start = set_up(leg, group, batch_per_process, facts or {})

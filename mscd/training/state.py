@@ -176,8 +176,8 @@ class StateFolder:
     def resume(self, state: TrainingState, start_kimg: int, end_nimg: int) -> Resumed | None:
         """Load the most advanced usable state into `state`; return which it is, or None if training starts afresh.
 
-        The log names each state that is skipped because it is damaged or belongs to another configuration, data set or
-        teacher.
+        The log names each state that is skipped because it is damaged, is from another version of mscd, or belongs to
+        another configuration, data set or teacher.
         """
         for path in self.candidates(start_kimg, end_nimg):
             try:

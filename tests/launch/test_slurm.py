@@ -115,7 +115,7 @@ def test_a_lost_launchers_job_is_found_by_its_name_and_waited_for(played, monkey
 def test_a_launcher_that_is_stopped_cancels_its_job(played):
     played.ends = [(lambda: os.kill(os.getpid(), signal.SIGTERM), None)]
     with pytest.raises(
-        UserError, match="stopped; Slurm job 1 is cancelled and saves a state, from which the leg resumes"
+        UserError, match="stopped; Slurm job 1 is cancelled; when started again, the leg resumes from its last state"
     ):
         train(played)
     assert played.cancelled == ["1"]
