@@ -94,7 +94,7 @@ class EDMCheckpoint:
     dataset: dict[str | float | None, object]
 
     def facts(self, model: str) -> NetworkFacts:
-        """Return what the checkpoint states about its network, as metadata of a network file with the name `model`."""
+        """Return what the checkpoint states about its network, called `model`, as a network file's metadata."""
         net, nimg = self.network, self.nimg
         facts: NetworkFacts = {
             "model": model,

@@ -2,7 +2,7 @@
 
 `run` combines the sections, each defined in its own module: `data`, `network`, `training`, `reference` and `scoring`.
 `base` has the building blocks of all sections, `loading` reads a configuration, `error_text` describes an error in one
-line, and `docs` generates config/README.md. `run_paths` names every file in results/<name>.
+line, and `docs` generates config/README.md and config/schema.json. `run_paths` names every file in results/<name>.
 
 May import diffusion (its torch-free parts), provenance, parallel, files and errors, and loads no torch; `make lint`
 checks this.

@@ -73,8 +73,8 @@ def digest(value: Any) -> str:
 
 
 SHA256_MEANING = (
-    "Expected sha256 of the file. It then identifies the file, wherever that is; null: pinned in downloads.lock "
-    "on first use, and the run identifies the file by `source`."
+    "Expected sha256 of the file. If set, it identifies the file, wherever the file is; null: the sha256 is pinned "
+    "in downloads.lock at the first use, and `source` identifies the file."
 )
 
 

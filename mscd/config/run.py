@@ -1,7 +1,8 @@
 """All settings of a run, and the constraints between its sections.
 
 The models are the only definition of a setting, its default, range and documentation; `python -m mscd.config.docs`
-prints config/README.md from them. Machine settings (processes, threads, nodes, time limits) are resources of rules.
+writes config/README.md and config/schema.json from them. Machine settings (processes, threads, nodes, time limits) are
+resources of rules.
 """
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ class Config(Settings):
         first, *others = self.students
         for name in others:
             if self.students[name].phema_stds != self.students[first].phema_stds:
-                raise ValueError(f"students.{name}.phema_stds: must equal those of {first}: all students keep the same")
+                raise ValueError(f"students.{name}.phema_stds: must equal those of {first}, as all students share them")
         if self.posthoc_ema is not None:
             self._check_posthoc(self.posthoc_ema)
         resolution = self.data.known_resolution
@@ -100,8 +101,8 @@ class Config(Settings):
     def stored_snapshots(self, student: str, kimg: int) -> list[int]:
         """kimg of the snapshots from which an EMA length at `kimg` is reconstructed.
 
-        These are all up to `kimg` or, if there are more, MOST_STORED spread evenly: enough for lengths near the kept
-        ones.
+        These are all up to `kimg` or, if those are more than MOST_STORED, that many of them, spread evenly: enough for
+        lengths near the kept ones.
         """
         snapshots = [stored for stored in self.students[student].snapshots() if stored <= kimg]
         count = min(len(snapshots), MOST_STORED)

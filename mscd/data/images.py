@@ -81,7 +81,7 @@ def transformed(image: Image.Image, transform: str | None, size: tuple[int, int]
     """Bring `image` to `size` (width, height) by one of TRANSFORMS; None if it is too small for the transform.
 
     If transform is None, the image is resized (Lanczos) whatever its aspect ratio, unless it has that size already. If
-    size is None, the image is returned unchanged, since crops need a size. Crops convert grey to RGB.
+    size is None, which no crop allows, the image is returned unchanged. Crops convert grey to RGB.
     """
     if size is None:
         return image

@@ -16,7 +16,7 @@ class NameTable:
     """A sorted sequence of texts, each decoded to a string on access. In memory it is two objects, however long."""
 
     def __init__(self, names: Iterable[str]):
-        # surrogatepass: file names may not be UTF-8. The order as text is also the order of these bytes.
+        # surrogatepass: file names need not be UTF-8. The order as text is also the order of these bytes.
         encoded = [name.encode("utf-8", "surrogatepass") for name in names]
         bounds = np.cumsum([0, *map(len, encoded)])
         self._bounds = bounds.astype(np.min_scalar_type(bounds[-1]))

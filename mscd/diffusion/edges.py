@@ -62,9 +62,10 @@ def edge_table(
 
     sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" here draws a segment, then one of its edges).
     terminal_anchor: whether the terminal edge gets exactly 1/T (not for "uniform").
-    sigma_max_anchor: the probability of drawing the first edge instead.
-    node_anchor: the probability of drawing an edge that starts exactly at one of the student's own nodes, where the
-    student will be evaluated. For this, `segments` edges are appended, from each node to the next teacher node.
+    sigma_max_anchor: with this probability, the first edge is drawn instead.
+    node_anchor: with this probability, an edge is drawn instead that starts exactly at one of the student's own nodes,
+    where the student will be evaluated. For this, `segments` edges are appended, one from each node to the next
+    teacher node.
     """
     grid: Grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     student = student_sigmas(segments, **grid)

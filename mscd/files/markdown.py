@@ -1,4 +1,4 @@
-"""Markdown tables. tabulate, which pandas also uses, makes columns two characters wider and always pads the rule."""
+"""Markdown tables. tabulate, which pandas also uses, makes columns up to two characters wider and always pads cells."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def choose_matrix_format(precision: str) -> None:
 def choose_repeatable_kernels(device: torch.device) -> None:
     """Make a GPU sum in the same order every time, for the whole process; a CPU always does.
 
-    Otherwise, gradients of attention (bf16) and of convolutions (fp32) differ between runs in their last bits.
+    Without this, a GPU's gradients of attention (bf16) and of convolutions (fp32) differ between runs in the last bits.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for cuBLAS, which reads it at its first product

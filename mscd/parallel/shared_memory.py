@@ -28,7 +28,8 @@ def shared_by_node(shape: tuple[int, ...], fill: Callable[[np.ndarray], None], g
     """Return a uint8 tensor of `shape`, filled by `fill` in one process per node; the others map its memory.
 
     Every process of the group must call this. A later write to the tensor is visible only to the process that makes it.
-    If memory cannot be shared, each process fills its own, which is logged. All processes raise a UserError of `fill`.
+    If memory cannot be shared, each process fills its own, which is logged. All processes raise a UserError
+    that `fill` raises in one.
     """
     nodes = group.all_gather(_node_id())
     neighbours = [rank for rank, node in enumerate(nodes) if node == nodes[group.rank]]

@@ -11,7 +11,7 @@ import mscd
 
 def software_versions() -> dict[str, str]:
     """Return the versions of the software that a number depends on, by name."""
-    import scipy  # imported here: readers of files need neither
+    import scipy  # imported here: code that only reads files needs neither
     import torch
 
     packages = {module.__name__: str(module.__version__) for module in (mscd, np, scipy, torch)}

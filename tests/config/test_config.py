@@ -56,7 +56,7 @@ def test_wrong_value_is_reported_in_one_line(where, value, line):
         ("students.s8.teacher_steps_start", 7, "students.s8: teacher_steps_start 7 is less than segments 8"),
         ("students.s8.teacher_steps_end", 63, "students.s8: teacher_steps_end 63 is less than teacher_steps_start 64"),
         ("students.s8.phema_stds", [0.1, 0.1], "students.s8: phema_stds lists a value twice"),
-        ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: must equal those of s8: all students keep the same"),
+        ("students.s8.phema_stds", [0.1], "students.s4.phema_stds: must equal those of s8, as all students share them"),
         ("students.s8.dropout_resolutions", [16], "students.s8.dropout_resolutions: no level of the network is 16"),
         ("teacher.network.attn_resolutions", [16], "teacher.network.attn_resolutions: no level of the network is 16"),
         (
