@@ -53,7 +53,7 @@ demo: venv
 	@cat results/digits/fid_table.md
 	@echo
 	@echo "Pictures: results/digits/figures/*.png   Table: results/digits/fid_table.csv"
-	@echo "Runs: $(BIN)/mlflow ui   then open the address it prints"
+	@echo "Runs: $(BIN)/mlflow ui   then open the URL that it prints and press Model training"
 
 bench: venv
 	$(BIN)/python benchmarks/run.py

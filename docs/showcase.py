@@ -61,7 +61,7 @@ def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:
     """Return lines that say what the numbers are."""
     metric, images = table["metric"].iloc[0], table["images"].iloc[0]
     return [
-        f"Real 8×8 digits; everything was trained from scratch by `make demo`, here in {duration(run):.0f} minutes on",
+        f"Trained from scratch on real 8×8 digits by `make demo`, here in {duration(run):.0f} minutes on",
         f"{cores} CPU cores. {metric} is the Fréchet distance in the features of a digit classifier, the mean over",
         f"three blocks of {images:,} images; lower is better. It is not comparable with FID on ImageNet.",
     ]
@@ -74,7 +74,7 @@ def result_table(table: pd.DataFrame) -> list[str]:
     teacher = best.pop(TEACHER)
     students = sorted(best.values(), key=lambda row: -row["nfe"])
     [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
-    named = [("teacher, its best sampler", teacher), (f"teacher, as many evaluations as {students[0]['model']}", euler)]
+    named = [("teacher, its best sampler", teacher), (f"teacher, only {euler['nfe']} evaluations", euler)]
     named += [(f"**student {row['model']}**", row) for row in students]
     header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "× teacher's best"]
     rows = [
