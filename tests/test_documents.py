@@ -175,3 +175,7 @@ def test_pages_show_what_showcase_writes():
     block = re.compile(r"<!-- results: make showcase -->\n(.*?)<!-- /results -->", re.DOTALL)
     readme, index = (block.search((REPOSITORY / page).read_text())[1] for page in ("README.md", "docs/index.md"))
     assert without_pictures(index) == without_pictures(readme) and readme.count("| **student s") == 2
+
+
+def test_citation_names_the_version():
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == mscd.__version__
