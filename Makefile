@@ -73,7 +73,7 @@ types: venv
 	cd logger && $(abspath $(BIN))/mypy
 
 documents: venv
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 site: documents
 	@echo "Open site/index.html, or for a search field: $(BIN)/mkdocs serve"

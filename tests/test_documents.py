@@ -87,7 +87,7 @@ def test_site_is_not_built_with_a_fault(tmp_path, page, fault, message):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     with (tmp_path / "docs" / page).open("a") as file:
         file.write(f"\n{fault}\n")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run([*build, "-f", str(tmp_path / "mkdocs.yml")], cwd=tmp_path, capture_output=True, text=True)
     assert built.returncode != 0 and message in built.stderr
 
