@@ -47,14 +47,11 @@ def main(repository: Path, cores: int | None) -> None:
 
 def pictures(assets: str, width: int) -> str:
     """Return the pictures side by side, as HTML, in a column `width` pixels wide."""
-    return (
-        "<p>"
-        + " ".join(
-            f'<img src="{assets}/{name}" width="{width * share:.0f}" alt="{description}">'
-            for name, share, description in FIGURES.values()
-        )
-        + "</p>"
-    )
+    images = [
+        f'<img src="{assets}/{name}" width="{width * share:.0f}" alt="{description}">'
+        for name, share, description in FIGURES.values()
+    ]
+    return f"<p>{' '.join(images)}</p>"
 
 
 def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:

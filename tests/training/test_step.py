@@ -62,7 +62,7 @@ def begun(short_teacher, run_dir, kind, device="cpu", batch_per_process=8, **cha
 
 
 class Waits(TorchDispatchMode):
-    """Records the operations in WAITING that are called, even on CPU tensors, which stand in for a GPU's."""
+    """Records each call of an operation in WAITING, even on CPU tensors, which stand in for GPU tensors."""
 
     def __init__(self):
         super().__init__()

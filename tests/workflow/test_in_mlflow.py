@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from mlflow_workflows import Flow, plugin_lines
 from snakemake_logger_plugin_mlflow.store import valid_key
 
 
+@pytest.mark.slow
 def test_training_leg_has_its_settings_and_every_metric_in_mlflow(project):
     flow = Flow(project.folder)
     ran = project.snakemake("results/tiny/students/b/1/ema.safetensors", "--force", "--logger", "mlflow")
