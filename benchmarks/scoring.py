@@ -18,8 +18,8 @@ from harness import Row, in_turns, main, medians, milliseconds
 from mscd.evaluation.classifier import Classifier, save_classifier
 from mscd.evaluation.detector import Detector, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statistics
-from mscd.evaluation.frechet import frechet_distance
 from mscd.files.atomic import sha256_of
+from mscd.metrics.frechet import frechet_distance
 from mscd.sampling.sample_file import read_batches, write_samples
 
 DIM, BATCH = 2048, 500

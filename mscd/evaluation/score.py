@@ -15,9 +15,9 @@ import torch
 from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
-from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import Reference, check_reference, check_shape, load_reference
 from mscd.files.atomic import atomic_write
+from mscd.metrics.frechet import frechet_distance
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.software import software_versions
 from mscd.sampling.sample_file import SampleProvenance, count_images, joint_provenance, read_batches

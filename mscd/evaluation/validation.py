@@ -11,9 +11,9 @@ import torch
 from mscd.config.training import StudentSettings, TrainingSettings
 from mscd.evaluation.detector import load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
-from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.inception import is_torchscript
 from mscd.evaluation.reference import check_reference, check_shape, load_reference
+from mscd.metrics.frechet import frechet_distance
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host

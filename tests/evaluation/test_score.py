@@ -13,9 +13,9 @@ from mscd.evaluation import reference as reference_module
 from mscd.evaluation.classifier import Classifier, save_classifier
 from mscd.evaluation.detector import Detector, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics
-from mscd.evaluation.frechet import frechet_distance
 from mscd.evaluation.reference import adopt_reference, load_reference
 from mscd.evaluation.score import score
+from mscd.metrics.frechet import frechet_distance
 from mscd.sampling.sample_file import write_samples
 
 NETWORK = {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "n" * 64}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mscd.errors import UserError
-from mscd.evaluation.frechet import frechet_distance
+from mscd.metrics.frechet import frechet_distance
 
 GOLDEN, CASES = load("fid")
 seeds = st.integers(0, 2**32 - 1)
