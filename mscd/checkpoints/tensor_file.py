@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, Protocol
 
+import numpy as np
 import safetensors
 import torch
 
@@ -78,6 +80,45 @@ def stream_tensors(
     return digest.hexdigest()
 
 
+def stream_rows(
+    path: str | os.PathLike[str],
+    count: int,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    metadata: Mapping[str, object],
+) -> str:
+    """Write tensors of `count` rows like `save_tensors`, of which each batch has the next few rows.
+
+    Every batch has all tensors, by name, and the same number of rows of each. Only one batch is in memory. Raises
+    ValueError unless there are `count` rows in total, at least one.
+    """
+    layout, start, done = None, 0, 0
+    with atomic_write(path) as file:
+        for batch in batches:
+            if layout is None:
+                empty = {
+                    name: torch.empty((count, *rows.shape[1:]), dtype=rows.dtype, device="meta")
+                    for name, rows in batch.items()
+                }
+                layout = TensorLayout(empty)
+                start = file.write(layout.header(metadata, UNKNOWN_DIGEST))
+                file.truncate(start + layout.content_size)
+            for name, rows in batch.items():
+                file.seek(start + layout.offsets[name] + done * math.prod(rows.shape[1:]) * rows.dtype.itemsize)
+                file.write(_bytes_of(rows))
+            done += len(next(iter(batch.values())))
+        if layout is None or done != count:
+            raise ValueError(f"{done} rows for a file of {count}")
+        file.flush()
+        digest = TensorDigest(metadata)
+        content = np.memmap(file, mode="r", offset=start)
+        for name, tensor in sorted(empty.items()):
+            first = layout.offsets[name]
+            digest.add_bytes(name, tensor, content[first : first + tensor.numel() * tensor.dtype.itemsize].data)
+        file.seek(0)
+        file.write(layout.header(metadata, digest.hexdigest()))
+    return digest.hexdigest()
+
+
 def load_tensors(
     path: str | os.PathLike[str], device: str | torch.device = "cpu"
 ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -105,8 +146,12 @@ class TensorDigest:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Add a tensor, on any device and with any memory layout."""
-        self._sha.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        self._sha.update(_bytes_of(tensor))
+        self.add_bytes(name, tensor, _bytes_of(tensor))
+
+    def add_bytes(self, name: str, like: torch.Tensor, content: memoryview) -> None:
+        """Add the bytes of a tensor that has the dtype and shape of `like`, which may be a meta tensor."""
+        self._sha.update(f"\0{name} {like.dtype} {tuple(like.shape)}\0".encode())
+        self._sha.update(content)
 
     def hexdigest(self) -> str:
         """Return the digest of everything added so far."""

@@ -36,6 +36,18 @@ from mscd.cli.options import DETECTOR, DETECTOR_SHA256, Command, Count, Digest, 
 @click.option("--resolution", type=Count(1), help="Width in pixels of the images behind --published.")
 @click.option("--channels", type=click.Choice([1, 3]), default=3, help="Channels of the images behind --published.")
 @click.option("--out", type=new(dir_okay=False), required=True, help="Reference file to write, an .npz.")
+@click.option(
+    "--training-features",
+    type=new(dir_okay=False),
+    help="Also write features of the images in DATA to this file, for `mscd score --training`.",
+)
+@click.option(
+    "--images",
+    type=Count(8),
+    default=50000,
+    show_default=True,
+    help="Most images in --training-features, drawn at random.",
+)
 def reference(
     data: Path | None,
     detector: str,
@@ -44,19 +56,26 @@ def reference(
     resolution: int | None,
     channels: int,
     out: Path,
+    training_features: Path | None,
+    images: int,
 ) -> None:
     """Make the statistics that samples are scored against: mean and covariance of the features of real images.
 
-    DATA is a data set of `mscd pack`, as a zip or a folder. With --published, published statistics are used instead.
+    DATA is a data set of `mscd pack`, as a zip or a folder. With --published, published statistics are used instead,
+    and DATA only for --training-features.
     The output records which detector and images it belongs to, and `mscd score` refuses any others. Uses the GPU if
     there is one, and several processes under torchrun.
     """
     if data is not None and published is None:
         _compute(data, out, detector, sha256)
-    elif data is None and published is not None and resolution is not None:
+    elif (data is None or training_features) and published is not None and resolution is not None:
         _adopt(published, out, detector, sha256, resolution, channels)
     else:
         raise click.UsageError("give either DATA or both --published and --resolution")
+    if training_features is not None:
+        if data is None:
+            raise click.UsageError("--training-features needs DATA")
+        _write_training_features(data, training_features, detector, sha256, images)
 
 
 def _compute(data: Path, out: Path, detector: str, sha256: str | None) -> None:
@@ -74,3 +93,14 @@ def _adopt(published: str, out: Path, detector: str, sha256: str | None, resolut
     network, _ = obtain(detector, sha256)
     path, origin = obtain(published)
     adopt_reference(path, network, out, detector_sha256=sha256, resolution=resolution, channels=channels, origin=origin)
+
+
+def _write_training_features(data: Path, out: Path, detector: str, sha256: str | None, images: int) -> None:
+    from mscd.evaluation.training_features import make_training_features
+    from mscd.parallel.group import torchrun_group
+
+    network, _ = obtain(detector, sha256)
+    with torchrun_group() as group:
+        make_training_features(
+            data, network, out, images=images, device=group.device, group=group, detector_sha256=sha256
+        )

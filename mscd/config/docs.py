@@ -14,7 +14,13 @@ from pydantic_core import PydanticUndefined
 from mscd.config.base import FileSettings, Settings, is_operational
 from mscd.config.data import DataSettings
 from mscd.config.network import NetworkSettings
-from mscd.config.reference import ClassifierSettings, InceptionSettings, ReferenceSettings
+from mscd.config.reference import (
+    ClassifierSettings,
+    HoldoutSource,
+    InceptionSettings,
+    ReferenceSettings,
+    VisionModelSettings,
+)
 from mscd.config.run import Config
 from mscd.config.scoring import PosthocSettings, SamplerSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
@@ -39,7 +45,9 @@ SECTIONS: dict[str, type[Settings]] = {
     "`reference`": ReferenceSettings,
     "`reference.classifier`": ClassifierSettings,
     "`reference.inception`": InceptionSettings,
+    "`reference.dinov2`, `reference.clip`": VisionModelSettings,
     "`reference.statistics`": FileSettings,
+    "`reference.holdout`, from a source": HoldoutSource,
     "`teacher`": TeacherSettings,
     "`teacher.network`": NetworkSettings,
     "`teacher`, published": PublishedTeacher,
@@ -85,9 +93,10 @@ def _type_name(field: FieldInfo) -> str:
 
 
 def _schema_name(schema: Mapping[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_schema_name(part) for part in schema["anyOf"])
-    if "$ref" in schema or "allOf" in schema or "oneOf" in schema:
+    if "anyOf" in schema or "oneOf" in schema:
+        parts = [_schema_name(part) for part in schema.get("anyOf", schema.get("oneOf", []))]
+        return " or ".join(dict.fromkeys(parts))
+    if "$ref" in schema or "allOf" in schema:
         return "section"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])

@@ -7,20 +7,28 @@ resources of rules.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from mscd.config.base import FileSettings, Name, Settings
 from mscd.config.data import DataSettings
 from mscd.config.reference import ReferenceSettings
-from mscd.config.run_paths import TEACHER, RunPaths
+from mscd.config.run_paths import REAL, TEACHER, RunPaths, replicate_name, split_replicate
 from mscd.config.scoring import PosthocSettings, ScoringSettings
 from mscd.config.training import PublishedStudent, PublishedTeacher, StudentSettings, TeacherSettings
 from mscd.diffusion.ema import reach
 from mscd.errors import UserError
+from mscd.metrics.names import Metric
 
 MOST_STORED = 20  # snapshots; with stds 0.05 and 0.10 the misfit is 3 % at 0.03 and less than 1 % from 0.04 to 0.14
+
+
+Trained = TypeVar("Trained", TeacherSettings, StudentSettings)
+
+
+def _replicates(model: str, settings: Trained) -> dict[str, Trained]:
+    return {replicate_name(model, number): settings.replicate(number) for number in range(1, settings.replicates + 1)}
 
 
 def _teacher_kind(value: Any) -> str:
@@ -54,8 +62,11 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_across(self) -> "Config":
-        if TEACHER in (*self.students, *self.published_students):
-            raise ValueError(f"students: a student cannot be called {TEACHER}")
+        for name in (*self.students, *self.published_students):
+            if name in (TEACHER, REAL):
+                raise ValueError(f"students: a student cannot be called {name}")
+            if split_replicate(name)[1] != 1 or name.endswith("-r1"):
+                raise ValueError(f"students: {name} is named like a replicate; give it another name")
         for name in self.published_students:
             if name in self.students:
                 raise ValueError(f"published_students: {name} is already the name of a student")
@@ -65,6 +76,7 @@ class Config(Settings):
                 raise ValueError(f"students.{name}.phema_stds: must equal those of {first}, as all students share them")
         if self.posthoc_ema is not None:
             self._check_posthoc(self.posthoc_ema)
+        self._check_metrics()
         resolution = self.data.known_resolution
         if resolution is not None:
             self._check_widths(resolution)
@@ -80,17 +92,39 @@ class Config(Settings):
         """The teacher's settings if it is trained here, else None."""
         return self.teacher if isinstance(self.teacher, TeacherSettings) else None
 
+    def all_teachers(self) -> Mapping[str, TeacherSettings | PublishedTeacher]:
+        """The teacher and its replicates, by name."""
+        return _replicates(TEACHER, self.trained_teacher) if self.trained_teacher else {TEACHER: self.teacher}
+
+    def all_students(self) -> dict[str, StudentSettings]:
+        """The students that are trained here and their replicates, by name."""
+        return {name: one for student, of in self.students.items() for name, one in _replicates(student, of).items()}
+
+    def data_identity(self) -> Any:
+        """The settings that the packed training images depend on."""
+        share = self.reference.held_out_share
+        return self.data.identity() if share is None else [self.data.identity(), share]
+
     def files(self) -> dict[str, FileSettings | DataSettings]:
         """Files that the run is given, to be downloaded or found on disk, by their key in the settings."""
         files: dict[str, FileSettings | DataSettings] = {"data": self.data}
         if isinstance(self.teacher, PublishedTeacher):
             files["teacher"] = self.teacher
         files |= {f"published_students.{name}": student for name, student in self.published_students.items()}
-        if self.reference.detector == "inception":
-            files["reference.inception"] = self.reference.inception
+        for detector in self.reference.detectors():
+            if file := self.reference.third_party(detector):
+                files[f"reference.{detector}"] = file
+        if self.reference.held_out_source is not None:
+            files["reference.holdout"] = self.reference.held_out_source
         if self.reference.statistics is not None:
             files["reference.statistics"] = self.reference.statistics
         return files
+
+    def metrics_of(self, detector: str) -> list[Metric]:
+        """The metrics that are computed from a detector's features, in the order of the settings."""
+        suits = {"is": ("classifier", "inception"), "sfid": ("inception",), "cmmd": ("clip",)}
+        others = ("classifier", "inception", "dinov2")
+        return [metric for metric in self.scoring.metrics if detector in suits.get(metric, others)]
 
     def posthoc_snapshots(self, student: str) -> list[int]:
         """kimg of the snapshots at which a student's EMA lengths are reconstructed."""
@@ -116,6 +150,16 @@ class Config(Settings):
             **self.teacher.network.unet_options(),
         }
         return {name: value for name, value in known.items() if value is not None}
+
+    def _check_metrics(self) -> None:
+        detectors = self.reference.detectors()
+        computed = {metric for detector in detectors for metric in self.metrics_of(detector)}
+        for metric in self.scoring.metrics:
+            if metric not in computed:
+                raise ValueError(f"scoring.metrics: none of the detectors ({', '.join(detectors)}) gives {metric}")
+        for detector in detectors:
+            if not self.metrics_of(detector):
+                raise ValueError(f"reference.further_detectors: {detector} is of no use without cmmd in metrics")
 
     def _check_posthoc(self, posthoc: PosthocSettings) -> None:
         for name, student in self.students.items():

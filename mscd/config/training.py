@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,11 @@ class TrainingSettings(Settings):
     )
     batch_size: int = Field(ge=1, description="Number of images per step, over all processes.")
     seed: int = Field(0, ge=0, description="Seed of everything random in training.")
+    replicates: Annotated[int, Field(ge=1, le=99)] = operational(
+        1,
+        "Number of times to train the network, with `seed`, `seed` + 1, ...; the table shows their mean and spread. "
+        "One more repeats nothing. Students are distilled from the first teacher.",
+    )
     learning_rate: Positive = Field(description="Adam's learning rate after the ramp-up.")
     lr_rampup_kimg: NonNegative = Field(
         0.0, description="Length of the ramp-up, in kimg, during which the learning rate rises linearly from 0."
@@ -101,6 +106,10 @@ class TrainingSettings(Settings):
     def images_at(self, kimg: int) -> int:
         """Images seen at a snapshot: its kimg, rounded up to whole steps."""
         return -(-kimg * 1000 // self.batch_size) * self.batch_size
+
+    def replicate(self, number: int) -> Self:
+        """The settings of a replicate; number 1 is the network itself. They differ in the seed alone."""
+        return self.model_copy(update={"seed": self.seed + number - 1, "replicates": 1})
 
     def emas(self) -> list[str]:
         """Names of the averaged networks of a snapshot: `ema`, `phema-0.050`, ..."""

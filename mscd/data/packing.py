@@ -8,7 +8,7 @@ import shutil
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def _write(job: _Job, file: IO[bytes]) -> _Packed:
         return packed
     archive = StoredZip(file)
     packed = job.run(archive)
-    archive.add("dataset.json", _labels_json(packed.numbers, job.images.labels))
+    archive.add("dataset.json", labels_json(_labels_of(packed.numbers, job.images.labels)))
     archive.close()
     return packed
 
@@ -261,15 +261,19 @@ def _describe_shape(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]} {'grey' if len(shape) == 2 else 'RGB'}"
 
 
-def _labels_json(numbers: array[int], labels: np.ndarray | None) -> bytes:
-    """The content of dataset.json, as json.dumps writes it."""
+def labels_json(labels: Iterable[tuple[str, int]] | None) -> bytes:
+    """Return the content of dataset.json, as json.dumps writes it. labels: (name, class) of each image, or None."""
     if labels is None:
         return b'{"labels": null}'
     text = bytearray(b'{"labels": [')  # not a list of strings: there may be a million
-    for number in numbers:
-        text += f'["{image_name(number)}", {labels[number]}], '.encode()
+    for name, label in labels:
+        text += f'["{name}", {label}], '.encode()
     text[-2:] = b"]}"
     return bytes(text)
+
+
+def _labels_of(numbers: array[int], labels: np.ndarray | None) -> Iterator[tuple[str, int]] | None:
+    return None if labels is None else ((image_name(number), int(labels[number])) for number in numbers)
 
 
 def _summarize(packed: _Packed, images: Source, total: int, digest: str) -> DataSummary:

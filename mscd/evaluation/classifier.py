@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, TypedDict, TypeGuard
 
 import torch
@@ -67,6 +67,8 @@ class Classifier(nn.Module):
     16, 32 or 64 and for fewer than two classes.
     """
 
+    gives = frozenset({"features", "logits"})
+
     def __init__(self, resolution: int, channels: int, label_dim: int) -> None:
         super().__init__()
         if resolution not in (8, 16, 32, 64):
@@ -85,6 +87,16 @@ class Classifier(nn.Module):
         layers += [nn.Linear(64 * 16, FEATURES), nn.LeakyReLU(0.2)]  # leaky: a third of plain ReLUs end up always 0
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(FEATURES, label_dim)
+
+    def outputs(self, images: torch.Tensor, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return those of features [N, 64] and logits [N, label_dim] that are in `names`, float32.
+
+        images: uint8 [N, C, H, W].
+        """
+        made = {"features": self.features(images)}
+        if "logits" in names:
+            made["logits"] = self.head(made["features"])
+        return {name: made[name] for name in names}
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 features [N, 64] of images uint8 [N, C, H, W]."""

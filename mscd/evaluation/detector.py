@@ -1,9 +1,9 @@
-"""Detectors: networks (Inception or a small classifier) whose features are used to compare images."""
+"""Detectors: networks (Inception, DINOv2, CLIP or a small classifier) whose features are used to compare images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypedDict
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from mscd.errors import UserError
 from mscd.evaluation.classifier import Classifier, load_classifier
 from mscd.evaluation.inception import Inception, detector_name, is_torchscript, load_torchscript
+from mscd.evaluation.vision_models import VisionModel, is_vision_model, load_vision_model
 from mscd.parallel.prefetch import on_device, on_host
 
 
@@ -24,19 +25,21 @@ class DetectorIdentity(TypedDict):
 class Detector:
     """A network that turns images into features: `detector(images)`. Scores with different digests are not comparable.
 
-    Attributes: name, digest (of its file), dim (number of features), resolution and channels (of the images it takes,
-    None for any), device.
+    Attributes: name, digest (of its weights and settings), dim (number of features), resolution and channels (of the
+    images it takes, None for any), device, and gives (names of its outputs): "features" [N, dim] and, where the network
+    has them, "logits" [N, classes] for the Inception Score and "spatial" [N, 2023] for sFID.
     """
 
     def __init__(
         self,
-        network: Classifier | Inception,
+        network: Classifier | Inception | VisionModel,
         digest: str,
         device: str | torch.device = "cpu",
         name: str = "classifier",
     ) -> None:
         self.name, self.digest, self.dim = name, digest, network.dim
         self.resolution, self.channels = network.resolution, network.channels
+        self.gives: frozenset[str] = network.gives
         self._network = network.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
 
@@ -45,9 +48,17 @@ class Detector:
         """How files identify this detector."""
         return {"name": self.name, "digest": self.digest}
 
-    @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 features [N, dim] of images uint8 [N, C, H, W], any N. Raises UserError for other images."""
+        return self.outputs(images, ("features",))["features"]
+
+    @torch.no_grad()
+    def outputs(self, images: torch.Tensor, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return the outputs in `names` (some of `gives`), float32 [N, ...], of images uint8 [N, C, H, W], any N.
+
+        Raises UserError for other images and for outputs that this detector does not give.
+        """
+        self._check_names(names)
         wanted = (self.channels, self.resolution, self.resolution)
         fits = all(want in (None, got) for want, got in zip(wanted, images.shape[1:], strict=True))
         if images.dtype != torch.uint8 or not fits:
@@ -56,18 +67,35 @@ class Detector:
                 f"the detector takes uint8 images of shape {list(wanted)}, not {got}: use one made for such images"
             )
         pieces = torch.split(images, self._network.batch_size)
-        return torch.cat([self._network.features(piece.to(self.device)) for piece in pieces])
+        made = [self._network.outputs(piece.to(self.device), names) for piece in pieces]
+        return {name: torch.cat([outputs[name] for outputs in made]) for name in names}
 
     def features(self, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Return each batch's features, on the CPU; while a GPU computes one batch, the next is loaded and copied."""
-        made = on_host((self(images),) for images in on_device(batches, self.device))
-        return (features for (features,) in made)
+        return (made["features"] for made in self.all_outputs(batches, ("features",)))
+
+    def all_outputs(self, batches: Iterable[torch.Tensor], names: Collection[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Return each batch's outputs in `names`, like `features`. Raises UserError as `outputs` does."""
+        self._check_names(names)
+        order = sorted(names)
+        made = (self.outputs(images, order) for images in on_device(batches, self.device))
+        fetched = on_host(tuple(outputs[name] for name in order) for outputs in made)
+        return (dict(zip(order, tensors, strict=True)) for tensors in fetched)
+
+    def _check_names(self, names: Collection[str]) -> None:
+        lacking = ", ".join(sorted(set(names) - self.gives))
+        if lacking:
+            raise UserError(
+                f"detector {self.name} gives {', '.join(sorted(self.gives))}, but no {lacking}: leave out the metric "
+                "that needs it, or use another detector"
+            )
 
 
 def load_detector(
     path: str | os.PathLike[str], device: str | torch.device = "cpu", sha256: str | None = None
 ) -> Detector:
-    """Load a detector from a `save_classifier` file or a TorchScript file (mscd.evaluation.inception).
+    """Load a detector from a `save_classifier` file, a TorchScript file (mscd.evaluation.inception) or a model for
+    transformers with its config.json beside it, or the folder of both (mscd.evaluation.vision_models).
 
     sha256: the one the file must have; required for a TorchScript file other than Inception's. Raises UserError naming
     the file if it is missing, damaged or of another kind.
@@ -75,5 +103,8 @@ def load_detector(
     if is_torchscript(path):
         network, digest = load_torchscript(path, device, sha256)
         return Detector(network, digest, device, detector_name(path, digest))
+    if is_vision_model(path):
+        model, digest, name = load_vision_model(path, sha256)
+        return Detector(model, digest, device, name)
     classifier, digest = load_classifier(path, sha256)
     return Detector(classifier, digest, device)

@@ -10,9 +10,9 @@ import scipy
 import torch
 
 from mscd.errors import UserError
-from mscd.evaluation.detector import Detector
 from mscd.parallel.prefetch import consume_in_thread
 
+CPU = torch.device("cpu")
 UPDATE_SIZE = 2**20  # elements per update; few large updates, because BLAS threads keep spinning after each
 
 
@@ -87,19 +87,19 @@ class FeatureStatistics:
         return self.mean.copy(), self.scatter / (self.count - 1)
 
 
-def collect_statistics(batches: Iterable[torch.Tensor], detector: Detector) -> FeatureStatistics:
-    """Return the statistics of batches of the detector's features [n, dim], added in their order.
+def collect_statistics(batches: Iterable[torch.Tensor], dim: int, device: torch.device = CPU) -> FeatureStatistics:
+    """Return the statistics of batches of features [n, dim], added in their order.
 
-    While a GPU computes a batch, a thread adds the previous ones. On a CPU no thread is used, because the
-    detector takes all cores.
+    device: where the features are being computed. While a GPU computes a batch, a thread adds the previous ones; on a
+    CPU no thread is used, because the detector takes all cores.
     """
-    statistics = FeatureStatistics(detector.dim)
+    statistics = FeatureStatistics(dim)
 
     def add(taken: Iterator[torch.Tensor]) -> None:
-        for features in _join_batches(taken, UPDATE_SIZE // detector.dim):
+        for features in _join_batches(taken, UPDATE_SIZE // dim):
             statistics.update(features)
 
-    if detector.device.type == "cpu":
+    if device.type == "cpu":
         add(iter(batches))
     else:
         consume_in_thread(add, batches)

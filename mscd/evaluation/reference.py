@@ -60,7 +60,8 @@ def dataset_statistics(
     index_batches = torch.split(torch.arange(len(dataset)), batch_size)
     mine = index_batches[group.rank :: group.size]
     images = (dataset.images(indices.tolist()) for indices in mine)
-    return collect_statistics(group.in_turns(detector.features(images), len(index_batches)), detector)
+    features = group.in_turns(detector.features(images), len(index_batches))
+    return collect_statistics(features, detector.dim, detector.device)
 
 
 def make_reference(
@@ -190,18 +191,23 @@ def _read_npz(content: bytes) -> dict[str, np.ndarray]:
 
 
 def check_reference(
-    path: str | os.PathLike[str], reference: Reference, detector_path: str | os.PathLike[str], detector: Detector
+    path: str | os.PathLike[str],
+    reference: Reference,
+    what: str | os.PathLike[str],
+    identity: DetectorIdentity,
+    dim: int,
 ) -> None:
-    """Raise UserError naming both files unless `reference` (read from `path`) was made with `detector`."""
+    """Raise UserError unless `reference` (read from `path`) was made with the detector of this identity.
+
+    what: the detector's file, or one of features that it made, for the message; dim: the number of its features.
+    """
     made_with = reference.provenance.get("detector")
     if made_with is None:
+        raise UserError(f"{path}: does not say which detector it was made with; make the reference with {what}")
+    if made_with["digest"] != identity["digest"] or len(reference.mu) != dim:
         raise UserError(
-            f"{path}: does not say which detector it was made with; make the reference with {detector_path}"
-        )
-    if made_with["digest"] != detector.digest or len(reference.mu) != detector.dim:
-        raise UserError(
-            f"{path} was made with detector {made_with['name']} {made_with['digest'][:12]}, but {detector_path} is "
-            f"{detector.name} {detector.digest[:12]}: score with the detector that made the reference"
+            f"{path} was made with detector {made_with['name']} {made_with['digest'][:12]}, but {what} is "
+            f"{identity['name']} {identity['digest'][:12]}: score with the detector that made the reference"
         )
 
 

@@ -1,42 +1,67 @@
-"""Scores: the Fréchet distance between samples and reference statistics, with everything it depends on."""
+"""Scores: how far samples are from real images, by one or more metrics, with everything that the numbers depend on."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NotRequired, TypedDict
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import IO, NotRequired, TypedDict
 
 import torch
 
 from mscd.errors import UserError
-from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
-from mscd.evaluation.feature_statistics import collect_statistics
+from mscd.evaluation.detector import DetectorIdentity, load_detector
+from mscd.evaluation.features import Features, outputs_for, read_features, write_features
+from mscd.evaluation.measure import Nearest, measure
 from mscd.evaluation.reference import Reference, check_reference, check_shape, load_reference
+from mscd.evaluation.training_features import TrainingFeatures, load_training_features
 from mscd.files.atomic import atomic_write
-from mscd.metrics.frechet import frechet_distance
+from mscd.metrics.names import Metric
 from mscd.parallel.group import SINGLE_PROCESS, Group
 from mscd.provenance.software import software_versions
-from mscd.sampling.sample_file import SampleProvenance, count_images, joint_provenance, read_batches
 
-# Required keys in the provenance of samples: of the network, and of how the samples were made.
-OF_NETWORK, OF_SAMPLES = ("model", "snapshot_kimg", "ema", "digest"), ("sampler", "steps", "nfe", "churn", "seeds")
-READ_AT_ONCE = 500  # images passed to the detector at a time
+FD_ONLY: tuple[Metric, ...] = ("fd",)
+SAME = {"network", "sampler", "steps", "churn"}  # what the seed blocks of a score have in common
 
 
-class Score(TypedDict):
-    """A score file: the distance and everything it depends on.
+class Block(TypedDict):
+    """What was measured on one seed block: its first and last seed, number of images, and values by name."""
 
-    model, snapshot_kimg (None if unknown), ema: the network, as identified by its file; churn: the sampler's, with None
-    for an infinite value, or None without churn; seeds: the first and the last; classes: those requested, if any;
-    made_by: software versions.
+    seeds: list[int]
+    images: int
+    values: dict[str, float]
+
+
+class Numbers(TypedDict):
+    """What was measured, and with what.
+
+    blocks: each seed block; pooled: values of all blocks together (docs/explanation/metrics.md has the names);
+    left_out, nearest: see `measure.Measured`, with the seed of an image for its number; metric: name of the Fréchet
+    distance with this detector; training_digest: of the features of training images, if there are any; made_by:
+    software versions.
     """
 
-    value: float
+    blocks: list[Block]
+    pooled: dict[str, float]
+    left_out: list[float]
+    nearest: list[Nearest]
     metric: str
+    detector: DetectorIdentity
+    reference_digest: str
+    training_digest: str | None
+    made_by: dict[str, str]
+
+
+class Score(Numbers):
+    """A score file: what was measured on the seed blocks of a network, and everything it depends on.
+
+    model, snapshot_kimg (None if unknown), ema: the network, as identified by its file; churn: the sampler's, with None
+    for an infinite value, or None without churn; classes: those requested, if any, per seed in order of the blocks.
+    """
+
     model: str
     snapshot_kimg: int | None
     ema: str
@@ -45,12 +70,7 @@ class Score(TypedDict):
     steps: int
     nfe: int
     churn: dict[str, float | None] | None
-    seeds: list[int]
     classes: NotRequired[int | list[int]]
-    detector: DetectorIdentity
-    reference_digest: str
-    made_by: dict[str, str]
-    images: int
 
 
 def score(
@@ -59,6 +79,8 @@ def score(
     detector: str | os.PathLike[str],
     dest: str | os.PathLike[str] | None,
     *,
+    metrics: Collection[Metric] = FD_ONLY,
+    training: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     detector_sha256: str | None = None,
     group: Group = SINGLE_PROCESS,
@@ -66,83 +88,133 @@ def score(
     """Score samples against a reference file with a detector file; write the score to `dest` (JSON) and return it.
 
     samples: one file, or the files of the jobs that shared a seed block, in order; however they split the block, the
-    score is the same to the last digit. dest: None writes nothing. detector_sha256: as for `load_detector`. The
-    processes of `group` share the images; the lead returns the score that a single process would, the others None.
+    score is the same to the last digit. metrics, training: as for `score_features`. dest: None writes nothing.
+    detector_sha256: as for `load_detector`. The processes of `group` share the images; the lead returns the score that
+    a single process would, the others None.
 
     Raises UserError if a file is missing, damaged or cannot be written, if there are fewer than 2 images, and if
     samples, reference and detector do not belong together: parts of different samples, features of another detector,
     another resolution or channel count.
     """
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
-    provenance, target = joint_provenance(parts), load_reference(reference)
-    network = load_detector(detector, device, detector_sha256)
-    check_reference(reference, target, detector, network)
-    _check_provenance(parts[0], provenance)
-    # Opened first, so that no score is computed if it cannot be written.
-    with atomic_write(dest) if dest is not None and group.is_lead else contextlib.nullcontext() as file:
-        statistics = collect_statistics(_features(parts, reference, target, network, group), network)
+    target, network = load_reference(reference), load_detector(detector, device, detector_sha256)
+    check_reference(reference, target, detector, network.identity, network.dim)
+    # Opened first, so that nothing is computed if the score cannot be written.
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(atomic_write(dest)) if dest is not None and group.is_lead else None
+        features = Path(stack.enter_context(tempfile.TemporaryDirectory()), "features.safetensors")
+        write_features(parts, network, features, outputs=outputs_for(metrics), group=group)
         if not group.is_lead:
             return None
-        if statistics.count < 2:
-            raise UserError(f"{parts[0]}: a score needs at least 2 images, got {statistics.count}; generate more")
-        value = frechet_distance(*statistics.mean_and_covariance(), target.mu, target.sigma)
-        result = _record(value, statistics.count, provenance, network, target)
+        result = _score([[features]], str(parts[0]), reference, metrics, training, device)
         if file is not None:
-            file.write((json.dumps(result, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())
+            write_score(file, result)
         return result
 
 
-def _features(
-    parts: Sequence[str | os.PathLike[str]],
+def score_features(
+    blocks: Sequence[Sequence[str | os.PathLike[str]]],
+    reference: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    metrics: Collection[Metric] = FD_ONLY,
+    training: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Score:
+    """Score a network by the features of its images; write the score to `dest` (JSON) and return it.
+
+    blocks: for each seed block the feature files of its parts, in order. metrics: names as in the settings; training:
+    features of training images (`make_training_features`), which all metrics but fd, fd_inf and is need. Raises
+    UserError as `score` does, and if the blocks are not of one network and sampler.
+    """
+    with atomic_write(dest) as file:
+        result = _score(blocks, str(blocks[0][0]), reference, metrics, training, device)
+        write_score(file, result)
+    return result
+
+
+def _score(
+    blocks: Sequence[Sequence[str | os.PathLike[str]]],
+    what: str,
     reference_path: str | os.PathLike[str],
-    reference: Reference,
-    detector: Detector,
-    group: Group,
-) -> Iterator[torch.Tensor]:
-    """Return an iterator over the features of all images, batch by batch in order, on the lead; empty elsewhere."""
-    count = math.ceil(count_images(parts) / READ_AT_ONCE)
-    mine = itertools.islice(read_batches(parts, READ_AT_ONCE), group.rank, None, group.size)
-
-    def checked() -> Iterator[torch.Tensor]:
-        for images in mine:
-            check_shape(f"{parts[0]} holds", images.shape[1:], reference_path, reference)
-            yield torch.from_numpy(images).permute(0, 3, 1, 2)
-
-    return group.in_turns(detector.features(checked()), count)
-
-
-def _record(value: float, images: int, provenance: SampleProvenance, detector: Detector, reference: Reference) -> Score:
-    """Return the score record for this number of images and their provenance."""
-    network = provenance["network"]
+    metrics: Collection[Metric],
+    training_path: str | os.PathLike[str] | None,
+    device: str | torch.device,
+) -> Score:
+    """Return the score of feature files; what: names them in messages."""
+    features, made = zip(*map(read_features, blocks), strict=True)
+    for block, other in zip(blocks[1:], made[1:], strict=True):
+        if SAME.difference(other) or any(other[name] != made[0][name] for name in SAME):
+            raise UserError(f"{what} and {block[0]} are not samples of one network and sampler; make them again")
+    reference = load_reference(reference_path)
+    check_reference(reference_path, reference, what, features[0].detector, features[0].rows.shape[1])
+    check_shape(f"{what} holds", features[0].image, reference_path, reference)
+    training = load_training_features(training_path) if training_path is not None else None
+    if training is not None and training.detector["digest"] != features[0].detector["digest"]:
+        raise UserError(f"{training_path} and {what} are features of different detectors; make both with one")
+    try:
+        numbers = numbers_of(features, [one["seeds"] for one in made], reference, training, metrics, device)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    for near in numbers["nearest"]:
+        near["image"] += made[near["block"]]["seeds"][0]
+    network = made[0]["network"]
     record: Score = {
-        "value": value,
-        "metric": "FID" if detector.name == "inception" else f"FD({detector.name})",
+        **numbers,  # type: ignore[typeddict-item]  # mypy takes the optional key for one of these
         "model": network["model"],
         "snapshot_kimg": network["snapshot_kimg"],
         "ema": network["ema"],
         "network_digest": network["digest"],
-        "sampler": provenance["sampler"],
-        "steps": provenance["steps"],
-        "nfe": provenance["nfe"],
-        "churn": provenance["churn"],
-        "seeds": provenance["seeds"],
-        "detector": detector.identity,
-        "reference_digest": reference.digest,
-        "made_by": software_versions(),
-        "images": images,
+        "sampler": made[0]["sampler"],
+        "steps": made[0]["steps"],
+        "nfe": made[0]["nfe"],
+        "churn": made[0]["churn"],
     }
-    if "classes" in provenance:
-        record["classes"] = provenance["classes"]
+    if "classes" in made[0]:
+        record["classes"] = made[0]["classes"]
     return record
 
 
-def _check_provenance(path: str | os.PathLike[str], provenance: Mapping[str, object]) -> None:
-    """Raise UserError unless the samples' provenance has everything that a score records about them."""
-    stated = provenance.get("network")
-    network = stated if isinstance(stated, dict) else {}
-    missing = [name for name in OF_SAMPLES if name not in provenance]
-    missing += [f"network {name}" for name in OF_NETWORK if name not in network]
-    if missing:
-        raise UserError(
-            f"{path}: does not say how its images were made (missing: {', '.join(missing)}); generate it with mscd"
-        )
+def numbers_of(
+    blocks: Sequence[Features],
+    seeds: Sequence[list[int]],
+    reference: Reference,
+    training: TrainingFeatures | None,
+    metrics: Collection[Metric],
+    device: str | torch.device = "cpu",
+) -> Numbers:
+    """Return what `measure` makes of the features of seed blocks, as score files record it; raises as `measure` does.
+
+    seeds: the first and last seed of each block.
+    """
+    measured = measure(blocks, reference, training, metrics, device)
+    return {
+        "blocks": [
+            {"seeds": of, "images": len(block.rows), "values": values}
+            for of, block, values in zip(seeds, blocks, measured.blocks, strict=True)
+        ],
+        "pooled": measured.pooled,
+        "left_out": measured.left_out,
+        "nearest": measured.nearest,
+        "metric": distance_name(blocks[0].detector["name"]),
+        "detector": blocks[0].detector,
+        "reference_digest": reference.digest,
+        "training_digest": training.digest if training else None,
+        "made_by": software_versions(),
+    }
+
+
+def mean_values(score: Score) -> dict[str, float]:
+    """Return the values of a score by name: means over the seed blocks, and those of all blocks together."""
+    blocks = [block["values"] for block in score["blocks"]]
+    return {name: sum(values[name] for values in blocks) / len(blocks) for name in blocks[0]} | score["pooled"]
+
+
+def distance_name(detector: str) -> str:
+    """Return the name of the Fréchet distance between a detector's features: FID, FD-DINOv2, or FD(<detector>)."""
+    return {"inception": "FID", "dinov2": "FD-DINOv2"}.get(detector, f"FD({detector})")
+
+
+def write_score(file: IO[bytes], score: Score) -> None:
+    """Write a score to an open file as JSON."""
+    file.write((json.dumps(score, sort_keys=True, indent=1, allow_nan=False) + "\n").encode())

@@ -36,7 +36,7 @@ class Validation:
         made_with = self.reference.provenance.get("detector")
         sha256 = made_with["digest"] if made_with and is_torchscript(detector) else None
         self.detector = load_detector(detector, group.device, sha256)
-        check_reference(reference, self.reference, detector, self.detector)
+        check_reference(reference, self.reference, detector, self.detector.identity, self.detector.dim)
 
     def score(self, net: EDMPrecond) -> float:
         """Return the distance, equal on all processes.
@@ -46,7 +46,7 @@ class Validation:
         image = (net.img_resolution, net.img_resolution, net.img_channels)
         check_shape("the network makes", image, self.reference_path, self.reference)
         features = on_host((self.detector(images),) for images in self._images(net))
-        statistics = collect_statistics((batch for (batch,) in features), self.detector)
+        statistics = collect_statistics((batch for (batch,) in features), self.detector.dim, self.detector.device)
         if self.group.size > 1:
             statistics = statistics.sum_over_processes(self._add)
         mean, covariance = statistics.mean_and_covariance()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import numpy as np
 from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT
 from mscd.checkpoints.tensor_file import UNKNOWN_DIGEST, TensorLayout
 from mscd.config.run import Config
-from mscd.config.run_paths import TEACHER, RunPaths
-from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.config.run_paths import TEACHER, RunPaths, split_replicate
+from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
 from mscd.diffusion.ema_names import EMA, POSTHOC
 from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.networks import EDMPrecond
+from mscd.planning.measuring import DetectorCost, training_images
 from mscd.provenance.code_version import code_identity
 from mscd.training.leg import KEPT_HANDED, ROLLING, STATE_NAME
 from mscd.training.state import KEPT_ROLLING, MAIN
@@ -65,8 +67,13 @@ def packed_bytes(images: int, resolution: int, channels: int, classes: int) -> i
     return images * (len(encode_png(np.zeros(shape, np.uint8))) + ZIP_ENTRY + label)
 
 
-def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int) -> list[Files]:
-    """Return what stays on disk. images: size of the data set, None leaves it out; scores: how many are made."""
+def kept_files(
+    config: Config, net: EDMPrecond, images: int | None, scores: int, detectors: Mapping[str, DetectorCost]
+) -> list[Files]:
+    """Return what stays on disk.
+
+    images: size of the data set, None leaves it out; scores: how many are made with each of the detectors.
+    """
     weights = TensorLayout(net.state_dict())
     teacher = config.trained_teacher
     last = teacher.legs()[-1] if teacher else None
@@ -76,18 +83,26 @@ def kept_files(config: Config, net: EDMPrecond, images: int | None, scores: int)
     if images:
         size = packed_bytes(images, net.img_resolution, net.img_channels, net.label_dim)
         files.append(Files(str(paths.data), 1, size))
-    if teacher:
-        files += _trained(teacher, TEACHER, net, weights)
-    files.append(Files(str(paths.teacher), 1, one))
-    for name, student in config.students.items():
+    for name, settings in config.all_teachers().items():
+        if isinstance(settings, TeacherSettings):
+            files += _trained(settings, name, net, weights)
+        files.append(Files(str(paths.teacher(name)), 1, one))
+    for name, student in config.all_students().items():
         files += _trained(student, name, net, weights)
-        if count := posthoc_count(config, name):
+        if count := posthoc_count(config, split_replicate(name)[0]):
             files.append(Files(str(paths.snapshot(name, "*", f"{POSTHOC}*")), count, count * one))
-        files.append(Files(str(paths.export(name) / "model.safetensors"), 1, one))
+        if name in config.students:
+            files.append(Files(str(paths.export(name) / "model.safetensors"), 1, one))
     for name in config.published_students:
         files.append(Files(str(paths.snapshot(name, "*", EMA)), 1, one))
     if config.scoring.keep_samples:
         files.append(Files("samples, one seed block each", scores, scores * _block_bytes(config, net)))
+    for name, detector in detectors.items():
+        known = training_images(config, images)
+        files.append(Files(str(paths.training_features(name)), 1, known * (4 * detector.features + 24)))
+        if config.scoring.keep_samples or config.scoring.keep_features:
+            size = config.scoring.images * 4 * detector.features
+            files.append(Files(f"features ({name}), one seed block each", scores, scores * size))
     return files
 
 
@@ -117,15 +132,16 @@ def _block_bytes(config: Config, net: EDMPrecond) -> int:
     return config.scoring.images * net.img_channels * net.img_resolution**2
 
 
-def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
-    """Return what comes and goes: states while a network trains, and the images of a seed block until they are scored.
+def passing_files(config: Config, net: EDMPrecond, detectors: Mapping[str, DetectorCost]) -> list[Files]:
+    """Return what comes and goes: states while a network trains, the images of a seed block until their features are
+    computed, and these until they are scored.
 
     Each job that generates at the same time can leave a block waiting for its score; the number of such jobs is not
     among the settings.
     """
     paths, files = RunPaths(Path()), []
-    for model, settings in {TEACHER: config.trained_teacher, **config.students}.items():
-        if settings:
+    for model, settings in {**config.all_teachers(), **config.all_students()}.items():
+        if isinstance(settings, TrainingSettings):
             # The newest ones, the best-scored one, and the one being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
             files.append(
@@ -133,6 +149,8 @@ def passing_files(config: Config, net: EDMPrecond) -> list[Files]:
             )
     if not config.scoring.keep_samples:
         files.append(Files("samples, per concurrent sampling job", 1, _block_bytes(config, net)))
+        features = config.scoring.images * 4 * sum(detector.features for detector in detectors.values())
+        files.append(Files("features, per concurrent sampling job", len(detectors), features))
     return files
 
 

@@ -6,18 +6,18 @@ import dataclasses
 
 from mscd.config.data import DataSettings
 from mscd.config.run import Config
-from mscd.config.run_paths import TEACHER
-from mscd.config.training import TrainingSettings
+from mscd.config.run_paths import split_replicate
+from mscd.config.training import TeacherSettings, TrainingSettings
 from mscd.diffusion.solvers import nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.meta import meta_network
-from mscd.planning.cost import Cost, classifier_cost, network_cost
+from mscd.planning.cost import Cost, network_cost
 from mscd.planning.disk import Files, kept_files, passing_files, posthoc_count
+from mscd.planning.measuring import DetectorCost, detector_cost, metric_flops, training_images
 from mscd.sampling.sample import HEUN_STEPS
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}
-INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +78,27 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
     images = _image_count(config.data) or images
     net = _network(config, resolution, channels, classes)
     cost = network_cost(net)
-    classifier = config.reference.detector == "classifier"
-    detector = classifier_cost(resolution, channels, classes) if classifier else INCEPTION
+    detectors: dict[str, DetectorCost] = {
+        name: detector_cost(name, resolution, channels, classes) for name in config.reference.detectors()
+    }
     scored = _scored(config)
     scores = len(config.scoring.seed_blocks) * sum(group.networks for group in scored)
     notes = [] if images else ["The settings do not state the number of images, so packing them is left out."]
-    reference = [_reference(config, images, detector)] if images and not config.reference.statistics else []
+    reference = [stage for name, detector in detectors.items() for stage in _reference(config, name, images, detector)]
+    first, passes = detectors[config.reference.detector].cost, sum(of.cost.forward for of in detectors.values())
     return Plan(
         name=config.name,
         net=net,
         cost=cost,
         distillation=3 * cost.forward + cost.forward_backward,
-        stages=[*reference, *_training(config, cost, detector), *_scoring(config, scored, cost, detector)],
-        files=kept_files(config, net, images, scores),
-        passing=passing_files(config, net),
+        stages=[
+            *reference,
+            *_training(config, cost, first),
+            *_scoring(config, scored, cost, passes),
+            *(_metrics(config, name, scores, images, detector.features) for name, detector in detectors.items()),
+        ],
+        files=kept_files(config, net, images, scores, detectors),
+        passing=passing_files(config, net, detectors),
         scores=scores,
         notes=notes,
     )
@@ -126,23 +133,40 @@ def _network(config: Config, resolution: int, channels: int, classes: int) -> ED
 # ---- work
 
 
-def _reference(config: Config, images: int, detector: Cost) -> Stage:
-    """Return the stage that computes the features of the data set and trains the classifier, if it is the detector."""
-    flops = images * detector.forward
-    if config.reference.detector == "classifier":
-        settings = config.reference.classifier
-        aside = round(settings.held_out * images)
-        flops += settings.epochs * (images - aside) * detector.forward_backward + aside * detector.forward
-    return Stage(f"reference ({config.reference.detector})", images, None, 0, flops)
+def _reference(config: Config, name: str, images: int | None, detector: DetectorCost) -> list[Stage]:
+    """Return the stages that train the classifier, compute features of training images, and score real images."""
+    stages, known = [], training_images(config, images)
+    if images and (name != "inception" or not config.reference.statistics):
+        flops = images * detector.cost.forward
+        if name == "classifier":
+            settings = config.reference.classifier
+            aside = round(settings.held_out * images)
+            flops += settings.epochs * (images - aside) * detector.cost.forward_backward
+            flops += aside * detector.cost.forward
+        stages.append(Stage(f"reference ({name})", images, None, 0, flops))
+    flops = known * detector.cost.forward + 3 * 2 * known**2 * detector.features
+    stages.append(Stage(f"features of training images ({name})", known, None, 0, flops))
+    kinds = len(config.scoring.seed_blocks) + 1 + (config.reference.holdout is not None)
+    one = metric_flops(config.metrics_of(name), detector.features, config.scoring.images, known)
+    real = kinds * config.scoring.images
+    return [*stages, Stage(f"score real images ({name})", real, None, 0, real * detector.cost.forward + kinds * one)]
+
+
+def _metrics(config: Config, name: str, scores: int, images: int | None, features: int) -> Stage:
+    """Return the stage that computes the metrics of all scores from their features."""
+    metrics, count = config.metrics_of(name), config.scoring.images
+    flops = scores * metric_flops(metrics, features, count, training_images(config, images))
+    return Stage(f"metrics of {scores} scores ({name})", scores * count, None, 0, flops)
 
 
 def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     """Return the stages of each network that is trained, and of its scores inside the run."""
     stages = []
-    if trained := config.trained_teacher:
-        score_nfe = nfe("heun", HEUN_STEPS)
-        stages += _trained(TEACHER, trained, 1, cost.forward_backward, score_nfe, cost, detector)
-    for name, student in config.students.items():
+    for name, teacher in config.all_teachers().items():
+        if isinstance(teacher, TeacherSettings):
+            score_nfe = nfe("heun", HEUN_STEPS)
+            stages += _trained(name, teacher, 1, cost.forward_backward, score_nfe, cost, detector)
+    for name, student in config.all_students().items():
         # Two evaluations for the teacher's hop, one of the student without gradient, and one of the student with it.
         flops = 3 * cost.forward + cost.forward_backward
         stages += _trained(name, student, 4, flops, student.segments, cost, detector)
@@ -157,30 +181,32 @@ def _trained(
     stages = [Stage(f"train {name}", nimg, nimg // settings.batch_size, evaluations, nimg * flops)]
     if count := count_validations(settings):
         images = count * settings.validate_images
-        stages.append(_sampled(f"score {name} inside the run", images, score_nfe, cost, detector))
+        stages.append(_sampled(f"score {name} inside the run", images, score_nfe, cost, detector.forward))
     return stages
 
 
-def _sampled(name: str, images: int, nfe: int, cost: Cost, detector: Cost) -> Stage:
-    """Return a stage that generates images and computes their features."""
-    return Stage(name, images, None, nfe, images * (nfe * cost.forward + detector.forward))
+def _sampled(name: str, images: int, nfe: int, cost: Cost, detection: int) -> Stage:
+    """Return a stage that generates images and computes their features, at `detection` FLOPs per image."""
+    return Stage(name, images, None, nfe, images * (nfe * cost.forward + detection))
 
 
 def _scored(config: Config) -> list[_Scored]:
     """Return everything that is scored, one item per row of the plan's table."""
-    scored = [_Scored(f"teacher, {sampler.label}", 1, sampler.nfe) for sampler in config.scoring.teacher_samplers]
-    for name, student in config.students.items():
+    samplers, teachers = config.scoring.teacher_samplers, config.all_teachers()
+    scored = [_Scored(f"{name}, {sampler.label}", 1, sampler.nfe) for name in teachers for sampler in samplers]
+    for name, student in config.all_students().items():
         scored.append(_Scored(name, len(student.snapshots()) * len(student.emas()), student.segments))
         if config.posthoc_ema:
-            scored.append(_Scored(f"{name}, post-hoc EMA", posthoc_count(config, name), student.segments))
+            count = posthoc_count(config, split_replicate(name)[0])
+            scored.append(_Scored(f"{name}, post-hoc EMA", count, student.segments))
     for name, published in config.published_students.items():
         scored.append(_Scored(name, 1, published.segments))
     return scored
 
 
-def _scoring(config: Config, scored: list[_Scored], cost: Cost, detector: Cost) -> list[Stage]:
+def _scoring(config: Config, scored: list[_Scored], cost: Cost, detection: int) -> list[Stage]:
     blocks = len(config.scoring.seed_blocks) * config.scoring.images
-    return [_sampled(f"score {group.name}", group.networks * blocks, group.nfe, cost, detector) for group in scored]
+    return [_sampled(f"score {group.name}", group.networks * blocks, group.nfe, cost, detection) for group in scored]
 
 
 def count_validations(settings: TrainingSettings) -> int:

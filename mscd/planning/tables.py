@@ -59,8 +59,7 @@ def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
         f"- FLOPs are counted on the network, a multiply-add as two: {forward}FLOP per evaluation, {both}FLOP with its "
         f"backward pass. A distilled image takes two evaluations of the teacher, one of the student, and another of "
         f"the student with its backward pass: {quantity(plan.distillation)}FLOP.",
-        f"- Scores: {plan.scores:,}. Their stages include the detector's work; reading data and computing the metric "
-        "are left out.",
+        f"- Scores: {plan.scores:,}. Their stages include the work of detectors and metrics; reading data is left out.",
         f"- Time: {machine} at {quantity(speed)}FLOP/s",
     ]
 

@@ -47,9 +47,9 @@ def _rows(
     table: pd.DataFrame, folder: Path, samplers: list[SamplerSettings]
 ) -> Iterator[tuple[str, Path, SamplerSettings]]:
     """Yield (label, network file, sampler settings) for each row, from the top."""
-    teacher = RunPaths(folder).teacher
+    teacher = RunPaths(folder).teacher()
     students = best_rows(table)
-    how = _settings_of(students.pop(TEACHER), samplers)
+    how = settings_of(students.pop(TEACHER), samplers)
     for steps in dict.fromkeys(int(row["steps"]) for row in students.values()):
         yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
     for name, row in students.items():
@@ -58,7 +58,7 @@ def _rows(
     yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 
 
-def _settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
+def settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
     """Return the settings with which a row of the table was sampled."""
     return next(how for how in samplers if (_name_of(how), how.steps) == (row["sampler"], row["steps"]))
 

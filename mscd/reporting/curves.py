@@ -16,18 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mscd.config.run_paths import TEACHER
+from mscd.config.run_paths import REAL, TEACHER
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
-from mscd.reporting.score_table import best_rows, fid_table, teacher_euler
-from mscd.reporting.scores import curve, decimals_for, emas, has_posthoc_average
+from mscd.reporting.scores import decimals_for, emas, has_posthoc_average
+from mscd.reporting.summary import NETWORK, lowest, summarize
+from mscd.reporting.table_text import best_networks, distance_label, is_extrapolated, network_label
 
 Colour = str | np.ndarray
 # Okabe and Ito's palette, distinct under all common kinds of colour blindness. Black and grey are the teacher's.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
-INK, GREY = "#222222", "#777777"
+INK, GREY, FLOOR = "#222222", "#777777", "#8A6D3B"
 TEACHER_LINES = [(GREY, "--"), (INK, "-"), (GREY, ":"), (INK, "-.")]
 BEST: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 13}
 DENSE = 40  # points of a curve above which their markers would touch
@@ -60,10 +61,11 @@ STYLE = {
 def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
     """Plot a student's score against its training as a PNG.
 
-    Shows one curve per EMA kept in training (mean, and a band from minimum to maximum over the seed blocks), the best
-    EMA made after training, the teacher's best row and its Euler row of the same NFE.
+    Shows one curve per EMA kept in training (with a band for the interval or, without FD∞, from minimum to maximum over
+    the seed blocks), the best EMA made after training, the teacher's best row and its Euler row of the same NFE.
     """
-    mine, table = _student_scores(scores, student), fid_table(scores)
+    networks = summarize(scores, NETWORK)
+    mine, best = _student_rows(networks, student), best_networks(networks)
     nfe = int(mine["nfe"].iloc[0])
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
@@ -71,35 +73,36 @@ def score_vs_kimg(scores: pd.DataFrame, path: str | Path, student: str) -> None:
         looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))
         for ema, (colour, marker) in zip(emas(scores, student), looks, strict=False):
             _draw_curve(axes, mine[mine["ema"] == ema], "snapshot_kimg", ema, color=colour, marker=marker)
-        for _, best in table[(table["model"] == student) & has_posthoc_average(table)].iterrows():
-            rows = mine[mine["network_digest"] == best["network"]]
-            _draw_curve(axes, rows, "snapshot_kimg", f"best post-hoc: {best['ema']}", color=next(looks)[0], **BEST)
-        for row, line in _teacher_lines(table, nfe):
-            name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['mean']:.{decimals_for(row['mean'])}f}"
-            axes.axhline(row["mean"], color=INK, linestyle=line, linewidth=1.2, label=name)
+        posthoc = mine[has_posthoc_average(mine)]
+        for _, row in posthoc[posthoc["score"] == posthoc["score"].min()].head(1).iterrows():
+            _draw_curve(
+                axes, row.to_frame().T, "snapshot_kimg", f"best post-hoc: {row['ema']}", color=next(looks)[0], **BEST
+            )
+        for row, line in _teacher_lines(best, nfe):
+            name = f"teacher, {row['sampler']}, {row['nfe']} NFE: {row['score']:.{decimals_for(row['score'])}f}"
+            axes.axhline(row["score"], color=INK, linestyle=line, linewidth=1.2, label=name)
         axes.set_xlim(0, 1.04 * mine["snapshot_kimg"].max() or 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         _plain_log(axes, "y")
-        axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(scores))
+        axes.set(title=f"{student} at {nfe} NFE", xlabel="training (kimg)", ylabel=_score_label(networks))
         _legend(figure, axes)
         save_figure(figure, path)
 
 
-def _student_scores(scores: pd.DataFrame, student: str) -> pd.DataFrame:
-    mine = scores[scores["model"] == student]
+def _student_rows(networks: pd.DataFrame, student: str) -> pd.DataFrame:
+    mine = networks[networks["model"] == student]
     if not len(mine):
-        raise UserError(f"no scores of student {student}; there are scores of {', '.join(scores['model'].unique())}")
+        raise UserError(f"no scores of student {student}; there are scores of {', '.join(networks['model'].unique())}")
     return mine
 
 
 def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) -> None:
     """Plot a student's score against the relative width of its power-function averages as a PNG.
 
-    Shows one curve per snapshot that has averages made after training (mean, and a band from minimum to maximum over
-    the seed blocks). Averages kept in training are framed, and the best of all is starred. Raises UserError if none
-    were made after training.
+    Shows one curve per snapshot that has averages made after training, with bands as in `score_vs_kimg`. Averages kept
+    in training are framed, and the best of all is starred. Raises UserError if none were made after training.
     """
-    mine = _student_scores(scores, student)
+    mine = _student_rows(summarize(scores, NETWORK), student)
     kimgs = sorted(mine.loc[has_posthoc_average(mine), "snapshot_kimg"].unique())
     if not kimgs:
         raise UserError(f"no scores of post-hoc averages (posthoc-...) of student {student}; score some first")
@@ -109,21 +112,20 @@ def score_vs_ema_length(scores: pd.DataFrame, path: str | Path, student: str) ->
         figure = Figure(figsize=(8.4, 4.4))
         axes = figure.subplots()
         for kimg, colour, marker, label in _snapshot_looks(kimgs):
-            rows = mine[mine["snapshot_kimg"] == kimg]
+            rows = mine[mine["snapshot_kimg"] == kimg].sort_values("percent")
             _draw_curve(axes, rows, "percent", label, color=colour, marker=marker)
-        frames = curve(mine[~has_posthoc_average(mine)], ["snapshot_kimg", "percent"])["mean"]
-        if len(frames):
-            x = frames.index.get_level_values("percent")
-            axes.plot(x, frames, "s", markersize=11, fillstyle="none", color=INK, label="kept in training")
-        means = curve(mine, ["snapshot_kimg", "ema", "percent"]).reset_index()
-        best = means.iloc[means["mean"].argmin()]
-        score = f"{best['mean']:.{decimals_for(best['mean'])}f}"
+        kept = mine[~has_posthoc_average(mine)]
+        if len(kept):
+            look: dict[str, Any] = {"markersize": 11, "fillstyle": "none", "color": INK}
+            axes.plot(kept["percent"], kept["score"], "s", label="kept in training", **look)
+        best = lowest(mine)
+        score = f"{best['score']:.{decimals_for(best['score'])}f}"
         label = f"best: {best['ema']} at {best['snapshot_kimg']} kimg, {score}"
-        axes.plot(best["percent"], best["mean"], label=label, color=INK, zorder=3, **BEST)
+        axes.plot(best["percent"], best["score"], label=label, color=INK, zorder=3, **BEST)
         axes.set_xlim(0, 1.04 * mine["percent"].max())
         _plain_log(axes, "y")
         title = f"{student} at {mine['nfe'].iloc[0]} NFE"
-        axes.set(title=title, xlabel="relative width of the average (%)", ylabel=_score_label(scores))
+        axes.set(title=title, xlabel="relative width of the average (%)", ylabel=_score_label(mine))
         _legend(figure, axes)
         save_figure(figure, path)
 
@@ -139,48 +141,83 @@ def _snapshot_looks(kimgs: Sequence[int]) -> Iterator[tuple[int, Colour, str, st
         yield kimg, colour, marker, f"{kimg} kimg" if named else "_"
 
 
-def _teacher_lines(table: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
+def _teacher_lines(best: pd.DataFrame, nfe: int) -> list[tuple[pd.Series, str]]:
     """Return the teacher's best row and its Euler row of `nfe` evaluations, if they exist, each with a line style."""
-    best = [(row, "-") for model, row in best_rows(table).items() if model == TEACHER]
-    return best + [(row, "--") for _, row in teacher_euler(table, nfe).iterrows()]
+    teacher = best[best["model"] == TEACHER]
+    lines = [(row, "-") for _, row in teacher[teacher["score"] == teacher["score"].min()].head(1).iterrows()]
+    few = teacher[(teacher["sampler"] == "euler") & (teacher["nfe"] == nfe)]
+    return lines + [(row, "--") for _, row in few.iterrows()]
 
 
 def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
     """Plot scores against network evaluations as a PNG.
 
-    Shows one curve per sampler of the teacher (mean, and a band from minimum to maximum over the seed blocks) and the
-    best row of each student.
+    Shows one curve per sampler of the teacher and the best row of each student, with error bars for the interval (or,
+    without FD∞, from minimum to maximum over the seed blocks), and what real images score as a line.
     """
-    teacher, table = scores[scores["model"] == TEACHER], fid_table(scores)
+    networks = summarize(scores, NETWORK)
+    teacher, best = networks[networks["model"] == TEACHER], best_networks(networks)
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
         axes = figure.subplots()
         samplers = zip(teacher["sampler"].unique(), itertools.cycle(TEACHER_LINES), itertools.cycle(MARKERS))
         for sampler, (colour, line), marker in samplers:
-            rows = teacher[teacher["sampler"] == sampler]
+            rows = teacher[teacher["sampler"] == sampler].sort_values("nfe")
             _draw_curve(axes, rows, "nfe", f"teacher, {sampler}", color=colour, linestyle=line, marker=marker)
-        students = [(name, row) for name, row in best_rows(table).items() if name != TEACHER]
-        for (name, best), colour in zip(students, itertools.cycle(COLOURS)):
-            rows = scores[(scores["network_digest"] == best["network"]) & (scores["ema"] == best["ema"])]
-            trained = f"{best['snapshot_kimg']} kimg, " if best["snapshot_kimg"] else ""
-            _draw_curve(axes, rows, "nfe", f"{name}, {trained}{best['ema']}", color=colour, **BEST)
-        ticks = [*(row["nfe"] for _, row in students), *sorted(scores["nfe"].unique())]
+        students = best[best["model"] != TEACHER]
+        for (_, row), colour in zip(students.iterrows(), itertools.cycle(COLOURS)):
+            _draw_curve(axes, row.to_frame().T, "nfe", network_label(row), color=colour, **BEST)
+        _draw_floor(axes, networks)
+        ticks = [*students["nfe"], *sorted(teacher["nfe"].unique())]
         _plain_log(axes, "x", ticks=[float(tick) for tick in ticks])
         _plain_log(axes, "y")
-        axes.set(title="Score against cost", xlabel="network evaluations per image (NFE)", ylabel=_score_label(scores))
+        axes.set(
+            title="Score against cost", xlabel="network evaluations per image (NFE)", ylabel=_score_label(networks)
+        )
         _legend(figure, axes)
         save_figure(figure, path)
 
 
-def _draw_curve(axes: Axes, scores: pd.DataFrame, along: str, label: str, *, color: Colour, **line: Any) -> None:
-    means = curve(scores, along)
-    x = means.index.to_numpy(float)
-    axes.fill_between(x, means["min"], means["max"], color=color, alpha=0.15, linewidth=0)
+def _draw_floor(axes: Axes, networks: pd.DataFrame) -> None:
+    """Draw a line per kind of real images whose score is above 0, which a logarithmic axis can show."""
+    looks = zip(networks[networks["model"] == REAL].iterrows(), [":", "-.", (0, (1, 4))], strict=False)
+    for (_, row), line in looks:
+        if row["score"] > 0:
+            axes.axhline(row["score"], color=FLOOR, linestyle=line, linewidth=1.4, label=network_label(row))
+
+
+def precision_vs_recall(scores: pd.DataFrame, path: str | Path) -> None:
+    """Plot precision against recall as a PNG: the best row of each network, and real images. Raises UserError if they
+    were not measured."""
+    networks = summarize(scores, NETWORK)
+    if "precision" not in networks:
+        raise UserError("the scores have no precision and recall: list pr in scoring.metrics and score again")
+    rows = pd.concat([best_networks(networks), networks[networks["model"] == REAL]])
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(8.4, 4.4))
+        axes = figure.subplots()
+        looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS))
+        for (_, row), (marker, colour) in zip(rows.iterrows(), looks, strict=False):
+            colour = {TEACHER: INK, REAL: FLOOR}.get(row["model"], colour)
+            label = network_label(row) if row["model"] == REAL else f"{network_label(row)}, {row['nfe']} NFE"
+            if not pd.isna(row["precision"]) and not pd.isna(row["recall"]):
+                axes.plot(row["recall"], row["precision"], marker, color=colour, markersize=9, label=label)
+        axes.set(title="Precision against recall", xlabel="recall: share of real images covered")
+        axes.set(ylabel="precision: share of generated images that look real")
+        _legend(figure, axes)
+        save_figure(figure, path)
+
+
+def _draw_curve(axes: Axes, rows: pd.DataFrame, along: str, label: str, *, color: Colour, **line: Any) -> None:
+    """Draw the scores of rows of a summary, in ascending order of `along`, with their intervals."""
+    columns = [along, "score", "score_low", "score_high"]
+    x, score, low, high = rows.sort_values(along)[columns].astype(float).to_numpy().T
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     if len(x) > DENSE:
         line["marker"] = "none"
     else:
-        axes.vlines(x, means["min"], means["max"], color=color, alpha=0.5, linewidth=1.2)
-    axes.plot(x, means["mean"], label=label, color=color, **{"marker": "o", **line})
+        axes.vlines(x, low, high, color=color, alpha=0.5, linewidth=1.2)
+    axes.plot(x, score, label=label, color=color, **{"marker": "o", **line})
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -213,8 +250,10 @@ def spread_ticks(ticks: Sequence[float], ratio: float) -> list[float]:
     return sorted(kept)
 
 
-def _score_label(scores: pd.DataFrame) -> str:
-    return f"{scores['metric'].iloc[0]}, lower is better"
+def _score_label(networks: pd.DataFrame) -> str:
+    extrapolated = is_extrapolated(networks)
+    shown = "95 % interval" if extrapolated else "minimum to maximum"
+    return f"{distance_label(networks['metric'].iloc[0], extrapolated)}, lower is better ({shown})"
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -37,7 +37,7 @@ from mscd.evaluation.classifier import is_classifier
 from mscd.evaluation.inception import INCEPTION_SHA256
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.networks.meta import meta_network, parameter_count
-from mscd.reporting.score_table import COLUMNS
+from mscd.reporting.score_table import BASIC
 
 Facts = dict[str, object]  # JSON
 FEW_BYTES = 1000  # at the beginning of a file, from which its kind is identified
@@ -276,5 +276,5 @@ READERS: list[tuple[Callable[[bytes], bool], Callable[[Path], Facts]]] = [
     (lambda start: start.startswith(b"\x80"), _pickle),
     (lambda start: start.startswith(b"PK\3\4"), _zip),
     (lambda start: start.startswith(b"{"), _json),
-    (lambda start: start.startswith(",".join(COLUMNS).encode()), _table),
+    (lambda start: start.startswith(",".join(BASIC).encode()), _table),
 ]

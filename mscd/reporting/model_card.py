@@ -29,6 +29,8 @@ software that the network needs, and `config.json` holds its settings. If mscd i
 `mscd generate model.safetensors` gives the same images for the same seeds.
 """
 _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
+_MEASURED = ["fd_inf", "fd_inf_low", "fd_inf_high", "ratio", "ratio_low", "ratio_high", "kid", "precision", "recall"]
+_MEASURED += ["density", "coverage", "is", "sfid", "cmmd", "memorised"]
 
 
 def model_card(
@@ -82,17 +84,20 @@ def _title(metadata: NetworkFileMetadata, student: StudentFacts) -> str:
 def _scores(scores: pd.DataFrame) -> str:
     one = scores.iloc[0]
     decimals = decimals_for(scores["mean"].min())
+    measured = [name for name in _MEASURED if name in scores and scores[name].notna().any()]
     cells = []
     for _, row in scores.iterrows():
         texts = ["" if pd.isna(row[name]) else str(row[name]) for name in _TABLE[:6]]
         values = ["" if pd.isna(row[name]) else f"{row[name]:.{decimals}f}" for name in _TABLE[6:]]
-        cells.append([*texts, *values])
-    table = markdown_table(["model", "kimg", *_TABLE[2:]], cells, padded=False)
-    return (
-        f"## Scores\n\n{one['metric']}, lower is better: minimum, mean and standard deviation over seed blocks of "
-        f"{one['images']} images,\nagainst reference `{one['reference'][:12]}`. "
-        "The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
+        cells.append([*texts, *values, *("" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in measured)])
+    table = markdown_table(["model", "kimg", *_TABLE[2:], *measured], cells, padded=False)
+    about = (
+        f"{one['metric']}, lower is better: minimum, mean and standard deviation over seed blocks of {one['images']} "
+        f"images,\nagainst reference `{one['reference'][:12]}`."
     )
+    if "fd_inf" in measured:
+        about += " fd_inf: extrapolated to infinitely many images, with a 95 % interval."
+    return f"## Scores\n\n{about} The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
 
 
 def _making(metadata: NetworkMetadata, student: StudentFacts, sigmas: list[float]) -> str:

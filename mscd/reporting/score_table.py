@@ -5,49 +5,66 @@ All are made from score files alone (one JSON per network, sampler and seed bloc
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mscd.config.run_paths import TEACHER, RunPaths
+from mscd.config.run_paths import REAL, TEACHER, RunPaths, replicate_name
 from mscd.errors import UserError
 from mscd.files.atomic import write_whole
-from mscd.files.markdown import markdown_table
-from mscd.reporting.scores import ROW, decimals_for, has_posthoc_average, seed_ranges
+from mscd.reporting.scores import ROW, has_posthoc_average
+from mscd.reporting.summary import AVERAGED, NETWORK, lowest, summarize
+from mscd.reporting.table_text import table_markdown
 
 if TYPE_CHECKING:
     from mscd.checkpoints.metadata import NetworkMetadata
 
-# Columns of fid_table.csv, where the digests of network and reference have shorter names.
+# Columns of fid_table.csv, where some have shorter names.
 RENAMED = {"network_digest": "network", "reference_digest": "reference"}
-COLUMNS = [*ROW[:8], "min", "mean", "std", *RENAMED.values()]
+BASIC = [*NETWORK, "images", "metric", "min", "mean", "std", *RENAMED.values()]
+MEASURED = ["fd_inf", "fd_inf_low", "fd_inf_high", "ratio", "ratio_low", "ratio_high", *AVERAGED]
 TYPES = {**dict.fromkeys(["model", "ema", *RENAMED.values()], "str"), "snapshot_kimg": "Int64"}  # a name may be "8"
-HEADER = ["model", "kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std", "network", ""]
-NUMBERS = {1, 4, 5, 6, 7, 8}  # numeric columns of HEADER
-LONGEST = 60  # most rows of a full Markdown table; a longer one shows the BEST_SHOWN best and last per average
-BEST_SHOWN = 3
 
 
-def fid_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the score table: COLUMNS, one row per network, EMA and sampler of `read_scores`, in the same order.
+def fid_table(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame] | None = None) -> pd.DataFrame:
+    """Return the score table: one row per network, EMA and sampler of `read_scores`, in the same order.
 
-    min, mean and std (sample standard deviation, empty for a single block) are over the seed blocks; `images` is the
-    number per block. Of a model's post-hoc averages, only the one with the lowest mean has a row.
+    Columns: BASIC, `replicate`, and MEASURED as far as measured; min, mean and std (sample standard deviation, empty
+    for a single block) are those of the Fréchet distance over the seed blocks; `images` is the number per block.
+    further: scores with other detectors, by detector, whose columns begin with its name. Of a model's post-hoc
+    averages, only the one with the best score has a row.
     """
-    groups = scores.groupby(ROW, sort=False, dropna=False)["value"]
-    table = groups.agg(["min", "mean", "std"]).reset_index().rename(columns=RENAMED)[COLUMNS]
+    table = summarize(scores, ROW).rename(columns=RENAMED)
     posthoc = table[has_posthoc_average(table)]
-    best = pd.Index(posthoc.groupby("model", sort=False)["mean"].idxmin())
-    return table.drop(posthoc.index.difference(best)).reset_index(drop=True)
+    best = pd.Index(posthoc.groupby(["model", "replicate"], sort=False)["score"].idxmin())
+    table = table.drop(posthoc.index.difference(best)).reset_index(drop=True)
+    columns = [*BASIC, "replicate", *(name for name in MEASURED if name in table and table[name].notna().any())]
+    table = table[columns]
+    for detector, others in (further or {}).items():
+        table = table.merge(_columns_of(detector, others), on=[*NETWORK, "replicate"], how="left")
+    return table.astype({"snapshot_kimg": "Int64"})
+
+
+def _columns_of(detector: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers of a further detector, with the columns that join them to the table."""
+    table = summarize(scores, [*NETWORK, "replicate"]).rename(columns={"mean": "fd", "std": "fd_std"})
+    shown = [name for name in ("fd", "fd_std", *MEASURED) if name in table and table[name].notna().any()]
+    names = {name: f"{detector}_{name}" for name in shown}
+    return table[[*NETWORK, "replicate", *shown]].rename(columns=names).astype({"snapshot_kimg": "Int64"})
+
+
+def ranked_by(table: pd.DataFrame) -> str:
+    """Return the column that networks are ranked by: FD∞ if it was measured, else the mean Fréchet distance."""
+    return "fd_inf" if "fd_inf" in table and table["fd_inf"].notna().any() else "mean"
 
 
 def best_rows(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """Return the row with the lowest mean of each model, in the order of the table."""
-    return {str(model): rows.iloc[rows["mean"].argmin()] for model, rows in table.groupby("model", sort=False)}
+    """Return the best row of each model that is not real images, in the order of the table."""
+    networks, column = table[table["model"] != REAL], ranked_by(table)
+    return {str(model): lowest(rows, column) for model, rows in networks.groupby("model", sort=False)}
 
 
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -56,7 +73,7 @@ def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def best_network(table: str | Path, model: str) -> Path:
-    """Return the network file of a student's row with the lowest mean in a run's table (`fid_table.csv`).
+    """Return the network file of a student's best row in a run's table (`fid_table.csv`), over all its replicates.
 
     Raises UserError if the table cannot be read or has no row of the student.
     """
@@ -71,7 +88,8 @@ def best_network(table: str | Path, model: str) -> Path:
 
 def network_path(row: pd.Series, folder: Path) -> Path:
     """Return the network file of a student's row in the table of the run in `folder` (inverse: `scores_of_network`)."""
-    return RunPaths(folder).snapshot(row["model"], int(row["snapshot_kimg"]), row["ema"])
+    name = replicate_name(row["model"], int(row["replicate"]))
+    return RunPaths(folder).snapshot(name, int(row["snapshot_kimg"]), row["ema"])
 
 
 def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) -> pd.DataFrame:
@@ -82,7 +100,7 @@ def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) 
     try:
         rows = read_table(table)
         own, teacher = rows["network"] == metadata["digest"], rows["model"] == TEACHER
-        rows[COLUMNS]
+        rows[BASIC]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{table}: not a score table from mscd ({reason}); give a run's fid_table.csv") from error
@@ -95,103 +113,30 @@ def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) 
 
 
 def headline(table: pd.DataFrame) -> dict[str, float]:
-    """Return the run in a few numbers for a run database: `best/<model>` is the lowest mean of each model, and
-    `over_teacher/<student>` the ratio of the student's best to the teacher's."""
-    best = {model: float(row["mean"]) for model, row in best_rows(table).items()}
-    numbers = {f"best/{model}": mean for model, mean in best.items()}
-    if TEACHER in best:
-        over = {model: mean / best[TEACHER] for model, mean in best.items() if model != TEACHER}
-        numbers |= {f"over_teacher/{student}": ratio for student, ratio in over.items()}
+    """Return the run in a few numbers for a run database: `<model>/<name>` for each model's best row.
+
+    The names are those of score files and of the table; `<model>/fd` is the mean over the seed blocks.
+    """
+    numbers: dict[str, float] = {}
+    for model, row in best_rows(table).items():
+        values = {"fd": row["mean"]} | {name: row[name] for name in MEASURED if name in row}
+        numbers |= {f"{model}/{name}": float(value) for name, value in values.items() if not pd.isna(value)}
     return numbers
 
 
 def teacher_euler(table: pd.DataFrame, nfe: int) -> pd.DataFrame:
-    """Return the teacher's rows with `nfe` Euler steps: none or one."""
+    """Return the teacher's rows with `nfe` Euler steps: none or one per replicate."""
     return table[(table["model"] == TEACHER) & (table["sampler"] == "euler") & (table["nfe"] == nfe)]
 
 
-def write_table(scores: pd.DataFrame, csv: str | Path, md: str | Path) -> pd.DataFrame:
-    """Write `fid_table(scores)` as CSV (full precision) and as Markdown (for people); return the table.
+def write_table(
+    scores: pd.DataFrame, csv: str | Path, md: str | Path, further: Mapping[str, pd.DataFrame] | None = None
+) -> pd.DataFrame:
+    """Write `fid_table(scores, further)` as CSV (full precision) and as Markdown (for people); return the table.
 
     If the table is long, the Markdown shows only the best and last snapshots, and says so.
     """
-    table = fid_table(scores)
+    table = fid_table(scores, further)
     write_whole(csv, table.to_csv(index=False, lineterminator="\n").encode())
-    write_whole(md, _markdown(table, scores, Path(csv).name).encode())
+    write_whole(md, table_markdown(scores, further or {}, Path(csv).name).encode())
     return table
-
-
-def _markdown(table: pd.DataFrame, scores: pd.DataFrame, csv: str) -> str:
-    blocks = list(dict.fromkeys(zip(scores["first_seed"], scores["last_seed"], strict=True)))
-    one, shown = table.iloc[0], _shown(table)
-    decimals = decimals_for(table["mean"].min())
-    about = (
-        f"{one['metric']}, lower is better: {one['images']} images per block, {len(blocks)} "
-        f"{'block' if len(blocks) == 1 else 'blocks'} ({seed_ranges(blocks)}), reference {one['reference'][:12]}."
-    )
-    if len(shown) < len(table):
-        about += (
-            f" For each average of a student, only the {BEST_SHOWN} best snapshots and the last are shown: "
-            f"{len(shown)} of {len(table)} rows. All rows are in {csv}."
-        )
-    lines = markdown_table(HEADER, _cells(shown, _marks(table), decimals), right=NUMBERS)
-    sentences = _sentences(table, decimals) + _posthoc_sentences(table, scores)
-    return "\n".join([about, "", *lines, "", *sentences]).rstrip() + "\n"
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows to show: all, or of a long table the teacher's and the best and last of each average."""
-    if len(table) <= LONGEST:
-        return table
-    kept = set(table.index[table["model"] == TEACHER])
-    for _, rows in table[table["model"] != TEACHER].groupby(["model", "ema"], sort=False):
-        kept |= {*rows.nsmallest(BEST_SHOWN, "mean").index, *rows.tail(1).index}
-    return table[table.index.isin(kept)]
-
-
-def _cells(table: pd.DataFrame, marks: Mapping[Hashable, str], decimals: int) -> list[list[str]]:
-    cells = []
-    for index, row in table.iterrows():
-        kimg = "" if pd.isna(row["snapshot_kimg"]) else str(row["snapshot_kimg"])
-        values = ["" if math.isnan(row[name]) else f"{row[name]:.{decimals}f}" for name in ("min", "mean", "std")]
-        names = [row["model"], kimg, row["ema"], row["sampler"], str(row["steps"]), str(row["nfe"])]
-        cells.append([*names, *values, row["network"][:12], marks.get(index, "")])
-    return cells
-
-
-def _marks(table: pd.DataFrame) -> dict[Hashable, str]:
-    """Return the mark of each model's best row, by the row's index; that of the best student is "best student"."""
-    best = best_rows(table)
-    marks = {row.name: f"best {model}" for model, row in best.items()}
-    students = [row for model, row in best.items() if model != TEACHER]
-    if students:
-        marks[min(students, key=lambda row: float(row["mean"])).name] = "best student"
-    return marks
-
-
-def _sentences(table: pd.DataFrame, decimals: int) -> list[str]:
-    """Return one sentence per student that compares its best row with the teacher's."""
-    best = best_rows(table)
-    if TEACHER not in best:
-        return []
-    teacher, sentences = best.pop(TEACHER), []
-    for student, row in best.items():
-        sentence = (
-            f"{student} at {row['nfe']} NFE: {row['mean']:.{decimals}f}, {row['mean'] / teacher['mean']:.2f} times "
-            f"the teacher's best ({teacher['mean']:.{decimals}f} at {teacher['nfe']} NFE)"
-        )
-        for mean in teacher_euler(table, row["nfe"])["mean"]:
-            sentence += f"; the teacher at {row['nfe']} NFE: {mean:.{decimals}f}"
-        sentences.append(f"- {sentence}")
-    return sentences
-
-
-def _posthoc_sentences(table: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
-    """Return one sentence per post-hoc average in the table that was chosen from several, with their number."""
-    tried = scores[has_posthoc_average(scores)].groupby("model")["network_digest"].nunique()
-    return [
-        f"- {row['model']}: {row['ema']} at {row['snapshot_kimg']} kimg is the best of {tried[row['model']]} "
-        "scored averages made after training"
-        for _, row in table[has_posthoc_average(table)].iterrows()
-        if tried[row["model"]] > 1
-    ]

@@ -12,26 +12,36 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mscd.config.run_paths import TEACHER
+from mscd.config.run_paths import REAL, TEACHER, split_replicate
 from mscd.diffusion.ema_names import is_posthoc
 from mscd.diffusion.solvers import CHURN_SETTINGS
 from mscd.errors import UserError
 
 if TYPE_CHECKING:
+    from mscd.evaluation.measure import Nearest
     from mscd.evaluation.score import Score
 
-# Columns that the scores of one table row share; these scores differ only in their seed blocks.
-ROW = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network_digest"]
+# Columns that the scores of one network and sampler share; these scores differ only in their seed blocks.
+ROW = ["model", "replicate", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "images", "metric", "network_digest"]
 ROW += ["reference_digest"]
+# What a score file may hold besides the Fréchet distance, in the order of tables.
+VALUES = ["fd_inf", "fd_inf_se", "kid", "kid_std", "precision", "recall", "density", "coverage", "is", "is_std", "sfid"]
+VALUES += ["cmmd", "memorised", "memorised_real"]
 # Columns that all scores of a table share, by their names in messages.
 COMMON = {"metric": "metric", "detector": "detector_digest", "reference": "reference_digest", "images": "images"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _ScoreRow:
-    """A score file as a row of the data frame. sampler: its name including churn; path: of the file."""
+    """A seed block of a score file as a row of the data frame.
+
+    model, replicate: of a network or, with 1, REAL; sampler: its name including churn, or which real images; value:
+    the Fréchet distance; values: all that was measured, by name; left_out, nearest: those of all blocks
+    (evaluation.measure.Measured); path: of the file.
+    """
 
     model: str
+    replicate: int
     snapshot_kimg: int | None
     ema: str
     sampler: str
@@ -43,58 +53,79 @@ class _ScoreRow:
     reference_digest: str
     detector_digest: str
     value: float
+    values: dict[str, float]
+    left_out: list[float]
+    nearest: list[Nearest]
     first_seed: int
     last_seed: int
     path: str
 
 
 def read_scores(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """Return the score files of one run, one row each: ROW's columns, `value`, `first_seed` and `last_seed`.
+    """Return the score files of one run and detector, one row per seed block.
 
-    Rows are sorted: the teacher first, then by student, snapshot, EMA, sampler, NFE and seed block. Raises UserError
-    for an unreadable file, and for scores that cannot share a table: different detectors, references, metrics or image
-    counts, rows over different seed blocks, or the same score twice.
+    Columns: those of ROW; `value`, the Fréchet distance; those of VALUES that were measured, NaN where one was not;
+    `left_out` and `nearest`; `first_seed` and `last_seed`. FD∞, `left_out` and `nearest` are those of all blocks. Rows
+    are sorted: teachers first, then students by name, replicate, snapshot, EMA, sampler, NFE and seed block, and then
+    real images.
+
+    Raises UserError for an unreadable file, and for scores that cannot share a table: different detectors, references,
+    metrics or image counts, rows over different seed blocks, or the same score twice. Real images may be fewer, and
+    halves of them have a reference of their own.
     """
-    rows = [_read_row(Path(path)) for path in paths]
-    if not rows:
-        raise UserError("no scores to report: give at least one score file")
+    rows = [row for path in paths for row in _read_rows(Path(path))]
+    networks = [row for row in rows if row.model != REAL]
+    if not networks:
+        raise UserError("no scores to report: give at least one score file of a network")
     for name, column in COMMON.items():
-        for row in rows[1:]:
-            first, other = getattr(rows[0], column), getattr(row, column)
+        own = name in ("reference", "images")  # may differ for real images
+        for row in networks[1:] if own else [*networks[1:], *(row for row in rows if row.model == REAL)]:
+            first, other = getattr(networks[0], column), getattr(row, column)
             if other != first:
                 raise UserError(
-                    f"scores that differ in {name} cannot share a table: {rows[0].path} has {first}, "
+                    f"scores that differ in {name} cannot share a table: {networks[0].path} has {first}, "
                     f"{row.path} has {other}; report them separately"
                 )
     rows.sort(key=_sort_key)
     _check_seed_blocks(rows)
-    scores = pd.DataFrame(map(dataclasses.asdict, rows)).drop(columns=["detector_digest", "path"])
+    scores = pd.DataFrame(map(dataclasses.asdict, rows)).drop(columns=["detector_digest", "path", "values"])
+    for name in VALUES:
+        if any(name in row.values for row in rows):
+            scores[name] = [row.values.get(name, math.nan) for row in rows]
     return scores.astype({"snapshot_kimg": "Int64"})
 
 
-def _read_row(path: Path) -> _ScoreRow:
+def _read_rows(path: Path) -> list[_ScoreRow]:
     try:
         score: Score = json.loads(path.read_text())
-        return _ScoreRow(
-            model=score["model"],
-            snapshot_kimg=score["snapshot_kimg"],
-            ema=score["ema"],
-            sampler=sampler_name(score["sampler"], score["churn"]),
-            steps=score["steps"],
-            nfe=score["nfe"],
-            images=score["images"],
-            metric=score["metric"],
-            network_digest=score["network_digest"],
-            reference_digest=score["reference_digest"],
-            detector_digest=score["detector"]["digest"],
-            value=score["value"],
-            first_seed=score["seeds"][0],
-            last_seed=score["seeds"][1],
-            path=str(path),
-        )
+        model, replicate = split_replicate(score["model"])
+        return [
+            _ScoreRow(
+                model=model,
+                replicate=replicate,
+                snapshot_kimg=score["snapshot_kimg"],
+                ema=score["ema"],
+                sampler=sampler_name(score["sampler"], score["churn"]),
+                steps=score["steps"],
+                nfe=score["nfe"],
+                images=block["images"],
+                metric=score["metric"],
+                network_digest=score["network_digest"],
+                reference_digest=score["reference_digest"],
+                detector_digest=score["detector"]["digest"],
+                value=block["values"].get("fd", math.nan),
+                values={**block["values"], **score["pooled"]},
+                left_out=score["left_out"],
+                nearest=score["nearest"],
+                first_seed=block["seeds"][0],
+                last_seed=block["seeds"][1],
+                path=str(path),
+            )
+            for block in score["blocks"]
+        ]
     except OSError as error:
         raise UserError(f"{path}: cannot read the score: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: not a score file from mscd ({type(error).__name__}: {error}); score again") from error
 
 
@@ -107,11 +138,12 @@ def sampler_name(sampler: str, churn: Mapping[str, float | None] | None) -> str:
     return " ".join([sampler, *(f"{name}={value:g}" for name, value in finite.items())])
 
 
-def _sort_key(row: _ScoreRow) -> tuple[bool, list[str | int], int, str, str, int, str, int, int]:
+def _sort_key(row: _ScoreRow) -> tuple[bool, bool, list[str | int], int, int, str, str, int, str, int, int]:
     student = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row.model)]  # s8 before s16
     kimg = -1 if row.snapshot_kimg is None else row.snapshot_kimg
-    sampled = (row.ema, row.sampler, row.nfe, row.network_digest)
-    return row.model != TEACHER, student, kimg, *sampled, row.first_seed, row.last_seed
+    sampled = (kimg, row.ema, row.sampler, row.nfe, row.network_digest)
+    first = (row.model == REAL, row.model != TEACHER, student, row.replicate)
+    return *first, *sampled, row.first_seed, row.last_seed
 
 
 def _check_seed_blocks(rows: Sequence[_ScoreRow]) -> None:
@@ -122,7 +154,8 @@ def _check_seed_blocks(rows: Sequence[_ScoreRow]) -> None:
         if block in paths:
             raise UserError(f"the same score twice: {paths[block]} and {row.path}; leave one out")
         paths[block] = row.path
-    first, *others = blocks.values()
+    of_networks = [paths for key, paths in blocks.items() if key[0] != REAL]
+    first, *others = of_networks
     for other in others:
         if other.keys() != first.keys():
             raise UserError(
@@ -147,17 +180,6 @@ def emas(scores: pd.DataFrame, student: str) -> list[str]:
     EMAs made after training are compared by their length, not along the training.
     """
     return sorted(scores.loc[(scores["model"] == student) & ~has_posthoc_average(scores), "ema"].unique())
-
-
-def score_curve(scores: pd.DataFrame, student: str, ema: str) -> list[tuple[int, float]]:
-    """Return (kimg, mean score over the seed blocks) for each scored snapshot of a student under one EMA, by kimg."""
-    means = curve(scores[(scores["model"] == student) & (scores["ema"] == ema)], "snapshot_kimg")["mean"]
-    return [(int(kimg), float(mean)) for kimg, mean in zip(means.index.to_list(), means, strict=True)]
-
-
-def curve(scores: pd.DataFrame, along: str | list[str]) -> pd.DataFrame:
-    """Return "min", "mean" and "max" of the scores for each value of the column or columns `along`, ascending."""
-    return scores.groupby(along)["value"].agg(["min", "mean", "max"]).sort_index()
 
 
 def decimals_for(smallest: float) -> int:

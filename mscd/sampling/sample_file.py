@@ -91,9 +91,13 @@ def joint_provenance(paths: Sequence[str | os.PathLike[str]]) -> SampleProvenanc
     Raises UserError naming the files unless each continues where the previous one ends and was made in the same way
     (network, sampler, steps, churn, device, software), and for the same faults as `read_samples`.
     """
-    whole = _read_provenance(paths[0])
-    for before, path in itertools.pairwise(paths):
-        made = _read_provenance(path)
+    return join_provenance([(path, _read_provenance(path)) for path in paths])
+
+
+def join_provenance(parts: Sequence[tuple[str | os.PathLike[str], SampleProvenance]]) -> SampleProvenance:
+    """Return the joint provenance of (file, provenance) of the parts of a sample; raises as `joint_provenance` does."""
+    whole = parts[0][1].copy()
+    for (before, _), (path, made) in itertools.pairwise(parts):
         differing = [name for name in {**whole, **made} if not _may_follow(name, whole.get(name), made.get(name))]
         if differing:
             raise UserError(

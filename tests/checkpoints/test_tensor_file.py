@@ -5,6 +5,8 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mscd.checkpoints.metadata import METADATA_KEY
 from mscd.checkpoints.tensor_file import (
@@ -15,6 +17,7 @@ from mscd.checkpoints.tensor_file import (
     load_tensors,
     open_tensors,
     save_tensors,
+    stream_rows,
 )
 
 METADATA = {"format": "any", "text": 'ü "quoted"\n', "number": 0.1, "none": None, "nested": {"b": [1, 2], "a": {}}}
@@ -64,3 +67,21 @@ def test_an_open_file_reports_shapes_and_dtypes_without_reading_tensors(tmp_path
         name: (tensor.dtype, tensor.shape) for name, tensor in EVERY_FORMAT.items()
     }
     assert all(tensor.is_meta for tensor in meta.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_rows_that_come_in_batches_make_the_file_of_whole_tensors(sizes, tmp_path_factory):
+    folder, count = tmp_path_factory.mktemp("rows"), sum(sizes)
+    whole = {"a": torch.randn(count, 3), "b": torch.randn(count, 2, 2).double(), "c": torch.arange(count)}
+    parts = {name: tensor.split(sizes) for name, tensor in whole.items()}
+    batches = ({name: part[number] for name, part in parts.items()} for number in range(len(sizes)))
+    assert stream_rows(folder / "rows", count, batches, METADATA) == save_tensors(folder / "whole", whole, METADATA)
+    assert (folder / "rows").read_bytes() == (folder / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_file_of_rows_needs_the_number_of_rows_that_was_said(count, tmp_path):
+    with pytest.raises(ValueError, match=f"5 rows for a file of {count}"):
+        stream_rows(tmp_path / "rows", count, [{"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 2)}], METADATA)
+    assert list(tmp_path.iterdir()) == []

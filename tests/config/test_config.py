@@ -183,9 +183,8 @@ def test_song_options_are_refused_for_dhariwal():
         load_config(settings)
 
 
-OPERATIONAL = (
-    "duration_kimg snapshot_kimg tick_kimg state_kimg validate_kimg validate_images max_nonfinite_steps".split()
-)
+OPERATIONAL = "duration_kimg snapshot_kimg tick_kimg state_kimg validate_kimg validate_images".split()
+OPERATIONAL += ["max_nonfinite_steps", "replicates"]
 
 
 def test_identity_excludes_only_operational_settings_and_unset_compile():

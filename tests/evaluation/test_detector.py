@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mscd.checkpoints.tensor_file import save_tensors
+from mscd.diffusion.pixels import to_unit_range
 from mscd.errors import UserError
 from mscd.evaluation.classifier import Classifier
 from mscd.evaluation.detector import Detector, load_detector
@@ -28,6 +29,48 @@ def test_features_of_an_image_do_not_depend_on_its_batch(digits, saved):
     alone = torch.cat([detector(image[None]) for image in images])
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(detector(images.flip(0)).flip(0), together, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_of_an_image_do_not_depend_on_its_batch(digits, saved):
+    detector = load_detector(saved[0])
+    images = digits.images_in_memory()[:50]
+    together = detector.outputs(images, {"logits"})["logits"]
+    alone = torch.cat([detector.outputs(image[None], {"logits"})["logits"] for image in images])
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_are_the_features_and_the_classifiers_logits(digits, saved):
+    path, classifier = saved
+    detector, images = load_detector(path), digits.images_in_memory()[:1200]
+    outputs = detector.outputs(images, {"features", "logits"})
+    assert torch.equal(outputs["features"], detector(images))
+    assert torch.equal(outputs["features"], detector.outputs(images, ["features"])["features"])
+    with torch.no_grad():
+        wanted = torch.cat([classifier(to_unit_range(piece)) for piece in images.split(500)])
+    assert torch.equal(outputs["logits"], wanted) and not outputs["logits"].requires_grad
+    assert detector.gives == {"features", "logits"}
+
+
+def test_outputs_of_batches_are_those_of_each_batch(digits, saved):
+    detector = load_detector(saved[0])
+    batches = digits.images_in_memory()[:50].split(20)
+    made = list(detector.all_outputs(iter(batches), {"logits", "features"}))
+    assert len(made) == 3
+    for batch, outputs in zip(batches, made, strict=True):
+        wanted = detector.outputs(batch, detector.gives)
+        assert set(outputs) == set(wanted)
+        assert all(torch.equal(outputs[name], wanted[name]) for name in wanted)
+    assert all(map(torch.equal, detector.features(iter(batches)), [outputs["features"] for outputs in made]))
+
+
+def test_an_output_that_is_not_given_is_refused_before_any_image_is_read(saved):
+    detector, read = load_detector(saved[0]), []
+    batches = (read.append(number) for number in range(2))
+    with pytest.raises(UserError, match="detector classifier gives features, logits, but no spatial: leave out"):
+        detector.all_outputs(batches, ["features", "spatial"])
+    assert read == []
+    with pytest.raises(UserError, match="but no spatial"):
+        detector.outputs(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), {"spatial"})
 
 
 def test_images_of_another_kind_are_refused(saved):

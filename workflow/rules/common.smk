@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mscd.config.base import digest
 from mscd.config.loading import check_source, load_config, read_yaml
-from mscd.config.run_paths import TEACHER
+from mscd.config.run_paths import HALVES, HELD_OUT, RESAMPLED, TEACHER, split_replicate
 from mscd.config.training import check_share
 from mscd.diffusion import ema_names
 from mscd.diffusion.solvers import SOLVERS
@@ -44,8 +44,9 @@ def hold_folder():
 
 def check_sources():
     """Fail early if a local input that is still needed is missing."""
-    made = {"data": paths.data, "teacher": paths.teacher}
-    made |= {"reference.inception": detector_file, "reference.statistics": reference_file}
+    made = {"data": paths.data, "teacher": paths.teacher()}
+    made |= {f"reference.{detector}": detector_file(detector) for detector in detectors}
+    made |= {"reference.statistics": paths.reference("inception"), "reference.holdout": paths.holdout}
     made |= {f"published_students.{name}": published_network(name) for name in run.published_students}
     try:
         for key, settings in run.files().items():
@@ -88,11 +89,13 @@ except UserError as error:
     stop(error)
 
 paths = run.paths
-detector_file, reference_file = paths.detector(run.reference), paths.reference(run.reference)
+teachers, students, detectors = run.all_teachers(), run.all_students(), run.reference.detectors()
 table_files = [paths.table, paths.table_markdown]
 figure_files = [
     paths.figure("score-vs-nfe"),
     paths.figure("images"),
+    *([paths.figure("precision-recall")] if "pr" in run.scoring.metrics else []),
+    *([paths.figure("nearest")] if "memorised" in run.scoring.metrics else []),
     *(paths.figure(f"score-vs-kimg-{student}") for student in run.students),
     *(paths.figure(f"score-vs-ema-length-{student}") for student in run.students if run.posthoc_ema),
 ]
@@ -111,10 +114,13 @@ downloads = {
 
 
 wildcard_constraints:
-    student=any_of(run.students),
+    teacher=any_of(teachers),
+    student=any_of(students),
     published=any_of(run.published_students),
+    detector=any_of(detectors),
+    third_party=any_of(detector for detector in detectors if run.reference.third_party(detector)),
     kimg=r"\d+",
-    model=rf"{TEACHER}|(?:{any_of([*run.students, *run.published_students])})-\d+",
+    model=rf"{any_of(teachers)}|(?:{any_of([*students, *run.published_students])})-\d+",
     ema=ema_names.EMA_PATTERN,
     std=ema_names.STD_PATTERN,
     sampler=rf"(?:{any_of(SOLVERS)})-\d+(?:-churn[\d.e+-]+)?",
@@ -123,60 +129,15 @@ wildcard_constraints:
     last=r"\d+",
 
 
-# ---- identities: digests of the settings that a rule's result depends on, for its `params`. A changed setting reruns
-# what it affects and nothing else, even if an earlier run was killed halfway. Thousands of jobs share a few digests.
-
-data_identity = digest(run.data)
-detector_identity = digest([run.data, run.reference])
-teacher_training_identity = digest([run.data, run.teacher])
-teacher_identity = digest([teacher_training_identity, *([run.teacher.duration_kimg] if run.trained_teacher else [])])
-
-
-@functools.cache
-def identity_of_student(name):
-    if name in run.published_students:
-        return digest(run.published_students[name])
-    return digest([teacher_identity, run.students[name]])
-
-
-def published_student_identity(wildcards):
-    return identity_of_student(wildcards.published)
-
-
-def student_identity(wildcards):
-    return identity_of_student(wildcards.student)
-
-
-def network_identity(model):
-    """Return the identity of a sampled network: the teacher, a published student, or a snapshot of a student."""
-    return teacher_identity if model == TEACHER else identity_of_student(student_and_kimg(model)[0])
-
-
-@functools.cache
-def identity_of_samples(model, sampler):
-    return digest([network_identity(model), sampler_settings(model, sampler)])
-
-
-def samples_identity(wildcards):
-    return identity_of_samples(wildcards.model, wildcards.sampler)
-
-
-@functools.cache
-def identity_of_score(model, sampler):
-    return digest([detector_identity, identity_of_samples(model, sampler)])
-
-
-def score_identity(wildcards):
-    return identity_of_score(wildcards.model, wildcards.sampler)
-
-
-def scores_identity(wildcards):
-    """Return the identity of everything in the table; the paths distinguish snapshots, samplers and seeds."""
-    models = [TEACHER, *(f"{student}-0" for student in [*run.students, *run.published_students])]
-    return digest([detector_identity, [network_identity(model) for model in models], run.scoring.teacher_samplers])
-
-
 # ---- the files of each rule
+
+
+def detector_file(detector):
+    return paths.detector(run.reference, detector)
+
+
+def detector_of(wildcards):
+    return detector_file(wildcards.detector)
 
 
 def key_of_download(wildcards):
@@ -198,11 +159,15 @@ def published_network(student):
 
 
 def teacher_leg_before(wildcards):
-    return leg_before(run.teacher, TEACHER, wildcards.kimg)
+    return leg_before(teachers[wildcards.teacher], wildcards.teacher, wildcards.kimg)
+
+
+def last_teacher_snapshot(wildcards):
+    return paths.snapshot(wildcards.teacher, run.teacher.duration_kimg, ema_names.EMA)
 
 
 def student_leg_before(wildcards):
-    return leg_before(run.students[wildcards.student], wildcards.student, wildcards.kimg)
+    return leg_before(students[wildcards.student], wildcards.student, wildcards.kimg)
 
 
 def leg_before(settings, model, kimg):
@@ -212,9 +177,9 @@ def leg_before(settings, model, kimg):
 
 
 def network_file(wildcards):
-    """Return the network file of the model "teacher" or "<student>-<kimg>"."""
-    if wildcards.model == TEACHER:
-        return paths.teacher
+    """Return the network file of a teacher or of the snapshot "<student>-<kimg>"."""
+    if wildcards.model in teachers:
+        return paths.teacher(wildcards.model)
     return paths.snapshot(*student_and_kimg(wildcards.model), wildcards.ema)
 
 
@@ -224,10 +189,10 @@ def student_and_kimg(model):
 
 def stored_averages(wildcards):
     """Return the stored power-function EMAs of a student from which another EMA length is reconstructed."""
-    student = run.students[wildcards.student]
+    student = students[wildcards.student]
     return [
         paths.snapshot(wildcards.student, kimg, ema)
-        for kimg in run.stored_snapshots(wildcards.student, int(wildcards.kimg))
+        for kimg in run.stored_snapshots(split_replicate(wildcards.student)[0], int(wildcards.kimg))
         for ema in student.emas()
         if ema != ema_names.EMA
     ]
@@ -236,57 +201,69 @@ def stored_averages(wildcards):
 sampler_settings = functools.cache(run.scoring.sampling)
 
 
-def sample_files(wildcards):
-    """Return the sample files of a seed block in order, one per job that generates part of it."""
-    model, ema, sampler = wildcards.model, wildcards.ema, wildcards.sampler
-    seeds = range(int(wildcards.first), int(wildcards.last) + 1)
-    parts = run.scoring.parts(seeds, sampler_settings(model, sampler).nfe)
-    return [paths.samples(model, ema, sampler, part[0], part[-1]) for part in parts]
+def feature_files(wildcards):
+    """Return the feature files of all seed blocks in order, one per job that generates part of a block."""
+    nfe = sampler_settings(wildcards.model, wildcards.sampler).nfe
+    parts = [part for block in run.scoring.seed_blocks for part in run.scoring.parts(run.scoring.seeds(block), nfe)]
+    sampled = (wildcards.detector, wildcards.model, wildcards.ema, wildcards.sampler)
+    return [paths.features(*sampled, part[0], part[-1]) for part in parts]
 
 
-def block_scores(model, ema, sampler):
-    """Return the score files of one average of a network with one sampler, one per seed block."""
-    blocks = [run.scoring.seeds(block) for block in run.scoring.seed_blocks]
-    return [paths.score(model, ema, sampler, seeds[0], seeds[-1]) for seeds in blocks]
+real_images = [RESAMPLED, HALVES, *([HELD_OUT] if run.reference.holdout is not None else [])]
 
 
 @functools.cache
-def score_files():
-    """Return one score file per network, average, sampler and seed block, without reconstructed EMA lengths."""
-    made = [(TEACHER, ema_names.EMA, sampler.label) for sampler in run.scoring.teacher_samplers]
+def score_files(detector):
+    """Return one score file per network, average and sampler, without reconstructed EMA lengths, and those of real
+    images."""
+    made = [(teacher, ema_names.EMA, sampler.label) for teacher in teachers for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
         made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
-    for name, student in run.students.items():
+    for name, student in students.items():
         made += [
             (f"{name}-{kimg}", ema, f"euler-{student.segments}")
             for kimg in student.snapshots()
             for ema in student.emas()
         ]
-    return [path for scored in made for path in block_scores(*scored)]
+    return [paths.score(detector, *scored) for scored in made] + [
+        paths.real_score(detector, what) for what in real_images
+    ]
 
 
-def posthoc_score_files(student):
-    """Return the score files of the EMA lengths that are reconstructed for a student."""
-    sampler, emas = f"euler-{run.students[student].segments}", run.posthoc_ema.emas() if run.posthoc_ema else []
-    models = [f"{student}-{kimg}" for kimg in run.posthoc_snapshots(student)]
-    return [path for model in models for ema in emas for path in block_scores(model, ema, sampler)]
+def posthoc_score_files(detector, student):
+    """Return the score files of the EMA lengths that are reconstructed for a student or a replicate."""
+    sampler, emas = f"euler-{students[student].segments}", run.posthoc_ema.emas() if run.posthoc_ema else []
+    models = [f"{student}-{kimg}" for kimg in run.posthoc_snapshots(split_replicate(student)[0])]
+    return [paths.score(detector, model, ema, sampler) for model in models for ema in emas]
+
+
+def replicates(student):
+    """Return the names of a student's replicates, its own first."""
+    return [name for name in students if split_replicate(name)[0] == student]
 
 
 def ema_length_scores(wildcards):
     """Return the score files of a student's EMA lengths: the reconstructed ones, and those kept in training."""
-    student = run.students[wildcards.student]
-    models = [f"{wildcards.student}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
-    kept = [ema for ema in student.emas() if ema != ema_names.EMA]
-    stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in kept]
-    return [*posthoc_score_files(wildcards.student), *(path for scored in stored for path in block_scores(*scored))]
+    files = []
+    for name in replicates(wildcards.student):
+        student, models = students[name], [f"{name}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
+        kept = [ema for ema in student.emas() if ema != ema_names.EMA]
+        stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in kept]
+        files += posthoc_score_files(detectors[0], name)
+        files += [paths.score(detectors[0], *scored) for scored in stored]
+    return files
 
 
 def kimg_scores(wildcards):
-    return score_files() + posthoc_score_files(wildcards.student)
+    posthoc = [path for name in replicates(wildcards.student) for path in posthoc_score_files(detectors[0], name)]
+    return score_files(detectors[0]) + posthoc
 
 
-def all_score_files():
-    return score_files() + [path for student in run.students for path in posthoc_score_files(student)]
+def all_score_files(detector):
+    return score_files(detector) + [path for student in students for path in posthoc_score_files(detector, student)]
+
+
+first_detector_scores = all_score_files(detectors[0])
 
 
 def check_resources(rule_name, settings_of):

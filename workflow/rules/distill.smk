@@ -7,9 +7,9 @@ rule distill:
     input:
         data=paths.data,
         summary=ancient(paths.data_summary),
-        teacher=paths.teacher,
-        detector=ancient(detector_file),
-        reference=ancient(reference_file),
+        teacher=paths.teacher(),
+        detector=ancient(detector_file(detectors[0])),
+        reference=ancient(paths.reference(detectors[0])),
         before=student_leg_before,
     output:
         [paths.snapshot("{student}", "{kimg}", ema) for ema in run.student_emas()],

@@ -1,9 +1,15 @@
 rule fid_table:
     "Collect all scores in one table."
     input:
-        scores=all_score_files(),
+        **{detector: all_score_files(detector) for detector in detectors[1:]},
+        scores=first_detector_scores,
     output:
-        csv=report(paths.table, caption="../report/fid_table.rst", category="Scores"),
+        csv=report(
+            paths.table,
+            caption="../report/fid_table.rst",
+            category="Scores",
+            labels={"figure": "Table of all scores", "student": "all"},
+        ),
         md=paths.table_markdown,
     log:
         text=paths.log("fid_table", "table"),
@@ -41,7 +47,7 @@ rule score_vs_kimg:
 rule score_vs_nfe:
     "Plot the scores of teacher and students against network evaluations per image."
     input:
-        scores=all_score_files(),
+        scores=first_detector_scores,
     output:
         report(
             paths.figure("score-vs-nfe"),
@@ -63,8 +69,8 @@ rule score_vs_nfe:
 rule image_grid:
     "Draw images of the same seeds from the teacher and the best snapshot of each student."
     input:
-        teacher=paths.teacher,
-        scores=all_score_files(),
+        teacher=paths.teacher(),
+        scores=first_detector_scores,
     output:
         report(
             paths.figure("images"),
@@ -82,3 +88,49 @@ rule image_grid:
         images=run.scoring.grid_images,
     script:
         "../scripts/image_grid.py"
+
+
+rule precision_recall:
+    "Plot precision against recall for teacher, students and real images."
+    input:
+        scores=first_detector_scores,
+    output:
+        report(
+            paths.figure("precision-recall"),
+            caption="../report/precision_recall.rst",
+            category="Scores",
+            labels={"figure": "Precision against recall", "student": "all"},
+        ),
+    log:
+        text=paths.log("precision_recall", "figure"),
+        events=paths.events("precision_recall", "figure"),
+    conda:
+        "../envs/mscd.yaml"
+    params:
+        identity=scores_identity,
+    script:
+        "../scripts/precision_recall.py"
+
+
+rule nearest_images:
+    "Draw the generated images that are closest to a training image beside it."
+    input:
+        data=paths.data,
+        teacher=paths.teacher(),
+        scores=first_detector_scores,
+    output:
+        report(
+            paths.figure("nearest"),
+            caption="../report/nearest.rst",
+            category="Images",
+            labels={"figure": "Nearest training images", "student": "all"},
+        ),
+    log:
+        text=paths.log("nearest_images", "images"),
+        events=paths.events("nearest_images", "images"),
+    conda:
+        "../envs/mscd.yaml"
+    params:
+        identity=scores_identity,
+    script:
+        "../scripts/nearest_images.py"

@@ -11,14 +11,14 @@ if run.trained_teacher:
         input:
             data=paths.data,
             summary=ancient(paths.data_summary),
-            detector=ancient(detector_file),
-            reference=ancient(reference_file),
+            detector=ancient(detector_file(detectors[0])),
+            reference=ancient(paths.reference(detectors[0])),
             before=teacher_leg_before,
         output:
-            [paths.snapshot(TEACHER, "{kimg}", ema) for ema in run.teacher.emas()],
+            [paths.snapshot("{teacher}", "{kimg}", ema) for ema in run.teacher.emas()],
         log:
-            text=paths.log("train_teacher", "{kimg}"),
-            events=paths.events("train_teacher", "{kimg}"),
+            text=paths.log("train_teacher", "{teacher}.{kimg}"),
+            events=paths.events("train_teacher", "{teacher}.{kimg}"),
         priority: 10
         retries: 0  # a leg resumes by itself if that can help
         conda:
@@ -38,13 +38,13 @@ if run.trained_teacher:
     rule teacher_network:
         "Use the teacher's last snapshot as the teacher of the students."
         input:
-            paths.snapshot(TEACHER, run.teacher.duration_kimg, ema_names.EMA),
+            last_teacher_snapshot,
         output:
-            network=paths.teacher,
-            source=paths.teacher_source,
+            network=paths.teacher("{teacher}"),
+            source=paths.teacher_source("{teacher}"),
         log:
-            text=paths.log("teacher_network", "teacher"),
-            events=paths.events("teacher_network", "teacher"),
+            text=paths.log("teacher_network", "{teacher}"),
+            events=paths.events("teacher_network", "{teacher}"),
         priority: 10
         conda:
             "../envs/mscd.yaml"
@@ -60,8 +60,8 @@ else:
         input:
             downloaded("teacher"),
         output:
-            network=paths.teacher,
-            source=paths.teacher_source,
+            network=paths.teacher(),
+            source=paths.teacher_source(),
         log:
             text=paths.log("published_teacher", "teacher"),
             events=paths.events("published_teacher", "teacher"),
@@ -69,7 +69,7 @@ else:
         conda:
             "../envs/mscd.yaml"
         params:
-            identity=teacher_identity,
+            identity=identity_of_teacher(TEACHER),
         script:
             "../scripts/published_teacher.py"
 

@@ -1,9 +1,17 @@
 """Collect all scores in one table."""
 
+from mscd.config.loading import load_config
 from mscd.launch.script import record_events, script_log
 from mscd.reporting.score_table import headline, write_table
 from mscd.reporting.scores import read_scores
 
 with script_log(snakemake.log.text):
-    table = write_table(read_scores(snakemake.input.scores), snakemake.output.csv, snakemake.output.md)
+    files = snakemake.input
+    further = load_config(snakemake.config).reference.further_detectors
+    table = write_table(
+        read_scores(files.scores),
+        snakemake.output.csv,
+        snakemake.output.md,
+        {detector: read_scores(files.get(detector)) for detector in further},
+    )
     record_events(snakemake.log.events, metrics=[(headline(table), 0)], artifacts=snakemake.output)

@@ -18,7 +18,7 @@ with script_log(snakemake.log.text):
         path,
         snakemake.input.detector,
         snakemake.output[0],
-        detector_sha256=settings.detector_sha256,
+        detector_sha256=settings.detector_sha256("inception"),
         resolution=images["resolution"],
         channels=images["channels"],
         origin=origin,

@@ -13,6 +13,6 @@ with script_log(snakemake.log.text):
         snakemake.input.detector,
         snakemake.output[0],
         device=default_device(),
-        detector_sha256=load_config(snakemake.config).reference.detector_sha256,
+        detector_sha256=load_config(snakemake.config).reference.detector_sha256(snakemake.wildcards.detector),
     )
     record_events(snakemake.log.events)

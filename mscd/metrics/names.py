@@ -1,0 +1,7 @@
+"""The names of metrics in settings, score files, tables and the command line. Loads no torch."""
+
+from typing import Literal, get_args
+
+# What each measures: docs/explanation/metrics.md.
+Metric = Literal["fd", "fd_inf", "kid", "pr", "dc", "is", "sfid", "cmmd", "memorised"]
+METRICS: tuple[Metric, ...] = get_args(Metric)

@@ -1,0 +1,228 @@
+"""The score table as Markdown: one row per network, what the numbers say in sentences, and then every average."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import pandas as pd
+
+from mscd.config.run_paths import HALVES, HELD_OUT, REAL, RESAMPLED, TEACHER
+from mscd.files.markdown import markdown_table
+from mscd.metrics.manifold import NEIGHBOURS
+from mscd.reporting.conclusions import conclusions
+from mscd.reporting.scores import decimals_for, has_posthoc_average, seed_ranges
+from mscd.reporting.summary import NETWORK, Ratio, lowest, over, summarize
+
+LONGEST = 60  # most rows of a full Markdown table; a longer one shows the BEST_SHOWN best and last per average
+BEST_SHOWN = 3
+REAL_NAMES = {
+    RESAMPLED: "training images, drawn with replacement",
+    HELD_OUT: "held-out images",
+    HALVES: "half of the training images, against the other half",
+}
+# Columns of every table after FD∞: name in the summary, heading, decimals.
+FURTHER = [
+    ("kid", "KID × 1000", 2),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("density", "density", 2),
+    ("coverage", "coverage", 3),
+    ("is", "IS", 2),
+    ("sfid", "sFID", 2),
+    ("cmmd", "CMMD", 3),
+    ("memorised", "memorised", 3),
+]
+SHORT = ("precision", "recall", "is", "sfid", "cmmd")
+
+
+def table_markdown(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame], csv: str) -> str:
+    """Return the table of scores, and of those with `further` detectors, as Markdown; csv: name of the whole table."""
+    networks = summarize(scores, NETWORK)
+    best = best_networks(networks)
+    sentences = "\n".join(f"- {sentence}" for sentence in conclusions(networks, best, scores))
+    sections = [_about(scores, networks), *_short(networks, best), sentences]
+    for detector, others in further.items():
+        own = summarize(others, NETWORK)
+        chosen = own.merge(best[NETWORK], on=NETWORK, how="inner")
+        sections += [f"### With detector {detector}", *_short(own, chosen)]
+    sections += ["### Every average and sampler", *_long(networks, best, csv), _conventions(networks)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def best_networks(networks: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows worth a reader's first look: each model's best, and the teacher with as few evaluations.
+
+    networks: of `summarize(scores, NETWORK)`. The teacher comes first, then students by falling number of evaluations.
+    """
+    made = networks[networks["model"] != REAL]
+    best = made.loc[made.groupby("model", sort=False)["score"].idxmin()]
+    students = best[best["model"] != TEACHER].sort_values("nfe", ascending=False, kind="stable")
+    teacher = made[made["model"] == TEACHER]
+    few = teacher[(teacher["sampler"] == "euler") & teacher["nfe"].isin(students["nfe"])]
+    shown = pd.concat([best[best["model"] == TEACHER], few, students])
+    return shown[~shown.index.duplicated()]
+
+
+def distance_label(metric: str, extrapolated: bool) -> str:
+    """Return the name of the distance that networks are ranked by, such as FD∞(classifier), or of the plain one."""
+    if not extrapolated:
+        return metric
+    return metric.replace("FID", "FID∞") if metric == "FID" else metric.replace("FD", "FD∞", 1)
+
+
+def network_label(row: pd.Series) -> str:
+    """Return how a row of the summary is named for people, such as "s8, 50 kimg, ema"."""
+    if row["model"] == REAL:
+        return REAL_NAMES[row["sampler"]]
+    if row["model"] == TEACHER:
+        return f"{TEACHER}, {row['sampler']}, {row['steps']} steps"
+    trained = "" if pd.isna(row["snapshot_kimg"]) else f", {row['snapshot_kimg']} kimg"
+    several = f", {row['replicates']} replicates" if row["replicates"] > 1 else ""
+    return f"{row['model']}{trained}, {row['ema']}{several}"
+
+
+def is_extrapolated(networks: pd.DataFrame) -> bool:
+    """Return whether networks are ranked by FD∞."""
+    return "fd_inf" in networks and bool(networks["fd_inf"].notna().any())
+
+
+def winner(best: pd.DataFrame) -> pd.Series | None:
+    """Return the row of the student that is better than each other student, or None if the intervals say of none."""
+    students = best[best["model"] != TEACHER]
+    if len(students) < 2:
+        return None
+    first = lowest(students)
+    others = [row for _, row in students.iterrows() if row["model"] != first["model"]]
+    return first if all(over(row["estimate"], first["estimate"]).is_larger for row in others) else None
+
+
+def _about(scores: pd.DataFrame, networks: pd.DataFrame) -> str:
+    made = scores[scores["model"] != REAL]
+    blocks = list(dict.fromkeys(zip(made["first_seed"], made["last_seed"], strict=True)))
+    one, count = made.iloc[0], f"{len(blocks)} {'block' if len(blocks) == 1 else 'blocks'} of {made['images'].iloc[0]}"
+    label = distance_label(one["metric"], is_extrapolated(networks))
+    meaning = (
+        f"{label}: the Fréchet distance to the training images, extrapolated to infinitely many generated images; "
+        "lower is better. [low, high]: 95 % interval."
+        if is_extrapolated(networks)
+        else f"{label}: lower is better."
+    )
+    return f"{meaning} Measured on {count} images ({seed_ranges(blocks)}), reference {one['reference_digest'][:12]}."
+
+
+def _short(networks: pd.DataFrame, best: pd.DataFrame) -> list[str]:
+    """Return the table of the best networks and of real images."""
+    real = networks[networks["model"] == REAL]
+    first, extrapolated = winner(best), is_extrapolated(networks)
+    metric, images = networks["metric"].iloc[0], networks["images"].iloc[0]
+    further = [column for column in FURTHER if column[0] in SHORT and _measured(networks, column[0])]
+    header = ["network", "evaluations"]
+    header += [distance_label(metric, True)] if extrapolated else []
+    header += ["× teacher's best", *([f"{metric} of {images}"] if _measured(networks, "mean") else [])]
+    decimals = decimals_for(min(best["score"])) if best["score"].notna().any() else 2
+    rows = []
+    for _, row in pd.concat([best, real]).iterrows():
+        label = network_label(row)
+        cells = [f"**{label}**" if first is not None and row.name == first.name else label]
+        cells.append("" if row["model"] == REAL else str(row["nfe"]))
+        cells += [_with_interval(row, "fd_inf", decimals)] if extrapolated else []
+        cells.append(_ratio_cell(row))
+        cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []
+        rows.append([*cells, *(_further_cell(row, column) for column in further)])
+    header += [heading for _, heading, _ in further]
+    return ["\n".join(markdown_table(header, rows, right=range(1, len(header))))]
+
+
+def _measured(networks: pd.DataFrame, name: str) -> bool:
+    return name in networks and bool(networks[name].notna().any())
+
+
+def _cell(value: float, decimals: int) -> str:
+    return "" if pd.isna(value) else f"{value:.{decimals}f}"
+
+
+def _with_interval(row: pd.Series, name: str, decimals: int) -> str:
+    value, low, high = (_cell(row[column], decimals) for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} [{low}, {high}]" if low else value
+
+
+def _ratio_cell(row: pd.Series) -> str:
+    if row["model"] == REAL or pd.isna(row["ratio"]):
+        return ""
+    same = row["ratio_low"] == row["ratio_high"]  # the teacher's best itself
+    return f"{row['ratio']:.2f}" if same else str(Ratio(row["ratio"], row["ratio_low"], row["ratio_high"]))
+
+
+def _further_cell(row: pd.Series, column: tuple[str, str, int]) -> str:
+    name, _, decimals = column
+    return _cell(row[name] * (1000 if name == "kid" else 1), decimals)
+
+
+def _long(networks: pd.DataFrame, best: pd.DataFrame, csv: str) -> list[str]:
+    """Return the table of all networks, averages and samplers, or of a long one the best and last snapshots."""
+    made = networks[networks["model"] != REAL]
+    made = _without_worse_posthoc(made)
+    shown, extrapolated = _worth_showing(made), is_extrapolated(networks)
+    about = ""
+    if len(shown) < len(made):
+        about = (
+            f"For each average of a student, only the {BEST_SHOWN} best snapshots and the last are shown: {len(shown)} "
+            f"of {len(made)} rows. All rows are in {csv}."
+        )
+    further = [column for column in FURTHER if _measured(networks, column[0])]
+    header = ["model", "kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
+    header += [distance_label(networks["metric"].iloc[0], True)] if extrapolated else []
+    header += [*(heading for _, heading, _ in further), ""]
+    marks = _marks(best)
+    decimals = decimals_for(made["mean"].min())
+    rows = []
+    for index, row in shown.iterrows():
+        kimg = "" if pd.isna(row["snapshot_kimg"]) else str(row["snapshot_kimg"])
+        cells = [row["model"], kimg, row["ema"], row["sampler"], str(row["steps"]), str(row["nfe"])]
+        cells += [_cell(row[name], decimals) for name in ("min", "mean", "std")]
+        cells += [_with_interval(row, "fd_inf", decimals)] if extrapolated else []
+        rows.append([*cells, *(_further_cell(row, column) for column in further), marks.get(index, "")])
+    numbers = [place for place in range(1, len(header) - 1) if header[place] not in ("ema", "sampler")]
+    return [about, "\n".join(markdown_table(header, rows, right=numbers))]
+
+
+def _without_worse_posthoc(networks: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows without averages made after training, but for the best one of each model."""
+    posthoc = networks[has_posthoc_average(networks)]
+    best = posthoc.groupby("model", sort=False)["score"].idxmin()
+    return networks.drop(posthoc.index.difference(pd.Index(best)))
+
+
+def _worth_showing(networks: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to show: all, or of a long table the teacher's and the best and last of each average."""
+    if len(networks) <= LONGEST:
+        return networks
+    kept = set(networks.index[networks["model"] == TEACHER])
+    for _, rows in networks[networks["model"] != TEACHER].groupby(["model", "ema"], sort=False):
+        kept |= {*rows.nsmallest(BEST_SHOWN, "score").index, *rows.tail(1).index}
+    return networks[networks.index.isin(kept)]
+
+
+def _marks(best: pd.DataFrame) -> dict[Hashable, str]:
+    """Return the mark of each model's best row, by the row's index."""
+    first = best.loc[best.groupby("model", sort=False)["score"].idxmin()]
+    return {index: f"best {model}" for index, model in first["model"].items()}
+
+
+def _conventions(networks: pd.DataFrame) -> str:
+    """Return the footnote: by which conventions the numbers were computed."""
+    notes = ["min, mean and std: the Fréchet distance over the seed blocks."]
+    if _measured(networks, "kid"):
+        notes.append("KID: unbiased, cubic kernel, subsets of up to 1,000 images (Bińkowski et al. 2018).")
+    if _measured(networks, "precision"):
+        notes.append(f"Precision, recall: k = {NEIGHBOURS}, distance ≤ radius (Kynkäänniemi et al. 2019).")
+    if _measured(networks, "density"):
+        notes.append(f"Density, coverage: k = {NEIGHBOURS}, distance < radius (Naeem et al. 2020).")
+    if _measured(networks, "is"):
+        notes.append("IS: 10 consecutive splits (Salimans et al. 2016).")
+    if is_extrapolated(networks):
+        notes.append(
+            "Intervals: jackknife over groups of seeds, the same in every row, and over replicates if there are."
+        )
+    notes.append("Values that depend on the number of images are left empty where it is another one.")
+    return "\n".join(f"- {note}" for note in notes)
