@@ -65,7 +65,8 @@ class Demo:
         samples, began = self.folder / f"{name}.npz", time.monotonic()
         generate(network, samples, seeds=range(IMAGES), device=self.device, batch_size=600, **sampling)
         rate = IMAGES / (time.monotonic() - began)
-        return score(samples, self.reference, self.detector, None, device=self.device)["value"], rate
+        made = score(samples, self.reference, self.detector, None, device=self.device)
+        return made["blocks"][0]["values"]["fd"], rate
 
 
 def scaled(settings: TrainingSettings, scale: float) -> TrainingSettings:

@@ -99,7 +99,7 @@ def extracted(folder: Path, detector: Detector, device: str, shape: tuple[int, .
     functions = {
         "bare": lambda: [detector(batch) for batch in batches],
         "read": lambda: [None for _ in read()],
-        "read, with statistics": lambda: collect_statistics(read(), detector),
+        "read, with statistics": lambda: collect_statistics(read(), detector.dim, detector.device),
         "statistics": lambda: [statistics.update(features) for _ in batches],
     }
     times = medians(in_turns(functions, rounds=3))

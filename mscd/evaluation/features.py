@@ -76,17 +76,20 @@ def write_features(
 
     The processes of `group` share the images, and the lead writes what a single process would; the images and features
     of `batch_size` images per process are in memory. Raises UserError if a sample file is missing, damaged or does not
-    say how it was made, and if the detector does not take its images or does not give the outputs.
+    say how it was made, if there are no images, and if the detector does not take its images or does not give the outputs.
     """
     provenance = joint_provenance(samples)
     _check_provenance(samples[0], provenance)
-    count = count_images(samples)
-    image = next(read_batches(samples, 1)).shape[1:] if count else ()
+    count, image = count_images(samples), image_shape(samples)
     mine = itertools.islice(read_batches(samples, batch_size), group.rank, None, group.size)
-    images = (torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in mine)
-    made = group.in_turns(detector.all_outputs(images, outputs), math.ceil(count / batch_size))
-    if not count:
-        raise UserError(f"{samples[0]}: holds no images; generate some")
+
+    def images() -> Iterator[torch.Tensor]:
+        for batch in mine:
+            if batch.shape[1:] != image:
+                raise UserError(f"{samples[0]}: its parts hold images of different sizes; generate them again")
+            yield torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+    made = group.in_turns(detector.all_outputs(images(), outputs), math.ceil(count / batch_size))
     if group.is_lead:
         about: FeaturesMetadata = {
             "format": FEATURES_FORMAT,
@@ -97,6 +100,14 @@ def write_features(
         stream_rows(dest, count, made, about)
     else:
         next(iter(made), None)
+
+
+def image_shape(samples: Sequence[str | os.PathLike[str]]) -> tuple[int, int, int]:
+    """Return [H, W, C] of the first image in sample files. Raises UserError if there is none."""
+    if not count_images(samples):
+        raise UserError(f"{samples[0]}: a score needs at least 2 images, got 0; generate more")
+    height, width, channels = next(read_batches(samples, 1)).shape[1:]
+    return height, width, channels
 
 
 def read_features(paths: Sequence[str | os.PathLike[str]]) -> tuple[Features, SampleProvenance]:

@@ -67,13 +67,13 @@ class _Compared:
 
     def real(self, metric: str) -> TrainingFeatures:
         if self.training is None:
-            raise UserError(f"{metric} needs features of training images: give the file that `mscd reference` makes")
+            raise UserError(f"{metric} needs features of training images: make them with `mscd reference`, and give the file")
         return self.training
 
     @functools.cached_property
     def manifolds(self) -> Manifolds:
         """Precision, recall, density and coverage, which share one pass over all distances."""
-        training = self.real("pr and dc")
+        training = self.real("pr or dc")
         return compare_manifolds(training.rows, self.features.rows, real_radii=training.radii, device=self.device)
 
     @functools.cached_property

@@ -14,7 +14,7 @@ import torch
 
 from mscd.errors import UserError
 from mscd.evaluation.detector import DetectorIdentity, load_detector
-from mscd.evaluation.features import Features, outputs_for, read_features, write_features
+from mscd.evaluation.features import Features, image_shape, outputs_for, read_features, write_features
 from mscd.evaluation.measure import Nearest, measure
 from mscd.evaluation.reference import Reference, check_reference, check_shape, load_reference
 from mscd.evaluation.training_features import TrainingFeatures, load_training_features
@@ -99,6 +99,7 @@ def score(
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
     target, network = load_reference(reference), load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network.identity, network.dim)
+    check_shape(f"{parts[0]} holds", image_shape(parts), reference, target)
     # Opened first, so that nothing is computed if the score cannot be written.
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(atomic_write(dest)) if dest is not None and group.is_lead else None

@@ -83,7 +83,7 @@ def squared_mmd(
 
 def _tiles(rows: np.ndarray, device: str | torch.device) -> Iterator[torch.Tensor]:
     for start in range(0, len(rows), TILE):
-        yield torch.from_numpy(rows[start : start + TILE]).to(device, torch.float64)
+        yield torch.from_numpy(np.ascontiguousarray(rows[start : start + TILE], dtype=np.float64)).to(device)
 
 
 def _sum(kernel: Kernel, x: np.ndarray, y: np.ndarray, device: str | torch.device) -> float:

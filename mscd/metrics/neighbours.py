@@ -148,7 +148,7 @@ class _Distinct:
         first: list[int] = []
         inverse = np.empty(len(points), dtype=np.int64)
         for index, row in enumerate(points):
-            key = (row + 0.0).tobytes()  # -0.0 becomes 0.0
+            key = row.tobytes()
             if radii is not None:
                 key += radii[index].tobytes()
             place = seen.setdefault(hashlib.sha256(key).digest(), len(first))

@@ -88,7 +88,7 @@ def best_network(table: str | Path, model: str) -> Path:
 
 def network_path(row: pd.Series, folder: Path) -> Path:
     """Return the network file of a student's row in the table of the run in `folder` (inverse: `scores_of_network`)."""
-    name = replicate_name(row["model"], int(row["replicate"]))
+    name = replicate_name(row["model"], int(row.get("replicate", 1)))  # an older table has no replicates
     return RunPaths(folder).snapshot(name, int(row["snapshot_kimg"]), row["ema"])
 
 

@@ -20,9 +20,9 @@ REAL_NAMES = {
     HELD_OUT: "held-out images",
     HALVES: "half of the training images, against the other half",
 }
-# Columns of every table after FD∞: name in the summary, heading, decimals.
+# Columns of every table after FD∞: name in the summary, heading, decimals (of KID: digits).
 FURTHER = [
-    ("kid", "KID × 1000", 2),
+    ("kid", "KID", 4),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
     ("density", "density", 2),
@@ -76,7 +76,7 @@ def network_label(row: pd.Series) -> str:
         return REAL_NAMES[row["sampler"]]
     if row["model"] == TEACHER:
         return f"{TEACHER}, {row['sampler']}, {row['steps']} steps"
-    trained = "" if pd.isna(row["snapshot_kimg"]) else f", {row['snapshot_kimg']} kimg"
+    trained = "" if pd.isna(row["snapshot_kimg"]) or not row["snapshot_kimg"] else f", {row['snapshot_kimg']} kimg"
     several = f", {row['replicates']} replicates" if row["replicates"] > 1 else ""
     return f"{row['model']}{trained}, {row['ema']}{several}"
 
@@ -155,7 +155,8 @@ def _ratio_cell(row: pd.Series) -> str:
 
 def _further_cell(row: pd.Series, column: tuple[str, str, int]) -> str:
     name, _, decimals = column
-    return _cell(row[name] * (1000 if name == "kid" else 1), decimals)
+    # Decimals would not do for KID, whose size depends on the detector.
+    return _cell(row[name], decimals) if name != "kid" or pd.isna(row[name]) else f"{row[name]:.{decimals}g}"
 
 
 def _long(networks: pd.DataFrame, best: pd.DataFrame, csv: str) -> list[str]:
@@ -225,4 +226,4 @@ def _conventions(networks: pd.DataFrame) -> str:
             "Intervals: jackknife over groups of seeds, the same in every row, and over replicates if there are."
         )
     notes.append("Values that depend on the number of images are left empty where it is another one.")
-    return "\n".join(f"- {note}" for note in notes)
+    return " ".join(notes)

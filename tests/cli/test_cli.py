@@ -291,8 +291,36 @@ def test_samples_are_scored_against_statistics_of_data(here, folder):
     common = ["--reference", "ref.npz", "--detector", detector]
     printed = mscd("score", "0-9.npz", "10-29.npz", *common, "--out", "score.json").stdout
     score = json.loads(Path("score.json").read_text())
-    assert printed == f"FD(classifier) {score['value']:.6g}\n" and score["images"] == 30
+    (block,) = score["blocks"]
+    assert printed == f"FD(classifier) {block['values']['fd']:.6g}\n" and block["images"] == 30
     assert mscd("score", "0-9.npz", "10-29.npz", *common).stdout == printed
+
+
+def test_several_metrics_are_printed_under_the_names_of_the_score_file(here, folder):
+    detector = ["--detector", folder / "classifier.safetensors"]
+    mscd(
+        "reference", folder / "digits.zip", *detector, "--out", "ref.npz", "--training-features", "real", "--images", 50
+    )
+    mscd("generate", folder / "student.safetensors", "--seeds", "0-29", "--out", "samples.npz")
+    common = ["samples.npz", "--reference", "ref.npz", *detector, "--out", "score.json"]
+    printed = mscd("score", *common, "--metrics", "fd,fd_inf,kid,pr,is", "--training", "real").stdout
+    score = json.loads(Path("score.json").read_text())
+    values = {**score["blocks"][0]["values"], **score["pooled"]}
+    shown = dict(line.split() for line in printed.splitlines())
+    assert shown.pop("FD(classifier)") == f"{values.pop('fd'):.6g}"
+    assert shown == {name: f"{value:.6g}" for name, value in values.items()}
+    assert {"fd_inf", "fd_inf_se", "kid", "kid_std", "precision", "recall", "is", "is_std"} == set(shown)
+
+
+def test_metrics_that_are_unknown_or_lack_something_are_refused_in_a_line(here, folder):
+    detector = ["--detector", folder / "classifier.safetensors"]
+    mscd("reference", folder / "digits.zip", *detector, "--out", "ref.npz")
+    mscd("generate", folder / "student.safetensors", "--seeds", "0-29", "--out", "samples.npz")
+    common = ["score", "samples.npz", "--reference", "ref.npz", *detector, "--metrics"]
+    assert "'fid' is not a metric; choose from fd, fd_inf" in mscd(*common, "fd,fid", code=2).stderr
+    refused = mscd(*common, "fd,pr", code=1).stderr
+    assert "samples.npz: pr or dc needs features of training images" in refused and refused.count("\n") == 1
+    assert "gives features, logits, but no spatial" in mscd(*common, "fd,sfid", code=1).stderr
 
 
 def test_published_statistics_are_adopted_with_their_origin(here, folder):

@@ -126,7 +126,7 @@ def test_statistics_cover_all_features_in_pieces_of_whole_batches(sizes, monkeyp
 
     monkeypatch.setattr(FeatureStatistics, "update", counted)
     rows = torch.randn(sum(sizes), detector.dim, generator=torch.Generator().manual_seed(0))
-    statistics = collect_statistics(iter(rows.split(sizes)), detector)
+    statistics = collect_statistics(iter(rows.split(sizes)), detector.dim)
     assert statistics.count == sum(added) == sum(sizes) and all(lump >= 5 for lump in added[:-1])
     if sum(sizes) > 1:
         np.testing.assert_allclose(statistics.mean_and_covariance()[1], np.cov(rows.double().T), rtol=0, atol=1e-12)

@@ -5,32 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from random_samples import MADE, pictures, write_detector
 from standin_detector import write_standin
 
 from mscd.errors import UserError
 from mscd.evaluation import inception
 from mscd.evaluation import reference as reference_module
-from mscd.evaluation.classifier import Classifier, save_classifier
 from mscd.evaluation.detector import Detector, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics
 from mscd.evaluation.reference import adopt_reference, load_reference
 from mscd.evaluation.score import score
 from mscd.metrics.frechet import frechet_distance
 from mscd.sampling.sample_file import write_samples
-
-NETWORK = {"model": "s4", "snapshot_kimg": 7, "ema": "phema-0.050", "digest": "n" * 64}
-MADE = {"network": NETWORK, "sampler": "euler", "steps": 4, "nfe": 4, "churn": None, "seeds": [40, 639]}
-
-
-def pictures(seed, count=600, resolution=8, channels=1):
-    return np.random.default_rng(seed).integers(0, 256, [count, resolution, resolution, channels], dtype=np.uint8)
-
-
-def write_detector(path, seed, resolution=8, channels=1):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        save_classifier(path, Classifier(resolution, channels, 10), {"data": "abc"})
-    return path
 
 
 def write_reference(path, detector: Detector, images, *, name_detector=True):
@@ -54,6 +40,11 @@ def files(tmp_path):
     return tmp_path / "samples.npz", reference, detector, tmp_path / "score.json"
 
 
+def fd_of(made):
+    (block,) = made["blocks"]
+    return block["values"]["fd"]
+
+
 def test_the_score_is_the_distance_between_the_features_of_both_sets(files):
     samples, reference, detector, dest = files
     features = [
@@ -61,20 +52,25 @@ def test_the_score_is_the_distance_between_the_features_of_both_sets(files):
         for seed in (2, 1)
     ]
     moments = [moment for rows in features for moment in (rows.mean(0), np.cov(rows, rowvar=False))]
-    assert score(samples, reference, detector, dest)["value"] == pytest.approx(frechet_distance(*moments), rel=1e-6)
+    assert fd_of(score(samples, reference, detector, dest)) == pytest.approx(frechet_distance(*moments), rel=1e-6)
 
 
 def test_the_images_of_the_reference_score_zero(files):
     samples, reference, detector, dest = files
     write_samples(samples, pictures(1), MADE)
-    assert score(samples, reference, detector, dest)["value"] == pytest.approx(0, abs=1e-9)
+    assert fd_of(score(samples, reference, detector, dest)) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_score_records_everything_it_depends_on(files):
     samples, reference, detector, dest = files
     result = score(*files)
     assert json.loads(dest.read_text()) == result
-    assert {name: value for name, value in result.items() if name not in ("value", "made_by")} == {
+    assert {name: value for name, value in result.items() if name != "made_by"} == {
+        "blocks": [{"seeds": [40, 639], "images": 600, "values": {"fd": fd_of(result)}}],
+        "pooled": {},
+        "left_out": [],
+        "nearest": [],
+        "training_digest": None,
         "metric": "FD(classifier)",
         "model": "s4",
         "snapshot_kimg": 7,
@@ -84,8 +80,6 @@ def test_a_score_records_everything_it_depends_on(files):
         "steps": 4,
         "nfe": 4,
         "churn": None,
-        "seeds": [40, 639],
-        "images": 600,
         "detector": {"name": "classifier", "digest": load_detector(detector).digest},
         "reference_digest": load_reference(reference).digest,
     }
@@ -94,7 +88,7 @@ def test_a_score_records_everything_it_depends_on(files):
 
 def test_the_file_holds_every_digit_and_its_bytes_are_repeatable(files):
     *inputs, dest = files
-    value = score(*inputs, dest)["value"]
+    value = fd_of(score(*inputs, dest))
     assert repr(value) in dest.read_text()
     score(*inputs, dest.with_name("again.json"))
     assert dest.read_bytes() == dest.with_name("again.json").read_bytes()
@@ -222,7 +216,7 @@ def published(tmp_path):
 def test_the_images_behind_published_statistics_score_zero(published, tmp_path):
     *files, sha256 = published
     result = score(*files, tmp_path / "score.json", detector_sha256=sha256)
-    assert result["value"] == pytest.approx(0, abs=1e-6) and result["metric"] == "FD(standin)"
+    assert fd_of(result) == pytest.approx(0, abs=1e-6) and result["metric"] == "FD(standin)"
     assert result["detector"] == {"name": "standin", "digest": sha256}
 
 

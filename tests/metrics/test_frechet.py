@@ -14,6 +14,7 @@ from mscd.errors import UserError
 from mscd.metrics.frechet import frechet_distance
 
 GOLDEN, CASES = load("fid")
+METRICS, _ = load("metrics")
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -28,6 +29,15 @@ def test_distance_equals_the_published_formula(case):
     got = frechet_distance(*(GOLDEN[f"{case}/{name}"] for name in ("mu", "sigma", "mu_ref", "sigma_ref")))
     for want in (CASES[case]["fid"], CASES[case]["fid_eig"]):
         assert abs(got - want) <= (1e-5 * (1 + want) if "lowrank" in case else max(1e-9, 1e-9 * want))
+
+
+@pytest.mark.parametrize("case", ["full", "unequal", "low", "spatial"])
+def test_distance_of_features_equals_those_of_published_code(case):
+    moments = [statistics_of(METRICS[f"fd/{case}/{name}"]).mean_and_covariance() for name in ("fake", "real")]
+    got = frechet_distance(*moments[0], *moments[1])
+    for name in ("fd", "fd_eig", "torch_fidelity", "fid_infinity_repo", "evaluator"):
+        tolerance = 1e-5 if case in ("low", "spatial") else 1e-6 if name == "evaluator" else 1e-8
+        assert got == pytest.approx(METRICS[f"fd/{case}/{name}"], rel=0, abs=tolerance * (1 + got))
 
 
 @settings(deadline=None, max_examples=30)

@@ -19,7 +19,7 @@ from mscd.evaluation.feature_statistics import FeatureStatistics
 from mscd.evaluation.reference import save_reference
 from mscd.networks import EDMPrecond
 from mscd.reporting.file_info import as_text, describe, verify
-from mscd.reporting.score_table import COLUMNS
+from mscd.reporting.score_table import BASIC
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
 from mscd.training.state import MAIN, StateFolder, TrainedNetwork, TrainingState
@@ -265,6 +265,6 @@ def test_text_has_one_line_per_fact_and_names_the_kind(network):
 @pytest.mark.parametrize("line", ["s8,25,ema", "s8,25,ema,euler,8,8,100,FID,many,many,0,,"])
 def test_a_truncated_table_is_a_one_line_error(tmp_path, line):
     path = tmp_path / "fid_table.csv"
-    path.write_text(",".join(COLUMNS) + f"\n{line}\n")
+    path.write_text(",".join(BASIC) + f"\n{line}\n")
     with pytest.raises(UserError, match="fid_table.csv: a damaged or truncated table of scores"):
         describe(path)

@@ -4,7 +4,8 @@ import pytest
 
 from mscd.errors import UserError
 from mscd.reporting.score_table import fid_table
-from mscd.reporting.scores import emas, read_scores, score_curve
+from mscd.reporting.scores import emas, read_scores
+from mscd.reporting.summary import curves_of
 
 
 def test_churn_is_part_of_the_sampler_so_rows_with_and_without_differ(put):
@@ -13,11 +14,19 @@ def test_churn_is_part_of_the_sampler_so_rows_with_and_without_differ(put):
     assert list(table["sampler"]) == ["heun", "heun S_churn=40 S_min=0.05 S_max=inf S_noise=1.003"]
 
 
-def test_score_curve_gives_the_mean_by_kimg(run):
+def test_curves_of_a_student_give_the_mean_by_kimg_and_average(run):
     scores = read_scores(run)
     assert emas(scores, "s16") == ["ema", "phema-0.050"]
-    assert score_curve(scores, "s16", "ema") == [(50, 9.0), (100, 8.0)]
-    assert score_curve(scores, "s16", "phema-0.050") == [(50, 10.0), (100, 9.0)]
+    curves = [
+        ({name: value for name, value in values.items() if "fd" in name}, kimg)
+        for values, kimg in curves_of(scores, "s16")
+    ]
+    assert curves == [
+        ({"fd/ema": 9.0}, 50),
+        ({"fd/ema": 8.0}, 100),
+        ({"fd/phema-0.050": 10.0}, 50),
+        ({"fd/phema-0.050": 9.0}, 100),
+    ]
 
 
 @pytest.mark.parametrize(
