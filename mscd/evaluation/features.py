@@ -76,7 +76,7 @@ def write_features(
 
     The processes of `group` share the images, and the lead writes what a single process would; the images and features
     of `batch_size` images per process are in memory. Raises UserError if a sample file is missing, damaged or does not
-    say how it was made, if there are no images, and if the detector does not take its images or does not give the outputs.
+    say how it was made, if there are no images, and if the detector does not take them or does not give the outputs.
     """
     provenance = joint_provenance(samples)
     _check_provenance(samples[0], provenance)

@@ -25,7 +25,6 @@ from mscd.metrics.names import Metric
 from mscd.metrics.resampling import jackknife
 
 NEAREST_KEPT = 16  # images of which a score says which training image they resemble most
-GROUPS = 20  # of images, for the jackknife
 
 
 class Nearest(TypedDict):
@@ -67,7 +66,7 @@ class _Compared:
 
     def real(self, metric: str) -> TrainingFeatures:
         if self.training is None:
-            raise UserError(f"{metric} needs features of training images: make them with `mscd reference`, and give the file")
+            raise UserError(f"{metric} needs features of training images: make a file of them and give it")
         return self.training
 
     @functools.cached_property
@@ -89,6 +88,7 @@ class _Compared:
         return [
             {"image": i, "block": block, "training": int(numbers[made.nearest[i]]), "ratio": float(made.ratios[i])}
             for i in closest
+            if np.isfinite(made.ratios[i])
         ]
 
 
@@ -119,9 +119,8 @@ def measure(
         result.blocks.append(values)
     result.nearest = sorted(result.nearest, key=lambda near: near["ratio"])[:NEAREST_KEPT]
     if "fd_inf" in metrics:
-        made = fd_infinity(
-            np.concatenate([block.rows for block in blocks]), reference.mu, reference.sigma, groups=GROUPS
-        )
+        rows = np.concatenate([block.rows for block in blocks])
+        made = fd_infinity(rows, reference.mu, reference.sigma)
         result.pooled = {"fd_inf": made.value, "fd_inf_se": jackknife(made.left_out, made.value).se}
         result.left_out = made.left_out
     return result

@@ -27,8 +27,9 @@ from mscd.evaluation.training_features import (
     neighbour_distances,
 )
 from mscd.files.atomic import atomic_write
-from mscd.metrics.manifold import memorised_baseline
+from mscd.metrics.manifold import NEIGHBOURS, baseline_of
 from mscd.metrics.names import Metric
+from mscd.metrics.neighbours import nearest_others
 
 ORDER_SEED = 0  # of the order of images of which some are taken
 
@@ -129,14 +130,15 @@ def _halves(
     one, other = known.rows[order[: len(order) // 2]], known.rows[order[len(order) // 2 :]]
     mu, sigma = collect_statistics(in_batches(other), other.shape[1]).mean_and_covariance()
     half_reference = dataclasses.replace(target, mu=mu, sigma=sigma, digest=f"half of {known.digest}")
-    distances = neighbour_distances(other, device)
+    neighbours = nearest_others(other, NEIGHBOURS, device=device)
+    distances = neighbour_distances(neighbours)
     half = dataclasses.replace(
         known,
         rows=other,
         images=known.images[order[len(order) // 2 :]],
         radii=distances["radii"],
         nearest_other=distances["nearest_other"],
-        memorised_baseline=memorised_baseline(other, device=device),
+        memorised_baseline=baseline_of(neighbours),
         digest=f"half of {known.digest}",
     )
     image = (target.provenance["resolution"], target.provenance["resolution"], target.provenance["channels"])

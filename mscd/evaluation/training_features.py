@@ -16,8 +16,8 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.features import READ_AT_ONCE, in_batches
-from mscd.metrics.manifold import NEIGHBOURS, memorised_baseline
-from mscd.metrics.neighbours import kth_distances
+from mscd.metrics.manifold import NEIGHBOURS, baseline_of
+from mscd.metrics.neighbours import Neighbours, nearest_others
 from mscd.parallel.group import SINGLE_PROCESS, Group
 
 TRAINING_FEATURES_FORMAT = "mscd-training-features-1"
@@ -109,21 +109,20 @@ def make_training_features(
             "image": [dataset.resolution, dataset.resolution, dataset.channels],
         }
         rows = made["features"]
-        tensors = {"features": rows, "images": chosen, **neighbour_distances(rows, device)}
+        neighbours = nearest_others(rows, NEIGHBOURS, device=device)
+        tensors = {"features": rows, "images": chosen, **neighbour_distances(neighbours)}
         if "spatial" in made:
             statistics = collect_statistics(in_batches(made["spatial"]), made["spatial"].shape[1])
             tensors["spatial_mu"], tensors["spatial_sigma"] = statistics.mean_and_covariance()
-        about["memorised_baseline"] = memorised_baseline(rows, device=device)
+        about["memorised_baseline"] = baseline_of(neighbours)
         save_tensors(dest, {name: torch.from_numpy(array) for name, array in tensors.items()}, about)
     group.barrier()
 
 
-def neighbour_distances(rows: np.ndarray, device: str | torch.device = "cpu") -> dict[str, np.ndarray]:
-    """Return `radii` and `nearest_other` of TrainingFeatures."""
-    return {
-        "radii": kth_distances(rows, NEIGHBOURS, device=device),
-        "nearest_other": kth_distances(rows, 1, device=device),
-    }
+def neighbour_distances(neighbours: Neighbours) -> dict[str, np.ndarray]:
+    """Return `radii` and `nearest_other` of TrainingFeatures, given the NEIGHBOURS nearest others of each image."""
+    distances = neighbours.distances
+    return {"radii": distances[:, NEIGHBOURS - 1].copy(), "nearest_other": distances[:, 0].copy()}
 
 
 def load_training_features(path: str | os.PathLike[str]) -> TrainingFeatures:

@@ -53,7 +53,8 @@ def cmmd(real: np.ndarray, fake: np.ndarray, *, device: str | torch.device = "cp
 
 def polynomial(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return (x · y / D + 1)³ of all pairs of rows [n, D] and [m, D]."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    base = (x @ y.T).div_(x.shape[1]).add_(1)
+    return base.square().mul_(base)  # a third power takes twice as long
 
 
 def gaussian(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

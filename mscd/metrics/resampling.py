@@ -1,9 +1,10 @@
-"""How sure a number is: the delete-group jackknife, and intervals for a value and for the ratio of two."""
+"""How sure a number is: the delete-group jackknife, and intervals for an estimate and for how two compare."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +17,6 @@ class Jackknife(NamedTuple):
     bias: float
     corrected: float
     se: float
-
-
-class Ratio(NamedTuple):
-    """A ratio and its interval; low and high are None if it has none."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 def jackknife(left_out: Sequence[float], whole: float) -> Jackknife:
@@ -44,35 +37,75 @@ def interval(value: float, se: float, groups: float, level: float = 0.95) -> tup
     return value - reach, value + reach
 
 
-def pooled(blocks: Sequence[tuple[float, Sequence[float]]]) -> tuple[float, list[float]]:
-    """Return the mean of an estimate over seed blocks, and its values without each group of each block.
+@dataclass(frozen=True)
+class Estimate:
+    """A number of a network: its mean over training seeds, with what shows how sure it is.
 
-    blocks: the estimate of each block and its values without each of the block's groups. Leaving out a group changes
-    the term of its block alone. With several blocks, the `jackknife` of the result is a little wider than each block's
-    own would make it: by √((1 - 1/G) / (1 - 1/g)) with g groups per block and G in all.
+    left_out: the same without each group of sampling seeds; replicates: the number of each training seed.
     """
-    whole = float(np.mean([value for value, _ in blocks]))
-    return whole, [whole + (without - value) / len(blocks) for value, left_out in blocks for without in left_out]
+
+    value: float
+    left_out: list[float]
+    replicates: list[float]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Return the interval over sampling seeds and, if there are several, training seeds; None without groups."""
+        return _interval(self.value, self.left_out, [self.replicates], level)
 
 
-def ratio(
-    numerator: tuple[float, Sequence[float]], denominator: tuple[float, Sequence[float]], level: float = 0.95
-) -> Ratio:
-    """Return the ratio of two estimates with a paired interval, which is positive.
+class Compared(NamedTuple):
+    """How one estimate compares with another; intervals are None where they cannot be given.
 
-    Both are given with their values without each group of seeds, the same groups for both. The jackknife acts on the
-    logarithm of the ratio, so what the groups have in common cancels. There is no interval if the denominator's own
-    interval reaches 0, or if the ratio or one of the ratios without a group is not positive. Raises ValueError if the
-    numbers of groups differ.
+    difference, ratio: one minus other, one over other; the ratio is NaN if one of them is not positive.
     """
-    (above, above_left), (below, below_left) = numerator, denominator
-    if len(above_left) != len(below_left):
-        raise ValueError(f"a paired ratio needs the same groups, got {len(above_left)} and {len(below_left)}")
-    groups = len(below_left)
-    value = above / below if below else math.nan
-    distinct = interval(below, jackknife(below_left, below).se, groups, level)[0] > 0
-    if not distinct or min(above, *above_left, *below_left) <= 0:
-        return Ratio(value, None, None)
-    logs = np.log(above_left) - np.log(below_left)
-    low, high = interval(math.log(value), jackknife(logs.tolist(), math.log(value)).se, groups, level)
-    return Ratio(value, math.exp(low), math.exp(high))
+
+    difference: float
+    difference_interval: tuple[float, float] | None
+    ratio: float
+    ratio_interval: tuple[float, float] | None
+
+    @property
+    def is_larger(self) -> bool:
+        """Whether the first is larger by more than the interval."""
+        return self.difference_interval is not None and self.difference_interval[0] > 0
+
+
+def compare(one: Estimate, other: Estimate, level: float = 0.95) -> Compared:
+    """Return difference and ratio of two estimates with paired intervals: both leave out the same groups of seeds.
+
+    What the groups have in common cancels. The jackknife of the ratio acts on its logarithm, so its interval is
+    positive; it is wide where `other` is small compared with its error, even if the difference is sure. Raises
+    ValueError if the numbers of groups differ.
+    """
+    if len(one.left_out) != len(other.left_out):
+        raise ValueError(
+            f"a paired comparison needs the same groups, got {len(one.left_out)} and {len(other.left_out)}"
+        )
+    pairs = list(zip(one.left_out, other.left_out, strict=True))
+    difference, terms = one.value - other.value, [one.replicates, other.replicates]
+    apart = _interval(difference, [a - b for a, b in pairs], terms, level)
+    if min(one.value, other.value) <= 0:
+        return Compared(difference, apart, math.nan, None)
+    whole, within = math.log(one.value / other.value), None
+    if all(min(pair) > 0 for pair in pairs):
+        relative = [[value / of.value for value in of.replicates] for of in (one, other)]
+        within = _interval(whole, [math.log(a / b) for a, b in pairs], relative, level)
+    exponent = None if within is None else (math.exp(within[0]), math.exp(within[1]))
+    return Compared(difference, apart, math.exp(whole), exponent)
+
+
+def _interval(
+    value: float, left_out: Sequence[float], replicates: Sequence[Sequence[float]], level: float
+) -> tuple[float, float] | None:
+    """Return the interval of a value whose variance is that of the jackknife and of the means over replicates.
+
+    Satterthwaite's approximation gives the degrees of freedom of their sum.
+    """
+    if len(left_out) < 2:
+        return None
+    terms = [(jackknife(left_out, value).se ** 2, len(left_out) - 1)]
+    terms += [(float(np.var(of, ddof=1)) / len(of), len(of) - 1) for of in replicates if len(of) > 1]
+    variance = sum(of for of, _ in terms)
+    scatter = sum(of**2 / freedom for of, freedom in terms)
+    freedom = variance**2 / scatter if scatter > 0 else terms[0][1]
+    return interval(value, math.sqrt(variance), freedom + 1, level)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pandas as pd
 
 from mscd.config.run_paths import HALVES, HELD_OUT, REAL, RESAMPLED, TEACHER
-from mscd.reporting.scores import decimals_for, has_posthoc_average
-from mscd.reporting.summary import lowest, over
+from mscd.metrics.resampling import compare
+from mscd.reporting.scores import has_posthoc_average, with_interval
+from mscd.reporting.summary import distance_decimals, lowest
 
 
 def conclusions(networks: pd.DataFrame, best: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
@@ -21,15 +21,11 @@ def conclusions(networks: pd.DataFrame, best: pd.DataFrame, scores: pd.DataFrame
     return [*sentences, *_against_real(networks), *_memorised(networks, best), *_chosen(best, scores)]
 
 
-def _decimals(best: pd.DataFrame) -> int:
-    return decimals_for(float(best["score"].min()))
-
-
 def _against_teacher(best: pd.DataFrame) -> list[str]:
     teachers = best[best["model"] == TEACHER]
     if not len(teachers):
         return []
-    decimals, sentences = _decimals(best), []
+    decimals, sentences = distance_decimals(best), []
     teacher = lowest(teachers)
     for _, row in best[best["model"] != TEACHER].iterrows():
         sentence = f"{row['model']} at {row['nfe']} NFE: {row['score']:.{decimals}f}"
@@ -42,34 +38,29 @@ def _against_teacher(best: pd.DataFrame) -> list[str]:
 
 
 def _times(row: pd.Series) -> str:
-    if pd.isna(row["ratio_low"]):
-        return f"{row['ratio']:.2f} times"
-    low, high = row["ratio_low"], row["ratio_high"]
-    unsure = ", so not clearly different from" if low <= 1 <= high else ""
-    return f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}] times{unsure}"
+    return f"{with_interval(row['ratio'], row['ratio_low'], row['ratio_high'], 2)} times"
 
 
 def _against_each_other(best: pd.DataFrame) -> list[str]:
     """Return one sentence per pair of students whose FD∞ can be compared."""
-    sentences = []
+    sentences, decimals = [], distance_decimals(best)
     students = [row for _, row in best[best["model"] != TEACHER].sort_values("score", kind="stable").iterrows()]
     for better, worse in itertools.combinations(students, 2):
-        ratio = over(worse["estimate"], better["estimate"])
-        if math.isnan(ratio.low):
+        compared = compare(worse["estimate"], better["estimate"])
+        if compared.difference_interval is None:
             continue
-        if ratio.is_larger:
-            sentences.append(
-                f"{better['model']} is better than {worse['model']}, whose distance is {ratio} times as large"
-            )
+        by = with_interval(compared.difference, *compared.difference_interval, decimals)
+        if compared.is_larger:
+            sentences.append(f"{better['model']} is better than {worse['model']}: its distance is lower by {by}")
         else:
-            sentences.append(f"{better['model']} and {worse['model']} cannot be told apart (ratio {ratio})")
+            sentences.append(f"{better['model']} and {worse['model']} cannot be told apart: they differ by {by}")
     return sentences
 
 
 def _replicates(best: pd.DataFrame) -> list[str]:
     sentences = []
     for _, row in best[best["replicates"] > 1].iterrows():
-        values = ", ".join(f"{value:.{_decimals(best)}f}" for value in row["estimate"].replicates)
+        values = ", ".join(f"{value:.{distance_decimals(best)}f}" for value in row["estimate"].replicates)
         sentences.append(f"{row['model']}: trained {row['replicates']} times from different seeds, with {values}")
     return sentences
 

@@ -185,3 +185,11 @@ def emas(scores: pd.DataFrame, student: str) -> list[str]:
 def decimals_for(smallest: float) -> int:
     """Return the number of decimals that leaves the smallest value of a column at least three significant digits."""
     return 2 if smallest <= 0 else max(2, 2 - math.floor(math.log10(smallest)))
+
+
+def with_interval(value: float, low: float, high: float, decimals: int) -> str:
+    """Return a number with its interval as text: "1.75 [1.20, 2.30]", without it if it is NaN, and "" for NaN."""
+    if math.isnan(value):
+        return ""
+    shown = f"{value:.{decimals}f}"
+    return shown if math.isnan(low) else f"{shown} [{low:.{decimals}f}, {high:.{decimals}f}]"

@@ -9,9 +9,10 @@ import pandas as pd
 from mscd.config.run_paths import HALVES, HELD_OUT, REAL, RESAMPLED, TEACHER
 from mscd.files.markdown import markdown_table
 from mscd.metrics.manifold import NEIGHBOURS
+from mscd.metrics.resampling import compare
 from mscd.reporting.conclusions import conclusions
-from mscd.reporting.scores import decimals_for, has_posthoc_average, seed_ranges
-from mscd.reporting.summary import NETWORK, Ratio, lowest, over, summarize
+from mscd.reporting.scores import decimals_for, has_posthoc_average, seed_ranges, with_interval
+from mscd.reporting.summary import NETWORK, distance_decimals, lowest, summarize
 
 LONGEST = 60  # most rows of a full Markdown table; a longer one shows the BEST_SHOWN best and last per average
 BEST_SHOWN = 3
@@ -93,7 +94,7 @@ def winner(best: pd.DataFrame) -> pd.Series | None:
         return None
     first = lowest(students)
     others = [row for _, row in students.iterrows() if row["model"] != first["model"]]
-    return first if all(over(row["estimate"], first["estimate"]).is_larger for row in others) else None
+    return first if all(compare(row["estimate"], first["estimate"]).is_larger for row in others) else None
 
 
 def _about(scores: pd.DataFrame, networks: pd.DataFrame) -> str:
@@ -119,13 +120,13 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> list[str]:
     header = ["network", "evaluations"]
     header += [distance_label(metric, True)] if extrapolated else []
     header += ["× teacher's best", *([f"{metric} of {images}"] if _measured(networks, "mean") else [])]
-    decimals = decimals_for(min(best["score"])) if best["score"].notna().any() else 2
+    decimals = distance_decimals(best)
     rows = []
     for _, row in pd.concat([best, real]).iterrows():
         label = network_label(row)
         cells = [f"**{label}**" if first is not None and row.name == first.name else label]
         cells.append("" if row["model"] == REAL else str(row["nfe"]))
-        cells += [_with_interval(row, "fd_inf", decimals)] if extrapolated else []
+        cells += [_distance_cell(row, decimals)] if extrapolated else []
         cells.append(_ratio_cell(row))
         cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []
         rows.append([*cells, *(_further_cell(row, column) for column in further)])
@@ -141,16 +142,15 @@ def _cell(value: float, decimals: int) -> str:
     return "" if pd.isna(value) else f"{value:.{decimals}f}"
 
 
-def _with_interval(row: pd.Series, name: str, decimals: int) -> str:
-    value, low, high = (_cell(row[column], decimals) for column in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} [{low}, {high}]" if low else value
+def _distance_cell(row: pd.Series, decimals: int) -> str:
+    return with_interval(row["fd_inf"], row["fd_inf_low"], row["fd_inf_high"], decimals)
 
 
 def _ratio_cell(row: pd.Series) -> str:
     if row["model"] == REAL or pd.isna(row["ratio"]):
         return ""
     same = row["ratio_low"] == row["ratio_high"]  # the teacher's best itself
-    return f"{row['ratio']:.2f}" if same else str(Ratio(row["ratio"], row["ratio_low"], row["ratio_high"]))
+    return f"{row['ratio']:.2f}" if same else with_interval(row["ratio"], row["ratio_low"], row["ratio_high"], 2)
 
 
 def _further_cell(row: pd.Series, column: tuple[str, str, int]) -> str:
@@ -181,7 +181,7 @@ def _long(networks: pd.DataFrame, best: pd.DataFrame, csv: str) -> list[str]:
         kimg = "" if pd.isna(row["snapshot_kimg"]) else str(row["snapshot_kimg"])
         cells = [row["model"], kimg, row["ema"], row["sampler"], str(row["steps"]), str(row["nfe"])]
         cells += [_cell(row[name], decimals) for name in ("min", "mean", "std")]
-        cells += [_with_interval(row, "fd_inf", decimals)] if extrapolated else []
+        cells += [_distance_cell(row, decimals)] if extrapolated else []
         rows.append([*cells, *(_further_cell(row, column) for column in further), marks.get(index, "")])
     numbers = [place for place in range(1, len(header) - 1) if header[place] not in ("ema", "sampler")]
     return [about, "\n".join(markdown_table(header, rows, right=numbers))]

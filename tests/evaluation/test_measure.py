@@ -16,6 +16,7 @@ from mscd.metrics.frechet import frechet_distance
 from mscd.metrics.inception_score import inception_score
 from mscd.metrics.kernel import cmmd, kid
 from mscd.metrics.manifold import compare_manifolds, memorised, memorised_baseline
+from mscd.metrics.neighbours import nearest_others
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(120, 6)).astype(np.float32)
@@ -33,7 +34,7 @@ def training(rows=REAL, **changes):
     spatial = statistics_of(RNG.normal(size=(40, 5))).mean_and_covariance()
     facts = {"spatial": spatial, "detector": {"name": "any", "digest": "d"}, "total": 500, "digest": "t"}
     facts |= {"images": np.arange(len(rows)) * 3, "memorised_baseline": memorised_baseline(rows)}
-    return TrainingFeatures(rows=rows, **neighbour_distances(rows), **(facts | changes))
+    return TrainingFeatures(rows=rows, **neighbour_distances(nearest_others(rows, 3)), **(facts | changes))
 
 
 REFERENCE = Reference(*statistics_of(REAL).mean_and_covariance(), {}, "r")
@@ -88,6 +89,12 @@ def test_a_copy_of_the_training_set_is_memorised_and_real_images_are_not():
 
 
 REFERENCE_4 = Reference(np.zeros(4), np.eye(4), {}, "r")
+
+
+def test_an_image_infinitely_far_from_being_a_copy_is_not_listed():
+    twice = np.concatenate([REAL[:5], REAL[:5]])  # each training image has a duplicate, at distance 0
+    made = measure([features(BLOCKS[0])], REFERENCE, training(twice), ["fd", "memorised"])
+    assert made.nearest == [] and made.blocks[0]["memorised"] == 0
 
 
 @pytest.mark.parametrize(

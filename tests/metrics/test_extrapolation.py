@@ -53,17 +53,24 @@ def test_fit_finds_the_line_that_values_lie_on(intercept, slope, sizes):
 @given(seed=seeds, count=st.integers(20, 200), dim=st.integers(1, 9), offset=st.sampled_from([0, 1e4]))
 def test_every_distance_is_that_of_its_rows(seed, count, dim, offset):
     rows, mu, sigma = gaussian_rows(seed, count, dim)
-    made = fd_infinity(rows + offset, mu + offset, sigma)
+    made = fd_infinity(rows + offset, mu + offset, sigma, groups=7)
     order = np.random.default_rng(ORDER_SEED).permutation(count)
-    close = {"rel": 1e-6, "abs": 1e-6 * np.trace(sigma)}  # of parts with fewer rows than columns
-    assert made.sizes == [count // m for m in range(1, 6)]
-    for m, (size, value) in enumerate(zip(made.sizes, made.values, strict=True), start=1):
-        parts = [order[size * j : size * (j + 1)] for j in range(m)]
-        assert value == pytest.approx(np.mean([distance(rows[part], mu, sigma) for part in parts]), **close)
+    close = {"rel": 1e-6, "abs": 1e-6 * np.trace(sigma)}
+    kept = [np.setdiff1d(order, group) for group in np.array_split(order, 7)]
+    assert made.sizes == [count, *map(len, kept)]
+    assert made.values[0] == pytest.approx(distance(rows, mu, sigma), **close)
     assert (made.value, made.slope) == fit_in_inverse(made.sizes, made.values)
-    for group, value in enumerate(made.left_out):
-        kept = np.delete(order, slice(count * group // 10, count * (group + 1) // 10))
-        assert value == pytest.approx(distance(rows[kept], mu, sigma) - made.slope / len(kept), **close)
+    for rest, value, left_out in zip(kept, made.values[1:], made.left_out, strict=True):
+        assert value == pytest.approx(distance(rows[rest], mu, sigma), **close)
+        assert left_out == value - made.slope / len(rest)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, groups=st.integers(2, 20), size=st.integers(2, 9), dim=st.integers(1, 6))
+def test_with_equal_groups_it_is_the_jackknifes_correction_of_the_bias(seed, groups, size, dim):
+    made = fd_infinity(*gaussian_rows(seed, groups * size, dim), groups=groups)
+    whole, *without = made.values
+    assert made.value == pytest.approx(jackknife(without, whole).corrected, rel=1e-6, abs=1e-6 * (1 + whole))
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,7 +93,7 @@ def test_tiny_variance_and_large_mean_lose_nothing():
 
 def test_equal_rows_have_the_same_distance_at_every_size():
     made = fd_infinity(np.full((50, 3), 2.0), np.zeros(3), np.zeros((3, 3)))
-    assert made.values == [12] * 5 and (made.value, made.slope) == (12, 0) and made.left_out == [12] * 10
+    assert made.values == [12] * 21 and (made.value, made.slope) == (12, 0) and made.left_out == [12] * 20
 
 
 # In 20,000 draws of these sizes, 4.3 % were beyond 2.26 (5 % of t with 9 degrees of freedom), 0.1 % beyond 5.2, none
@@ -96,7 +103,7 @@ def test_equal_rows_have_the_same_distance_at_every_size():
 def test_sample_of_the_reference_is_within_its_errors_of_zero(seed, dim, per_dim):
     rows, mu, sigma = gaussian_rows(seed, dim * per_dim, dim)
     made = fd_infinity(rows, mu, sigma)
-    assert abs(made.value) < 25 * jackknife(made.left_out, made.value).se
+    assert abs(made.value) < 9 * jackknife(made.left_out, made.value).se  # 3.6 in thousands of draws
 
 
 def test_mean_over_samples_is_zero_where_the_plain_distance_is_biased():
@@ -107,7 +114,7 @@ def test_mean_over_samples_is_zero_where_the_plain_distance_is_biased():
     assert abs(values.mean()) < 3.5 * error
     assert plain.mean() > 20 * error
     se = np.mean([jackknife(one.left_out, one.value).se for one in made])
-    assert se == pytest.approx(values.std(), rel=0.25)
+    assert 1 < se / values.std() < 1.5  # too large, on the safe side, where the distance is 0
     assert (values < 0).any()  # an unbiased estimate of 0
 
 
@@ -115,13 +122,13 @@ def test_sorted_rows_do_no_harm():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(600, 4))
     made = fd_infinity(rows[np.argsort(rows[:, 0])], np.zeros(4), np.eye(4))
-    assert abs(made.value) < 0.05 and made.values[-1] < 0.5  # 0.8 for the mean alone of parts in sorted order
+    assert abs(made.value) < 0.05 and np.ptp(made.values) < 0.05  # without the tail alone, the mean has moved by 0.1
 
 
-@pytest.mark.parametrize(("count", "sizes", "groups"), [(4, [4, 2], 2), (7, [7, 3, 2], 3), (20, [20, 10, 6, 5, 4], 10)])
-def test_few_rows_get_fewer_parts_and_groups(count, sizes, groups):
+@pytest.mark.parametrize(("count", "groups"), [(4, 2), (7, 3), (39, 19), (40, 20), (1000, 20)])
+def test_few_rows_get_fewer_groups(count, groups):
     made = fd_infinity(*gaussian_rows(0, count, 3))
-    assert made.sizes == sizes and len(made.left_out) == groups
+    assert len(made.left_out) == groups and made.sizes[0] == count
     assert np.isfinite([made.value, *made.left_out]).all()
 
 

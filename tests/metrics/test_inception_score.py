@@ -47,7 +47,7 @@ def test_score_is_between_one_and_the_number_of_classes(seed, count, classes, sc
     assert inception_score(logits[:, ::-1]) == pytest.approx((mean, std), rel=1e-9, abs=1e-9)
 
 
-def test_score_is_one_for_equal_images_and_all_classes_for_sure_and_even_ones():
+def test_equal_images_score_one_and_sure_even_ones_their_classes():
     assert inception_score(np.tile([1.0, 2.0, 0.5], (20, 1)), 4) == pytest.approx((1, 0), abs=1e-12)
     assert inception_score(np.tile(np.eye(5) * 1e4, (8, 1)), 4) == pytest.approx((5, 0), rel=1e-12, abs=1e-12)
 

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from mscd.metrics.extrapolation import fd_infinity
 from mscd.metrics.frechet import frechet_distance
-from mscd.metrics.resampling import interval, jackknife, pooled, ratio
+from mscd.metrics.resampling import Estimate, compare, interval, jackknife
 
 GOLDEN, _ = load("metrics")
 REAL, FAKE = GOLDEN["fd/full/real"], GOLDEN["fd/full/fake"]
 numbers = st.floats(-1e3, 1e3)
-leaves = st.lists(numbers, min_size=2, max_size=20)
 
 
 def distance(fake, real=REAL):
@@ -77,52 +76,65 @@ def test_interval_is_students_around_the_value():
     assert interval(1.0, 0.0, 10) == (1, 1)
 
 
-@given(value=numbers, left_out=leaves)
-def test_one_block_pooled_is_itself(value, left_out):
-    whole, without = pooled([(value, left_out)])
-    assert whole == value and without == pytest.approx(left_out, rel=1e-12, abs=1e-9)
-
-
-@given(blocks=st.lists(st.tuples(numbers, leaves), min_size=1, max_size=5))
-def test_leaving_out_a_group_changes_the_term_of_its_block_alone(blocks):
-    whole, without = pooled(blocks)
-    values = [value for value, _ in blocks]
-    wanted = [
-        np.mean([*values[:block], left, *values[block + 1 :]])
-        for block, (_, left_out) in enumerate(blocks)
-        for left in left_out
-    ]
-    assert whole == np.mean(values) and without == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-
-
 positive = st.floats(0.5, 2)
+
+
+def estimate(value, left_out, *replicates):
+    return Estimate(value, list(left_out), list(replicates) or [value])
 
 
 @settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(positive, positive), min_size=3, max_size=12), a=positive, b=positive, by=positive)
 def test_ratio_is_positive_and_turns_over_with_its_terms(pairs, a, b, by):
-    above, below = [100 + x for x, _ in pairs], [100 + y for _, y in pairs]  # far from 0, compared to their spread
-    made, turned = ratio((100 + a, above), (100 + b, below)), ratio((100 + b, below), (100 + a, above))
-    assert 0 < made.low <= made.value <= made.high
-    assert (turned.value, turned.low, turned.high) == pytest.approx((1 / made.value, 1 / made.high, 1 / made.low))
-    scaled = ratio((by * (100 + a), [by * x for x in above]), (100 + b, below))
-    assert tuple(scaled) == pytest.approx(tuple(by * x for x in made))
-    assert ratio((100 + a, above), (100 + a, above)) == (1, 1, 1)
+    one = estimate(100 + a, [100 + x for x, _ in pairs])  # far from 0, compared to their spread
+    other = estimate(100 + b, [100 + y for _, y in pairs])
+    made, turned = compare(one, other), compare(other, one)
+    low, high = made.ratio_interval
+    assert 0 < low <= made.ratio <= high
+    assert turned.ratio == pytest.approx(1 / made.ratio)
+    assert turned.ratio_interval == pytest.approx((1 / high, 1 / low))
+    assert turned.difference == -made.difference
+    assert turned.difference_interval == pytest.approx(tuple(-x for x in reversed(made.difference_interval)))
+    scaled = compare(estimate(by * one.value, [by * x for x in one.left_out]), other)
+    assert (scaled.ratio, *scaled.ratio_interval) == pytest.approx((by * made.ratio, by * low, by * high))
+    assert compare(one, one) == (0, (0, 0), 1, (1, 1))
 
 
-def test_ratio_to_what_may_be_zero_has_no_interval():
-    sure, unsure = (5.0, [4.9, 5.0, 5.1]), (1.0, [0.5, 1.0, 1.5])
-    assert ratio(sure, unsure) == (5, None, None)
-    assert ratio(unsure, sure).low is not None
-    assert ratio((-1.0, [-1.1, -1.0, -0.9]), sure) == (-0.2, None, None)
-    assert ratio((1.0, [2.0, 1.0, -0.1]), sure)[1:] == (None, None)
-    assert math.isnan(ratio(sure, (0.0, [0.0, 0.0, 0.0])).value)
+def test_ratio_to_what_is_not_positive_has_no_interval():
+    sure, unsure = estimate(5.0, [4.9, 5.0, 5.1]), estimate(1.0, [-0.1, 1.0, 1.5])
+    assert compare(sure, unsure).ratio == pytest.approx(5) and compare(sure, unsure).ratio_interval is None
+    assert compare(sure, unsure).difference_interval is not None
+    below = compare(estimate(-1.0, [-1.1, -1.0, -0.9]), sure)
+    assert math.isnan(below.ratio) and below.ratio_interval is None and below.difference_interval[1] < 0
+    assert compare(estimate(1.0, []), estimate(2.0, [])) == (-1, None, pytest.approx(0.5), None)
     with pytest.raises(ValueError, match="same groups, got 3 and 2"):
-        ratio(sure, (1.0, [1.0, 1.0]))
+        compare(sure, estimate(1.0, [1.0, 1.0]))
 
 
-def covered(made, truth):
-    return made.low <= truth <= made.high
+def test_only_a_difference_beyond_its_interval_is_larger():
+    one, near, far = (estimate(value, [value - 0.1, value, value + 0.1]) for value in (2.0, 1.99, 1.0))
+    assert compare(one, far).is_larger and not compare(far, one).is_larger
+    apart = estimate(1.99, [2.1, 1.9, 1.99])
+    assert not compare(one, apart).is_larger and compare(one, near).is_larger  # a common noise cancels
+
+
+def test_replicates_widen_the_interval_by_their_spread():
+    left_out = [0.98, 1.0, 1.02, 1.0]
+    alone, alike, spread = (
+        estimate(1.0, left_out),
+        estimate(1.0, left_out, 1, 1, 1),
+        estimate(1.0, left_out, 0.8, 1, 1.2),
+    )
+    low, high = alone.interval()
+    assert alike.interval() == pytest.approx((low, high))
+    assert spread.interval()[0] < low and spread.interval()[1] > high
+    many = estimate(1.0, [1.0] * 20, 0.8, 1, 1.2)  # all of the variance is that of three replicates
+    assert many.interval()[1] == pytest.approx(1 + 4.3026527 * 0.2 / math.sqrt(3))
+    assert compare(spread, alone).ratio_interval[1] > compare(alone, alone).ratio_interval[1]
+
+
+def covered(interval, truth):
+    return interval[0] <= truth <= interval[1]
 
 
 def test_paired_interval_covers_and_is_narrower_than_that_of_other_seeds():
@@ -130,32 +142,34 @@ def test_paired_interval_covers_and_is_narrower_than_that_of_other_seeds():
     found = {"paired": [], "unpaired": []}
     for _ in range(1500):
         common, own, other = rng.normal(size=(3, 10))  # means of 10 groups of seeds
-        estimates = [1 + 0.2 * common + 0.05 * own, 2 + 0.4 * common + 0.1 * other, 2 + 0.41 * rng.normal(size=10)]
-        one, two, apart = ((x.mean(), (x.sum() - x) / 9) for x in estimates)
-        found["paired"].append(ratio(one, two))
-        found["unpaired"].append(ratio(one, apart))
+        rows = [1 + 0.2 * common + 0.05 * own, 2 + 0.4 * common + 0.1 * other, 2 + 0.41 * rng.normal(size=10)]
+        one, two, apart = (estimate(x.mean(), (x.sum() - x) / 9) for x in rows)
+        found["paired"].append(compare(one, two))
+        found["unpaired"].append(compare(one, apart))
     for made in found.values():
-        assert 0.93 < np.mean([covered(each, 0.5) for each in made]) < 0.97  # 3.5 deviations of the share
-    widths = {name: np.median([each.high - each.low for each in made]) for name, made in found.items()}
+        assert (
+            0.93 < np.mean([covered(each.ratio_interval, 0.5) for each in made]) < 0.97
+        )  # 3.5 deviations of the share
+        assert 0.93 < np.mean([covered(each.difference_interval, -1) for each in made]) < 0.97
+    widths = {name: np.median([np.ptp(each.ratio_interval) for each in made]) for name, made in found.items()}
     assert widths["paired"] < 0.4 * widths["unpaired"]
 
 
 @pytest.mark.slow
-def test_paired_interval_of_extrapolated_distances_covers():
+def test_paired_intervals_of_extrapolated_distances_cover():
     rng = np.random.default_rng(0)
     dim, shift = 8, 0.5
     truths = dim * shift**2, dim * (0.6 - 1) ** 2 + dim * (shift + 0.1) ** 2
     paired, unpaired = [], []
     for _ in range(150):
-        made = []
-        for _ in range(3):  # blocks of seeds
-            noise, other = rng.normal(size=(2, 400, dim))
-            rows = noise + shift, 0.6 * noise + shift + 0.1, 0.6 * other + shift + 0.1
-            made.append([fd_infinity(x, np.zeros(dim), np.eye(dim)) for x in rows])
-        one, two, apart = (pooled([(x.value, x.left_out) for x in of]) for of in zip(*made, strict=True))
-        paired.append(ratio(one, two))
-        unpaired.append(ratio(one, apart))
-    truth = truths[0] / truths[1]
-    assert np.mean([covered(each, truth) for each in paired]) > 0.9
-    assert np.mean([covered(each, truth) for each in unpaired]) > 0.9
-    assert np.median([x.high - x.low for x in paired]) < 0.8 * np.median([x.high - x.low for x in unpaired])
+        noise, other = rng.normal(size=(2, 1200, dim))
+        rows = noise + shift, 0.6 * noise + shift + 0.1, 0.6 * other + shift + 0.1
+        made = [fd_infinity(x, np.zeros(dim), np.eye(dim)) for x in rows]
+        one, two, apart = (estimate(x.value, x.left_out) for x in made)
+        paired.append(compare(one, two))
+        unpaired.append(compare(one, apart))
+    for made in (paired, unpaired):
+        assert np.mean([covered(each.ratio_interval, truths[0] / truths[1]) for each in made]) > 0.9
+        assert np.mean([covered(each.difference_interval, truths[0] - truths[1]) for each in made]) > 0.9
+    narrow, wide = (np.median([np.ptp(each.ratio_interval) for each in made]) for made in (paired, unpaired))
+    assert narrow < 0.8 * wide
