@@ -199,7 +199,8 @@ def precision_vs_recall(scores: pd.DataFrame, path: str | Path) -> None:
         looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS))
         for (_, row), (marker, colour) in zip(rows.iterrows(), looks, strict=False):
             colour = {TEACHER: INK, REAL: FLOOR}.get(row["model"], colour)
-            label = network_label(row) if row["model"] == REAL else f"{network_label(row)}, {row['nfe']} NFE"
+            name = f"{TEACHER}, {row['sampler']}" if row["model"] == TEACHER else row["model"]
+            label = network_label(row) if row["model"] == REAL else f"{name}, {row['nfe']} NFE"
             if not pd.isna(row["precision"]) and not pd.isna(row["recall"]):
                 axes.plot(row["recall"], row["precision"], marker, color=colour, markersize=9, label=label)
         axes.set(title="Precision against recall", xlabel="recall: share of real images covered")

@@ -11,9 +11,8 @@ import yaml
 from snakemake_process import SnakemakeProcess
 
 REPOSITORY = Path(__file__).parents[2]
-RESULTS = {("fid_table", ""), ("score_vs_nfe", ""), ("image_grid", "")} | {
-    (rule, student) for rule in ("score_vs_kimg", "export") for student in "ab"
-}
+FIGURES = {(rule, "") for rule in ("score_vs_nfe", "image_grid", "precision_recall", "nearest_images")}
+RESULTS = {("fid_table", ""), *FIGURES} | {(rule, student) for rule in ("score_vs_kimg", "export") for student in "ab"}
 
 
 def profile_settings(name: str) -> dict:

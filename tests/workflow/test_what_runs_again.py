@@ -1,5 +1,7 @@
 """A changed setting reruns what it affects and nothing else (dry runs after a finished run)."""
 
+import shutil
+
 import pytest
 from project import RESULTS
 
@@ -9,12 +11,21 @@ SAMPLES = {
     "b": {f"b-1 {ema} euler-1" for ema in ("ema", "phema-0.100")},
 }
 LEGS = {"a": {("distill", "a 1"), ("distill", "a 2")}, "b": {("distill", "b 1")}}
-TEACHER = {("train_teacher", "1"), ("teacher_network", "")}
-DETECTOR = {("train_detector", ""), ("reference_statistics", "")}
+TEACHER = {("train_teacher", "teacher 1"), ("teacher_network", "teacher")}
+ON_REAL = {(rule, "classifier") for rule in ("reference_statistics", "training_features", "score_real_images")}
+DETECTOR = {("train_detector", ""), *ON_REAL}
+
+
+def sampled(*models, seeds="0 63"):
+    return {("generate", f"{job} {seeds}") for model in models for job in SAMPLES[model]}
+
+
+def scored(*models):
+    return {("score", f"classifier {job}") for model in models for job in SAMPLES[model]}
 
 
 def sampled_and_scored(*models, seeds="0 63"):
-    return {(rule, f"{job} {seeds}") for rule in ("generate", "score") for model in models for job in SAMPLES[model]}
+    return sampled(*models, seeds=seeds) | scored(*models)
 
 
 def test_second_call_has_nothing_to_do(project):
@@ -25,22 +36,26 @@ def test_second_call_has_nothing_to_do(project):
 
 def test_another_seed_block_reruns_only_generation_scoring_and_results(project):
     project.configure(lambda settings: settings["scoring"].update(seed_blocks=[0, 2]))
-    assert project.planned() == sampled_and_scored("teacher", "a", "b", seeds="128 191") | RESULTS
+    real = {("score_real_images", "classifier")}
+    assert project.planned() == sampled_and_scored("teacher", "a", "b", seeds="128 191") | real | RESULTS
 
 
 def test_another_teacher_sampler_samples_only_the_teacher(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"].append({"sampler": "euler", "steps": 3}))
-    assert project.planned() == {(rule, "teacher ema euler-3 0 63") for rule in ("generate", "score")} | RESULTS
+    made = {("generate", "teacher ema euler-3 0 63"), ("score", "classifier teacher ema euler-3")}
+    assert project.planned() == made | RESULTS
 
 
 def test_changed_churn_reruns_only_that_teacher_sampler(project):
     project.configure(lambda settings: settings["scoring"]["teacher_samplers"][1].update(S_churn=1.0))
-    assert project.planned() == {(rule, "teacher ema heun-2-churn1 0 63") for rule in ("generate", "score")} | RESULTS
+    made = {("generate", "teacher ema heun-2-churn1 0 63"), ("score", "classifier teacher ema heun-2-churn1")}
+    assert project.planned() == made | RESULTS
 
 
 def test_longer_student_adds_only_its_legs(project):
     project.configure(lambda settings: settings["students"]["a"].update(duration_kimg=4))
-    new = {(rule, f"a-{k} {ema} euler-2 0 63") for rule in ("generate", "score") for k in (3, 4) for ema in EMAS}
+    jobs = {f"a-{k} {ema} euler-2" for k in (3, 4) for ema in EMAS}
+    new = {("generate", f"{job} 0 63") for job in jobs} | {("score", f"classifier {job}") for job in jobs}
     assert project.planned() == {("distill", "a 3"), ("distill", "a 4")} | new | RESULTS
 
 
@@ -49,7 +64,7 @@ EMAS = ("ema", "phema-0.100")
 
 def test_longer_teacher_is_a_different_teacher(project):
     project.configure(lambda settings: settings["teacher"].update(duration_kimg=2))
-    again = {("train_teacher", "2"), ("teacher_network", "")} | LEGS["a"] | LEGS["b"]
+    again = {("train_teacher", "teacher 2"), ("teacher_network", "teacher")} | LEGS["a"] | LEGS["b"]
     assert project.planned() == again | sampled_and_scored("teacher", "a", "b") | RESULTS
 
 
@@ -74,7 +89,55 @@ def test_splitting_seed_blocks_into_jobs_reruns_only_sampling_and_scoring(projec
     of_three, of_two = {"teacher ema heun-2"}, {"teacher ema euler-2"} | SAMPLES["a"]  # evaluations per image
     generated = {("generate", f"{job} {part}") for job in of_three for part in ("0 31", "32 63")}
     generated |= {("generate", f"{job} {part}") for job in of_two for part in ("0 47", "48 63")}
-    assert project.planned() == generated | {("score", f"{job} 0 63") for job in of_three | of_two} | RESULTS
+    assert project.planned() == generated | scored("teacher", "a") | RESULTS
+
+
+def test_other_metrics_are_read_off_the_kept_features(project):
+    project.configure(lambda settings: settings["scoring"].update(metrics=["fd", "fd_inf", "kid"]))
+    again = scored("teacher", "a", "b") | {("score_real_images", "classifier")}
+    figures = {("precision_recall", ""), ("nearest_images", "")}
+    assert project.planned() == again | (RESULTS - figures)
+
+
+def test_metrics_of_features_that_are_gone_sample_again_and_train_nothing(project):
+    shutil.rmtree(project.results / "features")
+    assert project.planned() == set()
+    project.configure(lambda settings: settings["scoring"].update(metrics=["fd", "pr", "memorised"]))
+    again = sampled_and_scored("teacher", "a", "b") | {("score_real_images", "classifier")}
+    assert project.planned() == again | RESULTS
+
+
+def test_a_metric_of_other_outputs_makes_the_features_again(project):
+    project.configure(lambda settings: settings["scoring"].update(metrics=["fd", "pr", "memorised", "is"]))
+    again = sampled_and_scored("teacher", "a", "b") | {("score_real_images", "classifier")}
+    assert project.planned() == again | RESULTS
+
+
+def test_a_replicate_more_repeats_nothing(project):
+    project.configure(lambda settings: settings["students"]["b"].update(replicates=2))
+    jobs = {f"b-r2-1 {ema} euler-1" for ema in EMAS}
+    new = {("distill", "b-r2 1")} | {("generate", f"{job} 0 63") for job in jobs}
+    assert project.planned() == new | {("score", f"classifier {job}") for job in jobs} | RESULTS
+
+
+def test_a_replicate_of_the_teacher_leaves_its_students_alone(project):
+    project.configure(lambda settings: settings["teacher"].update(replicates=2))
+    jobs = {f"teacher-r2 ema {sampler}" for sampler in ("euler-2", "heun-2")}
+    new = {("train_teacher", "teacher-r2 1"), ("teacher_network", "teacher-r2")}
+    new |= {("generate", f"{job} 0 63") for job in jobs} | {("score", f"classifier {job}") for job in jobs}
+    assert project.planned() == new | RESULTS
+
+
+def test_held_out_images_from_elsewhere_only_add_their_scores(project):
+    shutil.copy(project.results / "data/train.zip", project.folder / "more.zip")
+    project.configure(lambda settings: settings["reference"].update(holdout={"source": "more.zip"}))
+    assert project.planned() == {("pack_holdout", ""), ("score_real_images", "classifier")} | RESULTS
+
+
+def test_another_number_of_compared_images_samples_nothing(project):
+    project.configure(lambda settings: settings["reference"].update(images=100))
+    again = {("training_features", "classifier"), ("score_real_images", "classifier")}
+    assert project.planned() == again | scored("teacher", "a", "b") | RESULTS
 
 
 def test_figure_setting_redraws_only_the_figure(project):
@@ -90,8 +153,9 @@ def test_settings_that_only_monitor_training_retrain_nothing(project, key):
 
 def test_another_student_leaves_the_others_alone(project):
     project.configure(lambda settings: settings["students"].update(c=settings["students"]["b"] | {"seed": 9}))
-    scored = {(rule, f"c-1 {ema} euler-1 0 63") for rule in ("generate", "score") for ema in EMAS}
-    assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c"), ("export", "c")} | scored | RESULTS
+    made = {("generate", f"c-1 {ema} euler-1 0 63") for ema in EMAS}
+    made |= {("score", f"classifier c-1 {ema} euler-1") for ema in EMAS}
+    assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c"), ("export", "c")} | made | RESULTS
 
 
 def test_comments_and_file_dates_retrain_nothing(project):
@@ -108,6 +172,7 @@ def test_comments_and_file_dates_retrain_nothing(project):
 
 def test_deleted_samples_and_rotated_states_trigger_nothing(project):
     assert not list(project.results.rglob("*.npz.*")) and not list(project.results.glob("samples/**/*.npz"))
+    shutil.rmtree(project.results / "features")
     states = list(project.results.rglob("state.safetensors"))
     assert states
     for path in states:
