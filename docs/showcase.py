@@ -17,6 +17,7 @@ from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.errors import UserError
 from mscd.files.markdown import markdown_table
 from mscd.reporting.score_table import best_rows, read_table, teacher_euler
+from mscd.reporting.scores import with_interval
 
 ASSETS = "docs/assets"
 # Path of ASSETS from each page, and the width of its column in pixels: two pictures share a line, but not on a phone.
@@ -56,11 +57,12 @@ def pictures(assets: str, width: int) -> str:
 
 def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:
     """Return lines that say what the numbers are."""
-    metric, images = table["metric"].iloc[0], table["images"].iloc[0]
+    images = table["images"].iloc[0]
     return [
         f"Trained from scratch on real 8×8 digits by `make demo`, here in {duration(run):.0f} minutes on",
-        f"{cores} CPU cores. {metric} is the Fréchet distance in the features of a digit classifier, the mean over",
-        f"three blocks of {images:,} images; lower is better. It is not comparable with FID on ImageNet.",
+        f"{cores} CPU cores. FD∞ is the Fréchet distance in the features of a digit classifier, extrapolated from",
+        f"three blocks of {images:,} images to infinitely many; lower is better. In brackets: 95 % intervals. It is not",
+        "comparable with FID on ImageNet.",
     ]
 
 
@@ -73,11 +75,16 @@ def result_table(table: pd.DataFrame) -> list[str]:
     [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
     named = [("teacher, its best sampler", teacher), (f"teacher, only {euler['nfe']} evaluations", euler)]
     named += [(f"**student {row['model']}**", row) for row in students]
-    header = ["network", "evaluations per image", str(table["metric"].iloc[0]), "× teacher's best"]
-    rows = [
-        [name, str(row["nfe"]), f"{row['mean']:.2f}", f"{row['mean'] / teacher['mean']:.2f}"] for name, row in named
-    ]
-    return markdown_table(header, rows, right={1, 2, 3}, padded=False)
+    header = ["network", "evaluations per image", "FD∞", "× teacher's best", "precision", "recall"]
+    rows = [[name, str(row["nfe"]), *cells(row)] for name, row in named]
+    return markdown_table(header, rows, right={1, 2, 3, 4, 5}, padded=False)
+
+
+def cells(row: pd.Series) -> list[str]:
+    """Return a row's distance and ratio with their intervals, and its precision and recall."""
+    distance, ratio = ([row[name], row[f"{name}_low"], row[f"{name}_high"]] for name in ("fd_inf", "ratio"))
+    shown = f"{ratio[0]:.2f}" if ratio[1] == ratio[2] else with_interval(*ratio, decimals=2)
+    return [with_interval(*distance, decimals=2), shown, f"{row['precision']:.2f}", f"{row['recall']:.2f}"]
 
 
 def duration(run: RunPaths) -> float:

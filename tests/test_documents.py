@@ -154,7 +154,12 @@ def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
         ("s8", "euler", 8, 2.5),
     ]
     columns = "model,snapshot_kimg,ema,sampler,steps,nfe,images,metric,min,mean,std,network,reference"
-    lines = [f"{model},50,ema,{sampler},8,{nfe},1797,FD(x),1,{mean},0.1,a,b" for model, sampler, nfe, mean in rows]
+    columns += ",fd_inf,fd_inf_low,fd_inf_high,ratio,ratio_low,ratio_high,precision,recall"
+    how = "8,{nfe},1797,FD(x),1,9,0.1,a,b,{fd},{low},{high},{ratio},{low},3,0.9,0.8"
+    lines = [
+        f"{model},50,ema,{sampler}," + how.format(nfe=nfe, fd=fd, low=fd - 1, high=fd + 1, ratio=fd / 2)
+        for model, sampler, nfe, fd in rows
+    ]
     (run / "fid_table.csv").write_text("\n".join([columns, *lines]) + "\n")
     for name in ("images", "score-vs-nfe"):
         (run / f"figures/{name}.png").write_bytes(name.encode())
@@ -162,7 +167,8 @@ def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
 
     showcase["main"](tmp_path, 2)
     texts = [page.read_text() for page in pages]
-    assert "| **student s8** | 8 | 2.50 | 1.25 |" in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
+    student = "| **student s8** | 8 | 2.50 [1.50, 3.50] | 1.25 [1.50, 3.00] | 0.90 | 0.80 |"
+    assert student in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
     assert texts[0].startswith("before\n") and texts[0].endswith("after\n") and "old" not in texts[0]
     assert without_pictures(texts[1]) == without_pictures(texts[0])
     assert (tmp_path / "docs/assets/digits.png").read_bytes() == b"images"
