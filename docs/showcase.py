@@ -61,8 +61,8 @@ def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:
     return [
         f"Trained from scratch on real 8×8 digits by `make demo`, here in {duration(run):.0f} minutes on",
         f"{cores} CPU cores. FD∞ is the Fréchet distance in the features of a digit classifier, extrapolated from",
-        f"three blocks of {images:,} images to infinitely many; lower is better. In brackets: 95 % intervals. It is not",
-        "comparable with FID on ImageNet.",
+        f"three blocks of {images:,} images to infinitely many; lower is better. In brackets: 95 % intervals. It is",
+        "not comparable with FID on ImageNet.",
     ]
 
 
