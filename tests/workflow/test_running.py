@@ -17,9 +17,12 @@ def test_every_result_is_there(finished):
         ("teacher", "1", "ema", "3"),
         *(("a", kimg, ema, "2") for kimg in "12" for ema in ("ema", "phema-0.100")),
         *(("b", "1", ema, "1") for ema in ("ema", "phema-0.100")),
+        ("real", "", "", "0"),
+        ("real", "", "", "0"),
     ]
     figures = {path.name for path in (finished.results / "figures").iterdir()}
-    assert figures == {"score-vs-kimg-a.png", "score-vs-kimg-b.png", "score-vs-nfe.png", "images.png"}
+    curves = {"score-vs-kimg-a.png", "score-vs-kimg-b.png", "score-vs-nfe.png"}
+    assert figures == curves | {"images.png", "precision-recall.png", "nearest.png"}
     source = json.loads((finished.results / "teacher/source.json").read_text())
     assert source["made_from"] == "results/tiny/teacher/1/ema.safetensors"
 
@@ -27,14 +30,14 @@ def test_every_result_is_there(finished):
 def test_every_job_leaves_a_log_and_events(finished):
     logs = {path.with_suffix("") for path in finished.results.glob("logs/*/*.log")}
     events = {path.with_suffix("").with_suffix("") for path in finished.results.glob("logs/*/*.events.jsonl")}
-    assert logs == events and len(logs) == 31
+    assert logs == events and len(logs) == 35
 
 
 def test_report_holds_table_and_pictures(project):
     ran = project.snakemake("--report", "report.html")
     assert ran.returncode == 0, ran.stderr
     report = (project.folder / "report.html").read_text()
-    for name in ("fid_table.csv", "score-vs-kimg-a.png", "score-vs-nfe.png", "images.png"):
+    for name in ("fid_table.csv", "score-vs-kimg-a.png", "score-vs-nfe.png", "images.png", "nearest.png"):
         assert name in report
 
 
@@ -49,7 +52,7 @@ def test_keep_going_finishes_the_other_student(project):
     assert ran.returncode == 1
     assert "gradients were not finite" in ran.stderr and "Traceback" not in ran.stderr
     assert (project.results / "students/a/3/ema.safetensors").exists()
-    assert (project.results / "scores/a-3/ema/euler-2/seeds-0-63.json").exists()
+    assert (project.results / "scores/classifier/a-3/ema/euler-2.json").exists()
     assert not (project.results / "students/b/1/ema.safetensors").exists()
 
 
@@ -57,7 +60,7 @@ def test_damaged_network_is_named_in_one_line_on_terminal_and_in_the_log(project
     network = project.results / "students/b/1/ema.safetensors"
     network.write_bytes(network.read_bytes()[:-100])
     project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
-    ran = project.snakemake("results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json")
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
     log = project.results / "logs/generate/b-1.ema.euler-1.seeds-64-127.log"
     told = log.read_text().splitlines()[-1]
     assert ran.returncode == 1 and "students/b/1/ema.safetensors" in told

@@ -7,7 +7,7 @@ from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
 pytestmark = pytest.mark.slow  # each test samples and scores in its own jobs
-SCORES = [f"scores/{name}/seeds-0-63.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
+SCORES = [f"scores/classifier/{name}.json" for name in ("teacher/ema/heun-2", "a-1/phema-0.100/euler-2")]
 
 
 def share(evaluations, **settings):
@@ -29,7 +29,7 @@ def test_scores_equal_those_of_one_job_per_block(finished, project):
 
 def test_kept_samples_are_one_file_per_job_with_unchanged_images(project, tmp_path):
     project.configure(share(48, keep_samples=True, seed_blocks=[1]))
-    ran = project.snakemake("results/tiny/scores/b-1/ema/euler-1/seeds-64-127.json")
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
     assert ran.returncode == 0, ran.stderr
     folder = project.results / "samples/b-1/ema/euler-1"
     kept = [folder / "seeds-64-111.npz", folder / "seeds-112-127.npz"]

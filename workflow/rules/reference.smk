@@ -37,20 +37,22 @@ if "inception" in detectors:
             "../scripts/inception_detector.py"
 
 
-rule vision_detector:
-    "Check a vision transformer and copy it into the run's folder."
-    output:
-        weights=paths.root / "reference/{detector}/model.safetensors",
-        config=paths.root / "reference/{detector}/config.json",
-    log:
-        text=paths.log("vision_detector", "{detector}"),
-        events=paths.events("vision_detector", "{detector}"),
-    conda:
-        "../envs/mscd.yaml"
-    params:
-        identity=detector_identity,
-    script:
-        "../scripts/vision_detector.py"
+if {"dinov2", "clip"} & set(detectors):
+
+    rule vision_detector:
+        "Check a vision transformer and copy it into the run's folder."
+        output:
+            weights=paths.root / "reference/{detector}/model.safetensors",
+            config=paths.root / "reference/{detector}/config.json",
+        log:
+            text=paths.log("vision_detector", "{detector}"),
+            events=paths.events("vision_detector", "{detector}"),
+        conda:
+            "../envs/mscd.yaml"
+        params:
+            identity=detector_identity,
+        script:
+            "../scripts/vision_detector.py"
 
 
 rule reference_statistics:

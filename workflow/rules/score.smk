@@ -82,11 +82,11 @@ rule score:
 rule score_real_images:
     "Score real images like generated ones, to show what perfect images would score."
     input:
+        **({"holdout": paths.holdout} if run.reference.holdout is not None else {}),
         data=paths.data,
         detector=detector_of,
         reference=paths.reference("{detector}"),
         training=paths.training_features("{detector}"),
-        **({"holdout": paths.holdout} if run.reference.holdout is not None else {}),
     output:
         **{which.replace("-", "_"): paths.real_score("{detector}", which) for which in real_images},
     log:
