@@ -62,19 +62,18 @@ def reference(
     """Make the statistics that samples are scored against: mean and covariance of the features of real images.
 
     DATA is a data set of `mscd pack`, as a zip or a folder. With --published, published statistics are used instead,
-    and DATA only for --training-features.
-    The output records which detector and images it belongs to, and `mscd score` refuses any others. Uses the GPU if
-    there is one, and several processes under torchrun.
+    and DATA only for --training-features. The output records which detector and images it belongs to, and `mscd score`
+    refuses any others. Uses the GPU if there is one, and several processes under torchrun.
     """
+    if training_features is not None and data is None:
+        raise click.UsageError("--training-features needs DATA")
     if data is not None and published is None:
         _compute(data, out, detector, sha256)
     elif (data is None or training_features) and published is not None and resolution is not None:
         _adopt(published, out, detector, sha256, resolution, channels)
     else:
         raise click.UsageError("give either DATA or both --published and --resolution")
-    if training_features is not None:
-        if data is None:
-            raise click.UsageError("--training-features needs DATA")
+    if training_features is not None and data is not None:
         _write_training_features(data, training_features, detector, sha256, images)
 
 

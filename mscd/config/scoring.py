@@ -99,6 +99,11 @@ class ScoringSettings(Settings):
                 raise ValueError(f"teacher_samplers lists {label} twice")
         return self
 
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features stay after scoring; they do wherever the images do."""
+        return self.keep_samples or self.keep_features
+
     def sampling(self, model: str, label: str) -> SamplerSettings:
         """The sampler that a label denotes in the paths of a model: the teacher's of `teacher_samplers`, or one without
         churn if it is not listed there (a student's never is)."""

@@ -80,6 +80,8 @@ def _held_out(
     metrics: Collection[Metric],
 ) -> Numbers:
     """Return the numbers of up to `blocks` disjoint blocks of held-out images in random order."""
+    shape = (dataset.resolution, dataset.resolution, dataset.channels)
+    check_shape(f"{dataset.path} holds", shape, "the reference", target)
     order = np.random.default_rng(ORDER_SEED).permutation(len(dataset))
     size = min(images, len(order))
     count = min(blocks, len(order) // size)
@@ -87,7 +89,6 @@ def _held_out(
         _features(dataset, detector, order[size * block : size * (block + 1)], outputs_for(metrics))
         for block in range(count)
     ]
-    check_shape("the held-out set holds", features[0].image, "the reference", target)
     ranges = [[size * block, size * (block + 1) - 1] for block in range(count)]
     return numbers_of(features, ranges, target, known, metrics, detector.device)
 

@@ -59,7 +59,7 @@ class Score(Numbers):
     """A score file: what was measured on the seed blocks of a network, and everything it depends on.
 
     model, snapshot_kimg (None if unknown), ema: the network, as identified by its file; churn: the sampler's, with None
-    for an infinite value, or None without churn; classes: those requested, if any, per seed in order of the blocks.
+    for an infinite value, or None without churn; classes: those requested of the first block, if any.
     """
 
     model: str
@@ -144,9 +144,9 @@ def _score(
 ) -> Score:
     """Return the score of feature files; what: names them in messages."""
     features, made = zip(*map(read_features, blocks), strict=True)
-    for block, other in zip(blocks[1:], made[1:], strict=True):
-        if SAME.difference(other) or any(other[name] != made[0][name] for name in SAME):
-            raise UserError(f"{what} and {block[0]} are not samples of one network and sampler; make them again")
+    for block, rows, other in zip(blocks[1:], features[1:], made[1:], strict=True):
+        if rows.detector != features[0].detector or any(other.get(name) != made[0].get(name) for name in SAME):
+            raise UserError(f"{what} and {block[0]} are not of one network, sampler and detector; make them again")
     reference = load_reference(reference_path)
     check_reference(reference_path, reference, what, features[0].detector, features[0].rows.shape[1])
     check_shape(f"{what} holds", features[0].image, reference_path, reference)

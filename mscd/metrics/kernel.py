@@ -9,6 +9,7 @@ import torch
 
 from mscd.errors import UserError
 
+SUBSETS, SUBSET_SIZE = 100, 1000  # of KID
 BANDWIDTH = 10  # σ of CMMD's kernel
 SCALE = 1000  # of CMMD, for readable numbers
 TILE = 2048  # rows of each set whose kernel values are in memory at a time
@@ -17,7 +18,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def kid(
-    real: np.ndarray, fake: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
+    real: np.ndarray, fake: np.ndarray, *, subsets: int = SUBSETS, size: int = SUBSET_SIZE, seed: int = 0
 ) -> tuple[float, float]:
     """Return mean and standard deviation (divisor n) of the KID over subsets (Bińkowski et al. 2018, section 4).
 
@@ -54,7 +55,7 @@ def cmmd(real: np.ndarray, fake: np.ndarray, *, device: str | torch.device = "cp
 def polynomial(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return (x · y / D + 1)³ of all pairs of rows [n, D] and [m, D]."""
     base = (x @ y.T).div_(x.shape[1]).add_(1)
-    return base.square().mul_(base)  # a third power takes twice as long
+    return base.square().mul_(base)  # `base ** 3` is slower
 
 
 def gaussian(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

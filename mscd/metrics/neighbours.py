@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Balls:
-    """Which images lie in the balls of another set, by one of two conventions: d <= radius (closed) or d < radius.
+    """Which images lie in the balls around those of another set. A ball is closed (d <= radius) or open (d < radius).
 
     real_balls: number of balls of reals that hold each fake, int64 [M]; in_fake_ball: whether any fake's ball holds
     each real, bool [N]; holds_fake: whether the ball of each real holds any fake, bool [N].
@@ -109,7 +109,7 @@ def count_in_balls(
     *,
     device: str | torch.device = "cpu",
 ) -> Containment:
-    """Return which fakes [M, D] lie in the balls of reals [N, D] and the reverse, in one pass over all distances.
+    """Return which fakes [M, D] lie in balls around reals [N, D], and which reals in balls around fakes, in one pass.
 
     real_radii, fake_radii: float64 [N], [M], as `kth_distances` returns them. Raises UserError if a set is empty, and
     for NaN or infinite values.
@@ -305,7 +305,7 @@ def _near_pairs_of(screen: _Screen, asked: _Distinct, rows: np.ndarray, points: 
 
 
 def _hits(real: _Tile, fake: _Tile) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return pairs that may lie in a ball, and whether they surely do: in balls of reals, then in balls of fakes."""
+    """Return the pairs that may be inside, and which of them certainly are: for balls of reals, then of fakes."""
     low, found = real.lower_bounds(fake), []
     for limit in (real.ball[:, None].expand_as(low), fake.ball.expand_as(low)):
         i, j = (low <= limit).nonzero(as_tuple=True)

@@ -100,7 +100,7 @@ def kept_files(
     for name, detector in detectors.items():
         known = training_images(config, images)
         files.append(Files(str(paths.training_features(name)), 1, known * (4 * detector.features + 24)))
-        if config.scoring.keep_samples or config.scoring.keep_features:
+        if config.scoring.keeps_features:
             size = config.scoring.images * 4 * detector.features
             files.append(Files(f"features ({name}), one seed block each", scores, scores * size))
     return files
@@ -149,6 +149,7 @@ def passing_files(config: Config, net: EDMPrecond, detectors: Mapping[str, Detec
             )
     if not config.scoring.keep_samples:
         files.append(Files("samples, per concurrent sampling job", 1, _block_bytes(config, net)))
+    if not config.scoring.keeps_features:
         features = config.scoring.images * 4 * sum(detector.features for detector in detectors.values())
         files.append(Files("features, per concurrent sampling job", len(detectors), features))
     return files

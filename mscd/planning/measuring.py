@@ -7,13 +7,13 @@ from collections.abc import Collection
 
 from mscd.config.run import Config
 from mscd.evaluation.classifier import FEATURES
+from mscd.metrics.extrapolation import GROUPS
+from mscd.metrics.kernel import SUBSET_SIZE, SUBSETS
 from mscd.metrics.names import Metric
 from mscd.planning.cost import Cost, classifier_cost
 
 INCEPTION = Cost(11_400_000_000, 34_200_000_000)  # 5.7 G multiply-adds of Inception-v3 at 299 x 299, as published
 SPATIAL = 2023  # spatial features of sfid
-KID_SUBSETS, KID_IMAGES = 100, 1000
-FD_PARTS, FD_GROUPS = 5, 10  # defaults of metrics.extrapolation.fd_infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,11 @@ def metric_flops(metrics: Collection[Metric], features: int, images: int, traini
     Counts products of features and factorisations of covariances, which is all that matters.
     """
     distance = 5 * features**3  # a Cholesky factor, a product and singular values
-    subset = min(KID_IMAGES, images, training)
+    subset = min(SUBSET_SIZE, images, training)
     flops = {
         "fd": images * features**2 + distance,
-        "fd_inf": (FD_PARTS + 1) * images * features**2 + (FD_PARTS * (FD_PARTS + 1) // 2 + FD_GROUPS) * distance,
-        "kid": KID_SUBSETS * 3 * 2 * subset**2 * features,
+        "fd_inf": images * features**2 + (GROUPS + 1) * distance,
+        "kid": SUBSETS * 3 * 2 * subset**2 * features,
         "memorised": 2 * images * training * features,
         "cmmd": 2 * (images * training + images**2 + training**2) * features,
         "sfid": images * SPATIAL**2 + 5 * SPATIAL**3,

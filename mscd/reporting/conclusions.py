@@ -53,7 +53,8 @@ def _against_each_other(best: pd.DataFrame) -> list[str]:
         if compared.is_larger:
             sentences.append(f"{better['model']} is better than {worse['model']}: its distance is lower by {by}")
         else:
-            sentences.append(f"{better['model']} and {worse['model']} cannot be told apart: they differ by {by}")
+            pair = f"{better['model']} and {worse['model']}"
+            sentences.append(f"{pair} do not differ clearly: their distances are {by} apart")
     return sentences
 
 

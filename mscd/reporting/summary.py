@@ -52,7 +52,6 @@ def summarize(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         estimate = estimate_of(group) if extrapolated else Estimate(math.nan, [], [])
         low, high = estimate.interval() or (math.nan, math.nan)
         row |= {"fd_inf": estimate.value, "fd_inf_low": low, "fd_inf_high": high, "estimate": estimate}
-        row["replicate_std"] = group.groupby("replicate")["fd_inf" if extrapolated else "value"].mean().std()
         shown = (estimate.value, low, high) if extrapolated else (fd.mean(), fd.min(), fd.max())
         row |= dict(zip(("score", "score_low", "score_high"), shown, strict=True))
         if row["model"] == REAL:
@@ -75,16 +74,17 @@ def lowest(rows: pd.DataFrame, column: str = "score") -> pd.Series:
 
 def _with_ratios(table: pd.DataFrame, extrapolated: bool) -> pd.DataFrame:
     """Add ratio, ratio_low and ratio_high to the teacher's best; NaN for real images and without a teacher."""
-    teachers, ratios = table[table["model"] == TEACHER], []
+    teachers, ratios = table[(table["model"] == TEACHER) & table["score"].notna()], []
+    best = lowest(teachers) if len(teachers) else None
     for _, row in table.iterrows():
         ratio, low, high = math.nan, math.nan, math.nan
-        if len(teachers) and row["model"] != REAL:
-            best = lowest(teachers)
-            if extrapolated:
-                compared = compare(row["estimate"], best["estimate"])
-                ratio, (low, high) = compared.ratio, compared.ratio_interval or (math.nan, math.nan)
-            else:
-                ratio = row["mean"] / best["mean"]
+        if best is not None and row.name == best.name and extrapolated:
+            ratio, low, high = 1.0, 1.0, 1.0
+        elif best is not None and row["model"] != REAL and extrapolated:
+            compared = compare(row["estimate"], best["estimate"])
+            ratio, (low, high) = compared.ratio, compared.ratio_interval or (math.nan, math.nan)
+        elif best is not None and row["model"] != REAL:
+            ratio = row["mean"] / best["mean"]
         ratios.append((ratio, low, high))
     return table.assign(**dict(zip(("ratio", "ratio_low", "ratio_high"), zip(*ratios, strict=True), strict=True)))
 
@@ -94,7 +94,7 @@ def curves_of(scores: pd.DataFrame, student: str) -> list[tuple[dict[str, float]
 
     The names are those of the table, with `fd` for the mean Fréchet distance.
     """
-    rows = summarize(scores[scores["model"].isin([student, REAL]) | (scores["model"] == TEACHER)], NETWORK)
+    rows = summarize(scores[scores["model"].isin([student, TEACHER])], NETWORK)
     rows = rows[rows["model"] == student].rename(columns={"mean": "fd"})
     shown = [name for name in ("fd", "fd_inf", "ratio", *AVERAGED) if name in rows]
     made = rows[~has_posthoc_average(rows)].sort_values(["ema", "snapshot_kimg"], kind="stable")

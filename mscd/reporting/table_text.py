@@ -41,11 +41,11 @@ def table_markdown(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame], cs
     networks = summarize(scores, NETWORK)
     best = best_networks(networks)
     sentences = "\n".join(f"- {sentence}" for sentence in conclusions(networks, best, scores))
-    sections = [_about(scores, networks), *_short(networks, best), sentences]
+    sections = [_about(scores, networks), _short(networks, best), sentences]
     for detector, others in further.items():
         own = summarize(others, NETWORK)
-        chosen = own.merge(best[NETWORK], on=NETWORK, how="inner")
-        sections += [f"### With detector {detector}", *_short(own, chosen)]
+        same = own.reset_index().merge(best[NETWORK], on=NETWORK)["index"]  # the rows of `own` for the same networks
+        sections += [f"### With detector {detector}", _short(own, own.loc[same])]
     sections += ["### Every average and sampler", *_long(networks, best, csv), _conventions(networks)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -89,7 +89,7 @@ def is_extrapolated(networks: pd.DataFrame) -> bool:
 
 def winner(best: pd.DataFrame) -> pd.Series | None:
     """Return the row of the student that is better than each other student, or None if the intervals say of none."""
-    students = best[best["model"] != TEACHER]
+    students = best[(best["model"] != TEACHER) & best["score"].notna()]
     if len(students) < 2:
         return None
     first = lowest(students)
@@ -111,7 +111,7 @@ def _about(scores: pd.DataFrame, networks: pd.DataFrame) -> str:
     return f"{meaning} Measured on {count} images ({seed_ranges(blocks)}), reference {one['reference_digest'][:12]}."
 
 
-def _short(networks: pd.DataFrame, best: pd.DataFrame) -> list[str]:
+def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
     """Return the table of the best networks and of real images."""
     real = networks[networks["model"] == REAL]
     first, extrapolated = winner(best), is_extrapolated(networks)
@@ -131,7 +131,7 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> list[str]:
         cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []
         rows.append([*cells, *(_further_cell(row, column) for column in further)])
     header += [heading for _, heading, _ in further]
-    return ["\n".join(markdown_table(header, rows, right=range(1, len(header))))]
+    return "\n".join(markdown_table(header, rows, right=range(1, len(header))))
 
 
 def _measured(networks: pd.DataFrame, name: str) -> bool:

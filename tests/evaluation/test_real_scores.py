@@ -87,5 +87,5 @@ def test_images_that_were_not_drawn_for_comparison_are_still_resampled(files, sa
 
 def test_held_out_images_of_another_size_are_refused(files, saved, tmp_path):
     pack("digits", tmp_path / "large.zip", resolution=16, max_images=20)
-    with pytest.raises(UserError, match="8, 8"):
+    with pytest.raises(UserError, match="large.zip holds 16x16 images with 1 channel.*for 8x8 images"):
         scored(files, saved, tmp_path, holdout=tmp_path / "large.zip")
