@@ -44,7 +44,7 @@ def test_files_of_all_detectors_and_of_held_out_images_are_needed():
         ("reference", {"dinov2": {"source": "https://example.org/m.safetensors"}}, "must be a local file"),
         ("reference", {"holdout": 0.6}, "reference.holdout: must be less than or equal to 0.5"),
         ("reference", {"holdout": 0}, "reference.holdout: must be greater than 0"),
-        ("reference", {"holdout": {"sorce": "a"}}, "reference.holdout.sorce: unknown key, did you mean source"),
+        ("reference", {"holdout": {"sources": "a"}}, "reference.holdout.sources: unknown key, did you mean source"),
         ("students", {"s8-r2": STUDENT}, "s8-r2 is named like a replicate"),
         ("students", {"s8-r1": STUDENT}, "s8-r1 is named like a replicate"),
         ("students", {"real": STUDENT}, "a student cannot be called real"),

@@ -1,5 +1,6 @@
 sampled_seeds = ("{model}", "{ema}", "{sampler}", "{first}", "{last}")
 sampling_log = "{model}.{ema}.{sampler}.seeds-{first}-{last}"
+features_log = "{detector}.{model}.{ema}.{sampler}.seeds-{first}-{last}"
 
 # Images that are not kept never leave the job that makes them.
 if run.scoring.keep_samples:
@@ -28,8 +29,8 @@ if run.scoring.keep_samples:
         output:
             paths.features("{detector}", *sampled_seeds),
         log:
-            text=paths.log("features", "{detector}." + sampling_log),
-            events=paths.events("features", "{detector}." + sampling_log),
+            text=paths.log("features", features_log),
+            events=paths.events("features", features_log),
         conda:
             "../envs/mscd.yaml"
         params:
