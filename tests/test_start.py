@@ -15,7 +15,8 @@ DRAWS = {"matplotlib", "pandas"}
 FETCHES = {"pooch", "requests"}
 UNUSED = {
     "mscd.config.run, mscd.provenance.urls": {"torch", "scipy"} | DRAWS | FETCHES,
-    "mscd.reporting.curves, mscd.reporting.scores, mscd.reporting.score_table": {"torch", "scipy", "pydantic"}
+    "mscd.reporting.curves, mscd.reporting.scores, mscd.reporting.score_table": {"torch", "scipy.stats", "scipy.linalg"}
+    | {"pydantic"}
     | FETCHES,
     "mscd.sampling.generate": {"scipy", "pydantic"} | DRAWS | FETCHES | COMPILER,
     "mscd.checkpoints.metadata": {"torch", "pydantic"},

@@ -27,8 +27,8 @@ from mscd.evaluation.training_features import (
     neighbour_distances,
 )
 from mscd.files.atomic import atomic_write
-from mscd.metrics.manifold import NEIGHBOURS, baseline_of
-from mscd.metrics.names import Metric
+from mscd.metrics.manifold import baseline_of
+from mscd.metrics.names import NEIGHBOURS, Metric
 from mscd.metrics.neighbours import nearest_others
 
 ORDER_SEED = 0  # of the order of images of which some are taken

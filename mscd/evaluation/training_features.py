@@ -16,7 +16,8 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.features import READ_AT_ONCE, in_batches
-from mscd.metrics.manifold import NEIGHBOURS, baseline_of
+from mscd.metrics.manifold import baseline_of
+from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.neighbours import Neighbours, nearest_others
 from mscd.parallel.group import SINGLE_PROCESS, Group
 

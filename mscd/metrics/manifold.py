@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.neighbours import Neighbours, count_in_balls, kth_distances, nearest, nearest_others
-
-NEIGHBOURS = 3  # k: the ball of an image reaches to its k-th nearest other image
 
 
 @dataclass(frozen=True)

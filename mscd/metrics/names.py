@@ -5,3 +5,5 @@ from typing import Literal, get_args
 # What each measures: docs/explanation/metrics.md.
 Metric = Literal["fd", "fd_inf", "kid", "pr", "dc", "is", "sfid", "cmmd", "memorised"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+
+NEIGHBOURS = 3  # k: the ball of an image reaches to its k-th nearest other image

@@ -33,7 +33,7 @@ def jackknife(left_out: Sequence[float], whole: float) -> Jackknife:
 
 def interval(value: float, se: float, groups: float, level: float = 0.95) -> tuple[float, float]:
     """Return the interval value ± t · se, with Student's t of groups - 1 degrees of freedom."""
-    reach = float(scipy.stats.t.ppf((1 + level) / 2, groups - 1)) * se
+    reach = float(scipy.special.stdtrit(groups - 1, (1 + level) / 2)) * se
     return value - reach, value + reach
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mscd.config.run_paths import HALVES, HELD_OUT, REAL, RESAMPLED, TEACHER
 from mscd.files.markdown import markdown_table
-from mscd.metrics.manifold import NEIGHBOURS
+from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.resampling import compare
 from mscd.reporting.conclusions import conclusions
 from mscd.reporting.scores import decimals_for, has_posthoc_average, seed_ranges, with_interval

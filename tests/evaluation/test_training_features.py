@@ -12,7 +12,8 @@ from mscd.evaluation.training_features import (
     load_training_features,
     make_training_features,
 )
-from mscd.metrics.manifold import NEIGHBOURS, memorised_baseline
+from mscd.metrics.manifold import memorised_baseline
+from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.neighbours import kth_distances
 
 

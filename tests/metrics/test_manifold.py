@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from metric_cases import all_distances, distances_to_others, feature_sets
 
 from mscd.errors import UserError
-from mscd.metrics.manifold import NEIGHBOURS, baseline_of, compare_manifolds, memorised, memorised_baseline
+from mscd.metrics.manifold import baseline_of, compare_manifolds, memorised, memorised_baseline
+from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.neighbours import count_in_balls, kth_distances, nearest_others
 
 GOLDEN, OPTIONS = load("metrics")
