@@ -105,6 +105,18 @@ def test_metrics_of_features_that_are_gone_sample_again_and_train_nothing(projec
     project.configure(lambda settings: settings["scoring"].update(metrics=["fd", "pr", "memorised"]))
     again = sampled_and_scored("teacher", "a", "b") | {("score_real_images", "classifier")}
     assert project.planned() == again | RESULTS
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
+    assert ran.returncode == 0
+    line = next(line for line in ran.stderr.splitlines() if line.startswith("sampled again for their scores"))
+    assert "b-1 ema euler-1" in line and "scoring.keep_features" in line
+
+
+@pytest.mark.slow
+def test_images_of_a_new_network_are_not_sampled_again(project):
+    shutil.rmtree(project.results / "features")
+    project.configure(lambda settings: settings["students"]["b"].update(seed=8))
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
+    assert ran.returncode == 0 and "sampled again" not in ran.stderr
 
 
 def test_a_metric_of_other_outputs_makes_the_features_again(project):

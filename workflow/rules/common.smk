@@ -56,9 +56,28 @@ def check_sources():
         stop(error)
 
 
+def say_what_is_sampled_again():
+    """Warn which unchanged networks are sampled although they have been before, because nothing of that was kept."""
+    again = set()
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "generate":
+            reason, sampled = workflow.dag.reason(job), (job.wildcards.model, job.wildcards.ema, job.wildcards.sampler)
+            changed = {*reason.updated_input, *reason.updated_input_run}
+            scored = any(paths.score(detector, *sampled).exists() for detector in detectors)
+            if scored and job.input.network not in changed:
+                again.add(" ".join(sampled))
+    if again:
+        examples = ", ".join(sorted(again)[:3]) + (f" and {len(again) - 3} more" if len(again) > 3 else "")
+        logger.warning(
+            f"sampled again for their scores, as neither images nor the features needed were kept: {examples} "
+            "(scoring.keep_features: true keeps features)"
+        )
+
+
 onstart:
     check_sources()
     hold_folder()
+    say_what_is_sampled_again()
 
 
 # For scripts that end with their Snakemake: one started just before it died cannot find it among its ancestors.
