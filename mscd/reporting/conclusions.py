@@ -18,7 +18,12 @@ def conclusions(networks: pd.DataFrame, best: pd.DataFrame, scores: pd.DataFrame
     networks: of `summarize(scores, NETWORK)`; best: its best rows.
     """
     sentences = [*_against_teacher(best), *_against_each_other(best), *_replicates(best)]
-    return [*sentences, *_against_real(networks), *_memorised(networks, best), *_chosen(best, scores)]
+    return [
+        *sentences,
+        *_against_real(networks, distance_decimals(best)),
+        *_memorised(networks, best),
+        *_chosen(best, scores),
+    ]
 
 
 def _against_teacher(best: pd.DataFrame) -> list[str]:
@@ -66,7 +71,7 @@ def _replicates(best: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _against_real(networks: pd.DataFrame) -> list[str]:
+def _against_real(networks: pd.DataFrame, decimals: int) -> list[str]:
     """Return one sentence per kind of real images, with its own number of images."""
     sentences = []
     meaning = {
@@ -78,9 +83,9 @@ def _against_real(networks: pd.DataFrame) -> list[str]:
     for _, row in networks[networks["model"] == REAL].iterrows():
         if pd.isna(row["own_mean"]):
             continue
-        sentence = meaning[row["sampler"]].format(images=row["images"], fd=f"{row['own_mean']:.2f}")
+        sentence = meaning[row["sampler"]].format(images=row["images"], fd=f"{row['own_mean']:.{decimals}f}")
         if not pd.isna(row["fd_inf"]):
-            sentence += f", and {row['fd_inf']:.2f} extrapolated to infinitely many"
+            sentence += f", and {row['fd_inf']:z.{decimals}f} extrapolated to infinitely many"
         sentences.append(f"Real images: {sentence}")
     return sentences
 

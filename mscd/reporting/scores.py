@@ -191,5 +191,5 @@ def with_interval(value: float, low: float, high: float, decimals: int) -> str:
     """Return a number with its interval as text: "1.75 [1.20, 2.30]", without it if it is NaN, and "" for NaN."""
     if math.isnan(value):
         return ""
-    shown = f"{value:.{decimals}f}"
-    return shown if math.isnan(low) else f"{shown} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    shown = f"{value:z.{decimals}f}"  # z: no -0.00
+    return shown if math.isnan(low) else f"{shown} [{low:z.{decimals}f}, {high:z.{decimals}f}]"

@@ -119,7 +119,8 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
     further = [column for column in FURTHER if column[0] in SHORT and _measured(networks, column[0])]
     header = ["network", "evaluations"]
     header += [distance_label(metric, True)] if extrapolated else []
-    header += ["× teacher's best", *([f"{metric} of {images}"] if _measured(networks, "mean") else [])]
+    header += ["× teacher's best"] if _measured(best, "ratio") else []
+    header += [f"{metric} of {images}"] if _measured(networks, "mean") else []
     decimals = distance_decimals(best)
     rows = []
     for _, row in pd.concat([best, real]).iterrows():
@@ -127,9 +128,11 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
         cells = [f"**{label}**" if first is not None and row.name == first.name else label]
         cells.append("" if row["model"] == REAL else str(row["nfe"]))
         cells += [_distance_cell(row, decimals)] if extrapolated else []
-        cells.append(_ratio_cell(row))
+        cells += [_ratio_cell(row)] if _measured(best, "ratio") else []
         cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []
-        rows.append([*cells, *(_further_cell(row, column) for column in further)])
+        cells += [_further_cell(row, column) for column in further]
+        if any(cells[1:]):  # nothing is left of real images where all depends on their number
+            rows.append(cells)
     header += [heading for _, heading, _ in further]
     return "\n".join(markdown_table(header, rows, right=range(1, len(header))))
 
@@ -139,7 +142,7 @@ def _measured(networks: pd.DataFrame, name: str) -> bool:
 
 
 def _cell(value: float, decimals: int) -> str:
-    return "" if pd.isna(value) else f"{value:.{decimals}f}"
+    return "" if pd.isna(value) else f"{value:z.{decimals}f}"
 
 
 def _distance_cell(row: pd.Series, decimals: int) -> str:
