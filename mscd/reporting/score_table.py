@@ -112,13 +112,14 @@ def scores_of_network(table: str | os.PathLike[str], metadata: NetworkMetadata) 
     return rows[own | teacher]
 
 
-def headline(table: pd.DataFrame) -> dict[str, float]:
-    """Return the run in a few numbers for a run database: `<model>/<name>` for each model's best row.
+def headline(scores: pd.DataFrame) -> dict[str, float]:
+    """Return the run in a few numbers for a run database: `<model>/<name>` for each model's best network.
 
-    The names are those of score files and of the table; `<model>/fd` is the mean over the seed blocks.
+    The names are those of score files and of the table; values are means over replicates, and `<model>/fd` is also the
+    mean over the seed blocks.
     """
     numbers: dict[str, float] = {}
-    for model, row in best_rows(table).items():
+    for model, row in best_rows(summarize(scores, NETWORK)).items():
         values = {"fd": row["mean"]} | {name: row[name] for name in MEASURED if name in row}
         numbers |= {f"{model}/{name}": float(value) for name, value in values.items() if not pd.isna(value)}
     return numbers
@@ -131,12 +132,10 @@ def teacher_euler(table: pd.DataFrame, nfe: int) -> pd.DataFrame:
 
 def write_table(
     scores: pd.DataFrame, csv: str | Path, md: str | Path, further: Mapping[str, pd.DataFrame] | None = None
-) -> pd.DataFrame:
-    """Write `fid_table(scores, further)` as CSV (full precision) and as Markdown (for people); return the table.
+) -> None:
+    """Write `fid_table(scores, further)` as CSV (full precision) and as Markdown (for people).
 
     If the table is long, the Markdown shows only the best and last snapshots, and says so.
     """
-    table = fid_table(scores, further)
-    write_whole(csv, table.to_csv(index=False, lineterminator="\n").encode())
+    write_whole(csv, fid_table(scores, further).to_csv(index=False, lineterminator="\n").encode())
     write_whole(md, table_markdown(scores, further or {}, Path(csv).name).encode())
-    return table

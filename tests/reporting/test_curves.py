@@ -1,8 +1,9 @@
 """The figures of a run: they show what they say. What they look like is for the eye to judge."""
 
 import pytest
+from matplotlib.collections import LineCollection
 from PIL import Image
-from score_frames import scores_of
+from score_frames import extrapolated, scores_of, with_real, with_replicate
 
 from mscd.errors import UserError
 from mscd.reporting import curves
@@ -164,3 +165,45 @@ def test_a_long_run_is_drawn_as_lines_without_markers(drawn, tmp_path):
     assert [axes.get_lines()[0].get_marker() for axes in drawn] == ["o", "none"]
     assert len(short.collections) == 2 and len(long.collections) == 1  # the band stays
     assert len(long.get_xticks()) <= 8
+
+
+def test_with_fd_inf_the_nfe_plot_shows_it_with_intervals_and_what_real_images_score(drawn, tmp_path):
+    scores = with_real(extrapolated(), "resampled", 1.5, 0.25)
+    scores = with_real(scores, "halves", 1.5, -0.25, 50)  # a logarithmic axis has no place for it
+    curves.score_vs_nfe(scores, tmp_path / "a.png")
+    (axes,) = drawn
+    assert labels(axes) == [
+        "teacher, heun",
+        "s8, 50 kimg, ema",
+        "s4, 50 kimg, ema",
+        "training images, drawn with replacement",
+    ]
+    assert [line.get_ydata()[0] for line in axes.get_lines()] == [1, 2, 4, 0.25]
+    assert axes.get_ylabel().startswith("FD∞(classifier)")
+    bars = [lines.get_segments()[0] for lines in axes.collections if isinstance(lines, LineCollection)]
+    ends = [(float(low), float(high)) for (_, low), (_, high) in bars]
+    assert all(low < value < high for (low, high), value in zip(ends, (1, 2, 4), strict=True))
+
+
+def test_replicates_are_one_point_at_their_mean(drawn, tmp_path):
+    curves.score_vs_nfe(with_replicate(extrapolated(), "s8", 2, 3.0), tmp_path / "a.png")
+    curves.score_vs_kimg(with_replicate(extrapolated(), "s8", 2, 3.0), tmp_path / "b.png", "s8")
+    by_nfe, by_kimg = drawn
+    assert list(by_nfe.get_lines()[1].get_ydata()) == [2.5] == list(by_kimg.get_lines()[0].get_ydata())
+
+
+def test_precision_and_recall_are_one_point_per_network_and_of_real_images(drawn, tmp_path):
+    scores = extrapolated().assign(precision=[0.9, 0.92, 0.8, 0.82, 0.7, 0.72], recall=[0.5, 0.5, 0.6, 0.6, 0.7, 0.7])
+    scores = with_real(scores, "resampled", 1.5, 0.25, precision=0.95, recall=0.9)
+    scores = with_real(scores, "halves", 1.5, 0.25, 50, precision=0.95, recall=0.9)  # of other training images
+    curves.precision_vs_recall(scores, tmp_path / "a.png")
+    (axes,) = drawn
+    names = ["teacher, heun, 35 NFE", "s8, 8 NFE", "s4, 4 NFE", "training images, drawn with replacement"]
+    assert labels(axes) == names
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines()]
+    assert points == [pytest.approx(point) for point in ((0.5, 0.91), (0.6, 0.81), (0.7, 0.71), (0.9, 0.95))]
+
+
+def test_without_precision_its_plot_is_refused_naming_the_setting(tmp_path):
+    with pytest.raises(UserError, match="list pr in scoring.metrics"):
+        curves.precision_vs_recall(extrapolated(), tmp_path / "a.png")

@@ -1,9 +1,11 @@
 """The table of scores and the numbers that sum it up."""
 
 import csv
+import math
 
 import pandas as pd
 import pytest
+from score_frames import extrapolated, scores_of, with_replicate
 
 from mscd.errors import UserError
 from mscd.reporting import score_table
@@ -90,7 +92,7 @@ def test_sentences_compare_each_student_with_the_teacher(run, tmp_path):
 
 
 def test_headline_compares_each_student_with_the_teacher(run):
-    numbers = score_table.headline(score_table.fid_table(read_scores(run)))
+    numbers = score_table.headline(read_scores(run))
     assert numbers == {
         "teacher/fd": 6.0,
         "teacher/ratio": 1.0,
@@ -110,7 +112,7 @@ def test_only_the_best_posthoc_average_of_a_student_joins_the_table(posthoc):
         ("s16", 100, "posthoc-0.200", 31.0),
     ]
     assert list(table.index) == list(range(len(table))) and len(table) == 2 + 8 + 2
-    assert score_table.headline(table)["s8/fd"] == 8.0 and score_table.headline(table)["s16/fd"] == 8.0
+    assert score_table.headline(scores)["s8/fd"] == 8.0 and score_table.headline(scores)["s16/fd"] == 8.0
     assert has_posthoc_average(scores).sum() == 3 * 7
 
 
@@ -162,3 +164,30 @@ def test_best_network_is_the_file_of_the_lowest_mean(tmp_path):
         score_table.best_network(table, "s2")
     with pytest.raises(UserError, match="not a readable score table"):
         score_table.best_network(tmp_path / "none.csv", "s8")
+
+
+def test_each_replicate_has_a_row_and_its_own_network_file(tmp_path):
+    table = score_table.fid_table(with_replicate(extrapolated(), "s8", 2, 1.5))
+    assert list(zip(table["model"], table["replicate"], table["fd_inf"], strict=True)) == [
+        ("teacher", 1, 1.0),
+        ("s8", 1, 2.0),
+        ("s4", 1, 4.0),
+        ("s8", 2, 1.5),
+    ]
+    table.to_csv(tmp_path / "fid_table.csv", index=False)
+    best = score_table.best_network(tmp_path / "fid_table.csv", "s8")
+    assert best == tmp_path / "students/s8-r2/50/ema.safetensors"
+
+
+def test_the_headline_is_the_mean_of_replicates():
+    assert score_table.headline(with_replicate(extrapolated(), "s8", 2, 1.5))["s8/fd_inf"] == 1.75
+
+
+def test_further_detectors_have_columns_of_their_own_beside_the_same_networks():
+    own = extrapolated().iloc[::-1]  # in another order
+    dino = own.assign(fd_inf=10 * own["fd_inf"], value=10 * own["value"], precision=0.5)
+    clip = scores_of(("s8", 50, "ema", "euler", 8, 0.0, 0.0)).assign(value=math.nan, cmmd=[0.2, 0.3])
+    table = score_table.fid_table(extrapolated(), {"dinov2": dino, "clip": clip})
+    assert list(table["dinov2_fd_inf"]) == [10.0, 20.0, 40.0] and list(table["dinov2_precision"]) == [0.5] * 3
+    assert list(table["dinov2_fd"]) == [52.5, 95.0, 125.0]
+    assert list(table["clip_cmmd"].fillna(-1)) == [-1, 0.25, -1] and "clip_fd" not in table

@@ -1,29 +1,12 @@
 """The Markdown table: bold only what is better, and the same networks with further detectors."""
 
+import itertools
 import math
 
 import pytest
-from score_frames import scores_of
+from score_frames import ROWS, extrapolated, scores_of, with_real, with_replicate
 
 from mscd.reporting.table_text import table_markdown
-
-ROWS = [
-    ("teacher", 400, "ema", "heun", 18, 5.0, 5.5),
-    ("s8", 50, "ema", "euler", 8, 9.0, 10.0),
-    ("s4", 50, "ema", "euler", 4, 12.0, 13.0),
-]
-
-
-def extrapolated(spread):
-    """Scores of ROWS whose FD∞ is 1, 2 and 4, with a noise that all networks share and `spread` of their own."""
-    scores = scores_of(*ROWS)
-    values = {"teacher": 1.0, "s8": 2.0, "s4": 4.0}
-    own = {"teacher": [0, 0, 0, 0], "s8": [1, -1, 1, -1], "s4": [1, 1, -1, -1]}
-    left_out = {
-        model: [value + 0.3 * noise + spread * mine for noise, mine in zip((1, -1, 0.5, -0.5), own[model], strict=True)]
-        for model, value in values.items()
-    }
-    return scores.assign(fd_inf=scores["model"].map(values), left_out=scores["model"].map(left_out))
 
 
 @pytest.mark.parametrize(("spread", "bold"), [(0.01, True), (2.0, False)])
@@ -38,11 +21,51 @@ def test_a_student_is_bold_only_if_the_intervals_say_it_is_better(spread, bold):
 
 def test_a_detector_without_a_distance_shows_its_metric_for_the_same_networks():
     clip = scores_of(*ROWS).assign(value=math.nan, cmmd=[1.0, 1.1, 2.0, 2.1, 3.0, 3.1], metric="FD(clip)")
-    text = table_markdown(extrapolated(0.01), {"clip": clip}, "t.csv").split("### With detector clip")[1]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("###")[0].strip().splitlines()]
-    assert rows[0] == ["network", "evaluations", "× teacher's best", "CMMD"]
+    clip = with_real(clip, "halves", math.nan, math.nan, images=50, cmmd=0.5)  # of another number of images
+    rows = cells(table_markdown(extrapolated(), {"clip": clip}, "t.csv").split("### With detector clip")[1])
+    assert rows[0] == ["network", "evaluations", "CMMD"]
     assert [(row[0], row[-1]) for row in rows[2:]] == [
         ("teacher, heun, 18 steps", "1.050"),
         ("s8, 50 kimg, ema", "2.050"),
         ("s4, 50 kimg, ema", "3.050"),
     ]
+
+
+def cells(text):
+    """The cells of the first table in `text`, row by row; the second row is the line under the heading."""
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), text.splitlines())
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+
+
+def test_replicates_are_one_row_with_their_mean_and_a_wider_interval():
+    one = cells(table_markdown(extrapolated(), {}, "t.csv"))
+    two = cells(table_markdown(with_replicate(extrapolated(), "s8", 2, 3.0), {}, "t.csv"))
+    assert [row[0] for row in two[2:]] == [
+        "teacher, heun, 18 steps",
+        "s8, 50 kimg, ema, 2 replicates",
+        "s4, 50 kimg, ema",
+    ]
+    mean, low, high = (float(number.strip("[],")) for number in two[3][2].split())
+    _, low_of_one, high_of_one = (float(number.strip("[],")) for number in one[3][2].split())
+    assert mean == 2.5 and high - low > 1.5 * (high_of_one - low_of_one)
+
+
+def test_real_images_have_no_value_in_a_column_of_another_number_of_images():
+    scores = extrapolated().assign(precision=0.9, recall=0.8)
+    for which, images in (("resampled", 100), ("held-out", 50), ("halves", 100)):
+        scores = with_real(scores, which, 1.5, 0.25, images, precision=0.7, recall=0.6)
+    header, _, *rows = cells(table_markdown(scores, {}, "t.csv"))
+    shown = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    columns = ("FD(classifier) of 100", "precision", "recall")
+    values = {name: [row[column] for column in columns] for name, row in shown.items()}
+    assert values["training images, drawn with replacement"] == ["1.50", "0.700", "0.600"]
+    assert values["held-out images"] == ["", "0.700", ""]
+    assert values["half of the training images, against the other half"] == ["", "", ""]
+    assert all(shown[name]["FD∞(classifier)"].startswith("0.25 [") for name in list(values)[-3:])
+    assert not any("**real" in row[0] for row in rows)
+
+
+def test_no_number_is_a_negative_zero():
+    text = table_markdown(with_real(extrapolated(), "resampled", 0.001, -0.001), {}, "t.csv")
+    assert "-0.00 " not in text and "| 0.00 [" in text.replace("  ", "")

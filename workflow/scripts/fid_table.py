@@ -8,10 +8,11 @@ from mscd.reporting.scores import read_scores
 with script_log(snakemake.log.text):
     files = snakemake.input
     further = load_config(snakemake.config).reference.further_detectors
-    table = write_table(
-        read_scores(files.scores),
+    scores = read_scores(files.scores)
+    write_table(
+        scores,
         snakemake.output.csv,
         snakemake.output.md,
         {detector: read_scores(files.get(detector)) for detector in further},
     )
-    record_events(snakemake.log.events, metrics=[(headline(table), 0)], artifacts=snakemake.output)
+    record_events(snakemake.log.events, metrics=[(headline(scores), 0)], artifacts=snakemake.output)
