@@ -2,6 +2,7 @@
 
 Compares the Fréchet distance of 2048 features with scipy.linalg.sqrtm of the product of the covariances, as scores are
 often computed, and the extraction of features from a sample file with the bare detector on the same images in memory.
+Compares exact searches for nearest neighbours and for images in balls with the bare products of the same tiles.
 The detectors are the classifier of 8×8 digits and a stand-in for Inception with 2048 features and a hundredth of its
 arithmetic.
 """
@@ -20,9 +21,12 @@ from mscd.evaluation.detector import Detector, load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics, collect_statistics
 from mscd.files.atomic import sha256_of
 from mscd.metrics.frechet import frechet_distance
+from mscd.metrics.names import NEIGHBOURS
+from mscd.metrics.neighbours import TILE, count_in_balls, kth_distances, nearest
 from mscd.sampling.sample_file import read_batches, write_samples
 
 DIM, BATCH = 2048, 500
+COMPARED = 10_240  # rows of each set that neighbours are searched in: five tiles
 
 
 class StandIn(torch.nn.Module):
@@ -43,7 +47,7 @@ def rows() -> list[Row]:
     """The speed-up of the distance, then the extraction of features with both detectors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        return [distance(), *extraction(Path(folder), device)]
+        return [distance(), *neighbours(device), *extraction(Path(folder), device)]
 
 
 def distance() -> Row:
@@ -73,6 +77,38 @@ def gaussian(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     scale = np.geomspace(1, 5e-4, DIM)
     rows = rng.normal(size=(6000, DIM)) * scale @ np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
     return rows.mean(0), np.cov(rows, rowvar=False)
+
+
+def neighbours(device: str) -> list[Row]:
+    """The share of a search that its matrix products take, which is the least that any exact search needs.
+
+    Features as from a network with 64 directions that matter; real and generated ones differ a little.
+    """
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(64, DIM)).astype(np.float32)
+    real, fake = (
+        rng.normal(scale=scale, size=(COMPARED, 64)).astype(np.float32) @ mixed
+        + 0.1 * rng.normal(size=(COMPARED, DIM)).astype(np.float32)
+        for scale in (1.0, 1.05)
+    )
+    radii = kth_distances(real, NEIGHBOURS, device=device), kth_distances(fake, NEIGHBOURS, device=device)
+    tiles, others = (torch.from_numpy(rows).to(device).split(TILE) for rows in (real, fake))
+    functions = {
+        "products within one set": lambda: [a @ b.T for i, a in enumerate(tiles) for b in tiles[i:]],
+        "products of two sets": lambda: [a @ b.T for a in tiles for b in others],
+        "third neighbours": lambda: kth_distances(real, NEIGHBOURS, device=device),
+        "nearest": lambda: nearest(fake, real, device=device),
+        "balls": lambda: count_in_balls(real, fake, radii[0], radii[1], device=device),
+    }
+    times = medians(in_turns(functions, rounds=2, warmup=0))
+    detail = {**milliseconds(times), "images": COMPARED}
+    one, two = times["products within one set"], times["products of two sets"]
+    shares = {"third neighbours": one / times["third neighbours"], "nearest training image": two / times["nearest"]}
+    shares["precision, recall"] = two / times["balls"]
+    return [
+        Row("scoring", f"bare products / {what}, D = {DIM}", share, 0.5, "high", "x", detail)
+        for what, share in shares.items()
+    ]
 
 
 def extraction(folder: Path, device: str) -> list[Row]:

@@ -84,15 +84,15 @@ def test_a_replicate_is_another_run_of_the_same_student(project):
     assert {name for name in first if first[name] != second[name]} == {"model", "digest", "run"}
 
 
-def test_replicates_are_samples_of_their_own_and_one_row_of_the_table(project):
+def test_replicates_have_samples_and_scores_of_their_own_and_share_a_row_for_people(project):
     samples = [project.results / f"samples/{name}/ema/euler-1/seeds-0-63.npz" for name in ("b-1", "b-r2-1")]
     assert not np.array_equal(*(read_samples(path)[0] for path in samples))
-    [row] = [row for row in table(project) if row["model"] == "b"]
-    values = [
-        np.mean([block["values"]["fd"] for block in score(project, "classifier", f"{name}/ema/euler-1")["blocks"]])
-        for name in ("b-1", "b-r2-1")
-    ]
-    assert float(row["mean"]) == pytest.approx(np.mean(values), rel=1e-12) and row["replicates"] == "2"
+    scores = [score(project, "classifier", f"{name}/ema/euler-1")["pooled"]["fd_inf"] for name in ("b-1", "b-r2-1")]
+    rows = [(row["replicate"], float(row["fd_inf"])) for row in table(project) if row["model"] == "b"]
+    assert rows == [("1", scores[0]), ("2", scores[1])]
+    text = (project.results / "fid_table.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| b, 1 kimg, ema, 2 replicates"))
+    assert float(line.split("|")[3].split()[0]) == round(np.mean(scores), 3)
 
 
 def test_without_the_features_scores_are_renewed_from_the_kept_images(project, tmp_path):
