@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mscd.errors import UserError
 from mscd.metrics import kernel
-from mscd.metrics.kernel import SCALE, cmmd, gaussian, kid, kid_of_subsets, polynomial, squared_mmd
+from mscd.metrics.kernel import GAUSSIAN, POLYNOMIAL, SCALE, cmmd, kid, kid_of_subsets, squared_mmd
 
 GOLDEN, _ = load("metrics")
 seeds = st.integers(0, 2**32 - 1)
@@ -30,14 +30,14 @@ def test_kid_equals_the_published_values(case):
     wanted = (GOLDEN[f"kid/{case}/mean"], GOLDEN[f"kid/{case}/std"])
     np.testing.assert_allclose(kid_of_subsets(real, fake, indices), wanted, rtol=0, atol=1e-10)
     for name, unbiased in (("unbiased", True), ("biased", False)):
-        value = squared_mmd(polynomial, real, fake, unbiased=unbiased)
+        value = squared_mmd(POLYNOMIAL, real, fake, unbiased=unbiased)
         assert value == pytest.approx(GOLDEN[f"kid/{case}/all_{name}"], rel=0, abs=1e-10)
 
 
 @pytest.mark.parametrize("case", ["full", "unequal", "low"])
 def test_cmmd_equals_the_published_values(case):
     real, fake = case_sets(case)
-    raw = SCALE * squared_mmd(gaussian, real, fake, unbiased=False)
+    raw = SCALE * squared_mmd(GAUSSIAN, real, fake, unbiased=False)
     for name, value in (("unit", cmmd(real, fake)), ("raw", raw)):
         assert value == pytest.approx(GOLDEN[f"cmmd/{case}/{name}"], rel=0, abs=1e-9)
         assert value == pytest.approx(GOLDEN[f"cmmd/{case}/{name}_f32"], rel=0, abs=5e-4)
@@ -47,7 +47,7 @@ def test_cmmd_equals_the_published_values(case):
 @given(seed=seeds, tile=st.integers(1, 30))
 def test_tiles_do_not_change_a_discrepancy(seed, tile):
     x, y = (np.random.default_rng(seed).normal(size=(size, 5)) for size in (23, 31))
-    for of, unbiased in ((polynomial, True), (gaussian, False)):
+    for of, unbiased in ((POLYNOMIAL, True), (GAUSSIAN, False)):
         whole = squared_mmd(of, x, y, unbiased=unbiased)
         with patch.object(kernel, "TILE", tile):
             assert squared_mmd(of, x, y, unbiased=unbiased) == pytest.approx(whole, rel=1e-9, abs=1e-13)
@@ -78,7 +78,7 @@ def test_unbiased_values_have_mean_zero_and_biased_ones_do_not():
     rng = np.random.default_rng(0)
     draws = [rng.normal(size=(size, 4)) for _ in range(400) for size in (20, 15)]
     pairs = list(zip(draws[::2], draws[1::2], strict=True))
-    unbiased, biased = ([squared_mmd(polynomial, x, y, unbiased=u) for x, y in pairs] for u in (True, False))
+    unbiased, biased = ([squared_mmd(POLYNOMIAL, x, y, unbiased=u) for x, y in pairs] for u in (True, False))
     error = np.std(unbiased) / np.sqrt(len(pairs))
     assert abs(np.mean(unbiased)) < 4 * error
     assert np.mean(biased) > 20 * error
@@ -93,7 +93,7 @@ def test_kid_is_repeatable_and_its_seed_draws_the_subsets():
 def test_kid_takes_all_of_a_set_smaller_than_its_subsets():
     x, y = np.random.default_rng(0).normal(size=(2, 30, 4))
     mean, std = kid(x, y, subsets=3)
-    assert mean == pytest.approx(squared_mmd(polynomial, x, y, unbiased=True), rel=1e-9)
+    assert mean == pytest.approx(squared_mmd(POLYNOMIAL, x, y, unbiased=True), rel=1e-9)
     assert std < 1e-12
     assert kid(x, y[:29])[1] > 1e-3  # 29 of the 30 differ from subset to subset
 
