@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mscd.config.run_paths import REAL, TEACHER
+from mscd.config.run_paths import HALVES, REAL, TEACHER
 from mscd.diffusion.ema_names import std_of
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write
@@ -179,11 +179,15 @@ def score_vs_nfe(scores: pd.DataFrame, path: str | Path) -> None:
 
 
 def _draw_floor(axes: Axes, networks: pd.DataFrame) -> None:
-    """Draw a line per kind of real images whose score is above 0, which a logarithmic axis can show."""
-    looks = zip(networks[networks["model"] == REAL].iterrows(), [":", "-.", (0, (1, 4))], strict=False)
-    for (_, row), line in looks:
-        if row["score"] > 0:
-            axes.axhline(row["score"], color=FLOOR, linestyle=line, linewidth=1.4, label=network_label(row))
+    """Draw a line for real images that were measured against the same reference: their score, or where it is below 0,
+    which a logarithmic axis cannot show, the upper end of its interval."""
+    real = networks[(networks["model"] == REAL) & (networks["sampler"] != HALVES)]
+    for (_, row), line in zip(real.iterrows(), [":", "-."], strict=False):
+        label, score = network_label(row), row["score"]
+        if not score > 0:
+            label, score = f"{label}: upper end of the interval", row["score_high"]
+        if score > 0:
+            axes.axhline(score, color=FLOOR, linestyle=line, linewidth=1.4, label=label)
 
 
 def precision_vs_recall(scores: pd.DataFrame, path: str | Path) -> None:
@@ -196,9 +200,9 @@ def precision_vs_recall(scores: pd.DataFrame, path: str | Path) -> None:
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(8.4, 4.4))
         axes = figure.subplots()
-        looks = zip(itertools.cycle(MARKERS), itertools.cycle(COLOURS))
-        for (_, row), (marker, colour) in zip(rows.iterrows(), looks, strict=False):
-            colour = {TEACHER: INK, REAL: FLOOR}.get(row["model"], colour)
+        markers, colours = itertools.cycle(MARKERS), itertools.cycle(COLOURS)
+        for _, row in rows.iterrows():
+            marker, colour = next(markers), {TEACHER: INK, REAL: FLOOR}.get(row["model"]) or next(colours)
             name = f"{TEACHER}, {row['sampler']}" if row["model"] == TEACHER else row["model"]
             label = network_label(row) if row["model"] == REAL else f"{name}, {row['nfe']} NFE"
             if not pd.isna(row["precision"]) and not pd.isna(row["recall"]):

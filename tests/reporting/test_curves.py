@@ -169,7 +169,7 @@ def test_a_long_run_is_drawn_as_lines_without_markers(drawn, tmp_path):
 
 def test_with_fd_inf_the_nfe_plot_shows_it_with_intervals_and_what_real_images_score(drawn, tmp_path):
     scores = with_real(extrapolated(), "resampled", 1.5, 0.25)
-    scores = with_real(scores, "halves", 1.5, -0.25, 50)  # a logarithmic axis has no place for it
+    scores = with_real(scores, "halves", 1.5, 0.5, 50)  # against another reference, so not drawn
     curves.score_vs_nfe(scores, tmp_path / "a.png")
     (axes,) = drawn
     assert labels(axes) == [
@@ -183,6 +183,13 @@ def test_with_fd_inf_the_nfe_plot_shows_it_with_intervals_and_what_real_images_s
     bars = [lines.get_segments()[0] for lines in axes.collections if isinstance(lines, LineCollection)]
     ends = [(float(low), float(high)) for (_, low), (_, high) in bars]
     assert all(low < value < high for (low, high), value in zip(ends, (1, 2, 4), strict=True))
+
+
+def test_real_images_below_zero_are_shown_by_the_upper_end_of_their_interval(drawn, tmp_path):
+    curves.score_vs_nfe(with_real(extrapolated(), "resampled", 1.5, -0.25), tmp_path / "a.png")
+    floor = drawn[0].get_lines()[-1]
+    assert floor.get_label() == "training images, drawn with replacement: upper end of the interval"
+    assert floor.get_ydata()[0] > 0
 
 
 def test_replicates_are_one_point_at_their_mean(drawn, tmp_path):
