@@ -6,16 +6,16 @@ executed.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import textwrap
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
+import pandas as pd
 
 from mscd.checkpoints.edm_pickle import read_edm_pickle
 from mscd.checkpoints.metadata import (
@@ -34,10 +34,13 @@ from mscd.data.images import is_image
 from mscd.data.zip_format import read_directory
 from mscd.errors import UserError
 from mscd.evaluation.classifier import is_classifier
+from mscd.evaluation.features import FEATURES_FORMAT
 from mscd.evaluation.inception import INCEPTION_SHA256
+from mscd.evaluation.score import Score, mean_values
+from mscd.evaluation.training_features import TRAINING_FEATURES_FORMAT
 from mscd.files.atomic import NPZ_FAULTS, sha256_of
 from mscd.networks.meta import meta_network, parameter_count
-from mscd.reporting.score_table import BASIC
+from mscd.reporting.score_table import BASIC, best_rows, ranked_by, read_table
 
 Facts = dict[str, object]  # JSON
 FEW_BYTES = 1000  # at the beginning of a file, from which its kind is identified
@@ -45,6 +48,7 @@ NETWORK_FACTS = ("model", "student", "snapshot_kimg", "nimg", "ema", "posthoc", 
 TORCHSCRIPT = "TorchScript module (code that runs when it is loaded)"
 PROVENANCE = "provenance.json"  # next to images of `mscd generate`
 LINE = 120  # characters
+OF_SAMPLES, OF_TRAINING = "features of samples", "features of training images"
 SHAPE = ("img_resolution", "img_channels", "label_dim")
 
 
@@ -74,7 +78,7 @@ def verify(path: str | os.PathLike[str]) -> str:
     Raises UserError if they differ, or if the file holds nothing to compare with.
     """
     kind = describe(path)["kind"]
-    if kind in ("network", "training state", "classifier"):
+    if kind in ("network", "training state", "classifier", OF_SAMPLES, OF_TRAINING):
         load_tensors(path)
         return "its content matches its digest"
     if kind == TORCHSCRIPT:
@@ -135,7 +139,20 @@ def _safetensors(path: Path) -> Facts:
     if is_classifier(metadata):
         about = {"classifier": metadata["classifier"], "made_from": metadata["made_from"], "digest": metadata["digest"]}
         return {"kind": "classifier", "parameters": sum(sizes.values()), **about}
+    if metadata.get("format") in (FEATURES_FORMAT, TRAINING_FEATURES_FORMAT):
+        return _features(metadata, shapes)
     return {"kind": "file from another version of mscd", **metadata}
+
+
+def _features(metadata: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> Facts:
+    """Return the facts of a feature file: of which images, by which detector, and how many."""
+    images, features = shapes["features"]
+    about = {"images": images, "features": features, "detector": metadata["detector"]}
+    about |= {name: shape[1] for name, shape in shapes.items() if name in ("logits", "spatial")}
+    if metadata["format"] == FEATURES_FORMAT:
+        return {"kind": OF_SAMPLES, **about, **_sampled(metadata["samples"]), "digest": metadata["digest"]}
+    kept = {name: metadata[name] for name in ("total", "data", "memorised_baseline", "digest")}
+    return {"kind": OF_TRAINING, **about, **kept}
 
 
 def _network_facts(metadata: NetworkFileMetadata) -> Facts:
@@ -243,27 +260,44 @@ def _json(path: Path) -> Facts:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: begins like JSON but is not valid JSON ({error}); damaged or truncated?") from error
-    if {"value", "metric", "network_digest"} <= content.keys():
-        return {"kind": "score", content["metric"]: content["value"], **content}
+    if isinstance(content, dict) and {"blocks", "pooled", "metric", "network_digest"} <= content.keys():
+        return {"kind": "score", **_score_facts(cast(Score, content), path)}
     return {"kind": "JSON, not a score", "keys": list(content)}
+
+
+def _score_facts(score: Score, path: Path) -> Facts:
+    """Return what was measured, as means over the seed blocks, and on what."""
+    try:
+        values = {score["metric"] if name == "fd" else name: value for name, value in mean_values(score).items()}
+        blocks = {
+            "images": [block["images"] for block in score["blocks"]],
+            "seeds": [block["seeds"] for block in score["blocks"]],
+        }
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: a damaged score ({type(error).__name__}: {error}); score again") from error
+    rest = {name: value for name, value in score.items() if name not in ("blocks", "pooled", "left_out", "nearest")}
+    return {**values, **blocks, **rest}
 
 
 def _table(path: Path) -> Facts:
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        best: dict[str, dict[str, str]] = {}
-        for row in rows:
-            if row["model"] not in best or float(row["mean"]) < float(best[row["model"]]["mean"]):
-                best[row["model"]] = row
-        kept = ("snapshot_kimg", "ema", "sampler", "nfe")
+        table = read_table(path)
+        column, shown = ranked_by(table), ("snapshot_kimg", "ema", "sampler", "nfe")
         lines = {
-            f"best_of_{model}": {"mean": float(row["mean"]), **{name: row[name] for name in kept}}
-            for model, row in best.items()
+            f"best_of_{model}": {column: float(row[column]), **{name: _plain(row[name]) for name in shown}}
+            for model, row in best_rows(table).items()
         }
+        metric = table["metric"].iloc[0] if len(table) else None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: a damaged or truncated table of scores ({error}); make it again") from error
-    return {"kind": "table of scores", "rows": len(rows), "metric": rows[0]["metric"] if rows else None, **lines}
+    return {"kind": "table of scores", "rows": len(table), "metric": metric, **lines}
+
+
+def _plain(value: Any) -> object:
+    """Return a value of a table as Python's, None where it is missing."""
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_safetensors(start: bytes) -> bool:

@@ -10,16 +10,20 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from score_frames import extrapolated, with_real
 
 from mscd.checkpoints.network_file import save_network
 from mscd.data import packing
 from mscd.errors import UserError
 from mscd.evaluation.classifier import Classifier, save_classifier
+from mscd.evaluation.detector import load_detector
 from mscd.evaluation.feature_statistics import FeatureStatistics
+from mscd.evaluation.features import write_features
 from mscd.evaluation.reference import save_reference
+from mscd.evaluation.training_features import make_training_features
 from mscd.networks import EDMPrecond
 from mscd.reporting.file_info import as_text, describe, verify
-from mscd.reporting.score_table import BASIC
+from mscd.reporting.score_table import BASIC, write_table
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
 from mscd.training.state import MAIN, StateFolder, TrainedNetwork, TrainingState
@@ -186,10 +190,32 @@ def test_generated_images_are_shown_with_their_network(tmp_path, network):
     assert facts["network"]["model"] == "s4" and facts["origin"] == ORIGIN
 
 
-def test_a_score_is_shown_with_its_metric(tmp_path):
-    score = {"value": 2.5, "metric": "FID", "network_digest": "d", "images": 50000}
-    (tmp_path / "score.json").write_text(json.dumps(score))
-    assert describe(tmp_path / "score.json") == {"kind": "score", "FID": 2.5, **score}
+SCORE = {
+    "blocks": [
+        {"seeds": [0, 9], "images": 10, "values": {"fd": 2.0}},
+        {"seeds": [10, 19], "images": 10, "values": {"fd": 3.0}},
+    ],
+    "pooled": {"fd_inf": 1.5},
+    "left_out": [1.0, 2.0],
+    "nearest": [],
+    "metric": "FID",
+    "network_digest": "d",
+    "sampler": "euler",
+}
+
+
+def test_a_score_is_shown_with_the_means_of_its_metrics(tmp_path):
+    (tmp_path / "score.json").write_text(json.dumps(SCORE))
+    facts = describe(tmp_path / "score.json")
+    assert (facts["kind"], facts["FID"], facts["fd_inf"], facts["images"]) == ("score", 2.5, 1.5, [10, 10])
+    assert facts["network_digest"] == "d" and facts["sampler"] == "euler" and "left_out" not in facts
+
+
+@pytest.mark.parametrize("damage", [{"blocks": []}, {"blocks": [{}]}, {"pooled": None}])
+def test_a_damaged_score_is_a_one_line_error(tmp_path, damage):
+    (tmp_path / "score.json").write_text(json.dumps(SCORE | damage))
+    with pytest.raises(UserError, match=r"score.json: a damaged score \(.*\); score again"):
+        describe(tmp_path / "score.json")
 
 
 def test_a_table_is_shown_with_the_best_of_each_model(tmp_path):
@@ -198,7 +224,31 @@ def test_a_table_is_shown_with_the_best_of_each_model(tmp_path):
     (tmp_path / "table.csv").write_text("\n".join([columns, *rows]) + "\n")
     facts = describe(tmp_path / "table.csv")
     assert (facts["rows"], facts["metric"]) == (2, "FID")
-    assert facts["best_of_s8"]["mean"] == 2.5 and facts["best_of_s8"]["snapshot_kimg"] == "50"
+    assert facts["best_of_s8"]["mean"] == 2.5 and facts["best_of_s8"]["snapshot_kimg"] == 50
+
+
+def test_a_tables_best_is_that_of_fd_inf_and_real_images_are_no_model(tmp_path):
+    scores = with_real(extrapolated(), "resampled", 1.5, 0.25, images=50)
+    write_table(scores, tmp_path / "table.csv", tmp_path / "table.md")
+    facts = describe(tmp_path / "table.csv")
+    assert {name for name in facts if name.startswith("best_of_")} == {"best_of_teacher", "best_of_s8", "best_of_s4"}
+    assert facts["best_of_s4"] == {"fd_inf": 4.0, "snapshot_kimg": 50, "ema": "ema", "sampler": "euler", "nfe": 4}
+
+
+def test_features_are_shown_with_their_images_and_detector(tmp_path, network):
+    save_classifier(tmp_path / "detector.safetensors", Classifier(8, 1, 10), {})
+    generate(network, tmp_path / "samples.npz", seeds=range(3), sampler="euler", steps=4)
+    packing.pack("digits", tmp_path / "data.zip", max_images=20)
+    detector = load_detector(tmp_path / "detector.safetensors")
+    write_features([tmp_path / "samples.npz"], detector, tmp_path / "a", outputs=["features", "logits"])
+    make_training_features(tmp_path / "data.zip", tmp_path / "detector.safetensors", tmp_path / "b", images=10)
+    facts = describe(tmp_path / "a")
+    assert (facts["kind"], facts["images"], facts["features"], facts["logits"]) == ("features of samples", 3, 64, 10)
+    assert facts["network"]["model"] == "s4" and facts["detector"]["name"] == "classifier"
+    facts = describe(tmp_path / "b")
+    assert (facts["kind"], facts["images"], facts["total"]) == ("features of training images", 10, 20)
+    for name in "ab":
+        assert verify(tmp_path / name) == "its content matches its digest"
 
 
 def torchscript(path):
