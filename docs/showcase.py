@@ -61,8 +61,8 @@ def caption(run: RunPaths, table: pd.DataFrame, cores: int | None) -> list[str]:
     return [
         f"Trained from scratch on real 8×8 digits by `make demo`, here in {duration(run):.0f} minutes on",
         f"{cores} CPU cores. FD∞ is the Fréchet distance in the features of a digit classifier, extrapolated from",
-        f"three blocks of {images:,} images to infinitely many; lower is better. In brackets: 95 % intervals. It is",
-        "not comparable with FID on ImageNet.",
+        f"three blocks of {images:,} images to infinitely many; lower is better. In brackets: 95 % intervals for",
+        "these networks; another training run may differ by more. Not comparable with FID on ImageNet.",
     ]
 
 
@@ -74,7 +74,7 @@ def result_table(table: pd.DataFrame) -> list[str]:
     students = sorted(best.values(), key=lambda row: -row["nfe"])
     [(_, euler)] = teacher_euler(table, students[0]["nfe"]).iterrows()
     named = [("teacher, its best sampler", teacher), (f"teacher, only {euler['nfe']} evaluations", euler)]
-    named += [(f"**student {row['model']}**", row) for row in students]
+    named += [(f"student {row['model']}", row) for row in students]
     header = ["network", "evaluations per image", "FD∞", "× teacher's best", "precision", "recall"]
     rows = [[name, str(row["nfe"]), *cells(row)] for name, row in named]
     return markdown_table(header, rows, right={1, 2, 3, 4, 5}, padded=False)

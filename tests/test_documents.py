@@ -167,7 +167,7 @@ def test_showcase_writes_results_into_the_pages_and_again_the_same(tmp_path):
 
     showcase["main"](tmp_path, 2)
     texts = [page.read_text() for page in pages]
-    student = "| **student s8** | 8 | 2.50 [1.50, 3.50] | 1.25 [1.50, 3.00] | 0.90 | 0.80 |"
+    student = "| student s8 | 8 | 2.50 [1.50, 3.50] | 1.25 [1.50, 3.00] | 0.90 | 0.80 |"
     assert student in texts[0] and "7 minutes on\n2 CPU cores" in texts[0]
     assert texts[0].startswith("before\n") and texts[0].endswith("after\n") and "old" not in texts[0]
     assert without_pictures(texts[1]) == without_pictures(texts[0])
@@ -180,7 +180,7 @@ def test_pages_show_what_showcase_writes():
     """Both pages show the same results, whose pictures are in the repository."""
     block = re.compile(r"<!-- results: make showcase -->\n(.*?)<!-- /results -->", re.DOTALL)
     readme, index = (block.search((REPOSITORY / page).read_text())[1] for page in ("README.md", "docs/index.md"))
-    assert without_pictures(index) == without_pictures(readme) and readme.count("| **student s") == 2
+    assert without_pictures(index) == without_pictures(readme) and readme.count("| student s") == 2
 
 
 def test_citation_names_the_version():

@@ -36,6 +36,11 @@ def _against_teacher(best: pd.DataFrame) -> list[str]:
         sentence = f"{row['model']} at {row['nfe']} NFE: {row['score']:.{decimals}f}"
         if not pd.isna(row["ratio"]):
             sentence += f", {_times(row)} the teacher's best ({teacher['score']:.{decimals}f} at {teacher['nfe']} NFE)"
+        compared = compare(row["estimate"], teacher["estimate"])
+        if compared.difference_interval is not None:
+            sentence += (
+                f", a difference of {with_interval(compared.difference, *compared.difference_interval, decimals)}"
+            )
         for _, few in teachers[(teachers["nfe"] == row["nfe"]) & (teachers.index != teacher.name)].iterrows():
             sentence += f"; the teacher at {few['nfe']} NFE: {few['score']:.{decimals}f}"
         sentences.append(sentence)
@@ -85,7 +90,8 @@ def _against_real(networks: pd.DataFrame, decimals: int) -> list[str]:
             continue
         sentence = meaning[row["sampler"]].format(images=row["images"], fd=f"{row['own_mean']:.{decimals}f}")
         if not pd.isna(row["fd_inf"]):
-            sentence += f", and {row['fd_inf']:z.{decimals}f} extrapolated to infinitely many"
+            extrapolated = with_interval(row["fd_inf"], row["fd_inf_low"], row["fd_inf_high"], decimals)
+            sentence += f", and {extrapolated} extrapolated to infinitely many"
         sentences.append(f"Real images: {sentence}")
     return sentences
 
@@ -103,7 +109,8 @@ def _memorised(networks: pd.DataFrame, best: pd.DataFrame) -> list[str]:
     )
     return [
         "Memorised (nearer to a training image than that image's own nearest neighbour): "
-        f"{shares}. For comparison, {real}; only shares above it are a sign of copying"
+        f"{shares}. For comparison, {real}. A share clearly above that means copying, or images that crowd around "
+        "typical ones (then recall is low)"
     ]
 
 

@@ -19,7 +19,7 @@ BEST_SHOWN = 3
 REAL_NAMES = {
     RESAMPLED: "training images, drawn with replacement",
     HELD_OUT: "held-out images",
-    HALVES: "half of the training images, against the other half",
+    HALVES: "half of the training images (reference: the other half)",
 }
 # Columns of every table after FD∞: name in the summary, heading, decimals (of KID: digits).
 FURTHER = [
@@ -46,7 +46,7 @@ def table_markdown(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame], cs
         own = summarize(others, NETWORK)
         same = own.reset_index().merge(best[NETWORK], on=NETWORK)["index"]  # the rows of `own` for the same networks
         sections += [f"### With detector {detector}", _short(own, own.loc[same])]
-    sections += ["### Every average and sampler", *_long(networks, best, csv), _conventions(networks)]
+    sections += ["### Every snapshot, weight average and sampler", *_long(networks, best, csv), _conventions(networks)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -215,7 +215,11 @@ def _marks(best: pd.DataFrame) -> dict[Hashable, str]:
 
 def _conventions(networks: pd.DataFrame) -> str:
     """Return the footnote: by which conventions the numbers were computed."""
-    notes = ["min, mean and std: the Fréchet distance over the seed blocks."]
+    notes = [
+        "nfe, NFE: network evaluations per image. kimg: thousands of training images. ema, phema, posthoc: averages of"
+    ]
+    notes += ["the weights. min, mean and std: the Fréchet distance over the seed blocks."]
+    notes += ["best: of lowest FD∞." if is_extrapolated(networks) else "best: of lowest mean."]
     if _measured(networks, "kid"):
         notes.append("KID: unbiased, cubic kernel, subsets of up to 1,000 images (Bińkowski et al. 2018).")
     if _measured(networks, "precision"):
@@ -226,7 +230,10 @@ def _conventions(networks: pd.DataFrame) -> str:
         notes.append("IS: 10 consecutive splits (Salimans et al. 2016).")
     if is_extrapolated(networks):
         notes.append(
-            "Intervals: jackknife over groups of seeds, the same in every row, and over replicates if there are."
+            "Intervals: jackknife over groups of seeds, and over replicates if there are; without, they do not cover "
+            "another training run. All rows use the same seeds, so a difference is surer than two intervals suggest."
         )
-    notes.append("Values that depend on the number of images are left empty where it is another one.")
+    notes.append(
+        "Left empty: values that depend on the number of generated or of reference images, where a row has another one."
+    )
     return " ".join(notes)

@@ -59,7 +59,9 @@ def test_a_network_without_a_snapshot_number_has_an_empty_cell(put, tmp_path):
 def test_markdown_is_aligned_and_marks_the_best_rows(run, tmp_path):
     score_table.write_table(read_scores(run), tmp_path / "t.csv", tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()
-    rows = [line for line in lines[lines.index("### Every average and sampler") :] if line.startswith("|")]
+    rows = [
+        line for line in lines[lines.index("### Every snapshot, weight average and sampler") :] if line.startswith("|")
+    ]
     assert len(rows) == 2 + 10 and len({len(row) for row in rows}) == 1
     assert [len(cell) for cell in rows[1].split("|")] == [len(cell) for cell in rows[0].split("|")]
     marked = {row.split("|")[-2].strip(): row for row in rows[2:]}
@@ -132,7 +134,7 @@ def test_a_long_markdown_table_shows_only_the_best_and_last_snapshots(put, tmp_p
             paths.append(put(value, [0, 99], "s8", kimg, ema, "euler", 8))
     score_table.write_table(read_scores(paths), tmp_path / "t.csv", tmp_path / "t.md")
     text = (tmp_path / "t.md").read_text()
-    lines = text.split("### Every average and sampler")[1].splitlines()
+    lines = text.split("### Every snapshot, weight average and sampler")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if line.startswith("| ")][2:]
     shown = [["s8", str(kimg), ema] for kimg in (69, 70, 71, 100) for ema in ("ema", "phema-0.050")]
     assert rows == [["teacher", "400", "ema"], *shown]

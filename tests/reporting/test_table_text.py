@@ -61,7 +61,7 @@ def test_real_images_have_no_value_in_a_column_of_another_number_of_images():
     values = {name: [row[column] for column in columns] for name, row in shown.items()}
     assert values["training images, drawn with replacement"] == ["1.50", "0.700", "0.600"]
     assert values["held-out images"] == ["", "0.700", ""]
-    assert values["half of the training images, against the other half"] == ["", "", ""]
+    assert values["half of the training images (reference: the other half)"] == ["", "", ""]
     assert all(shown[name]["FD∞(classifier)"].startswith("0.25 [") for name in list(values)[-3:])
     assert not any("**real" in row[0] for row in rows)
 
