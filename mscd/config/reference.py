@@ -135,15 +135,18 @@ class ReferenceSettings(Settings):
         return self.holdout if isinstance(self.holdout, HoldoutSource) else None
 
     def identity_of(self, detector: str) -> dict[str, Any]:
-        """The settings that features and reference statistics of a detector depend on."""
+        """The settings that a detector's features depend on."""
         if detector == "classifier":
             return {"detector": detector, "classifier": self.classifier.identity()}
         if detector == "inception":
-            statistics = self.statistics.identity() if self.statistics else None
-            return {"detector": self.inception.sha256, "statistics": statistics}
+            return {"detector": self.inception.sha256}
         file = self.third_party(detector)
         return {"detector": detector, "file": file.identity() if file else None}
 
+    def statistics_identity(self, detector: str) -> dict[str, Any] | None:
+        """The published statistics that a detector's features are compared with, if any."""
+        return self.statistics.identity() if self.statistics and detector == "inception" else None
+
     def identity(self) -> dict[str, Any]:
         """The settings that scores of the first detector depend on."""
-        return self.identity_of(self.detector)
+        return {**self.identity_of(self.detector), "statistics": self.statistics_identity(self.detector)}

@@ -3,13 +3,16 @@
 from math import inf
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, operational
-from mscd.config.run_paths import TEACHER
+from mscd.config.run_paths import TEACHER, split_replicate
 from mscd.diffusion.ema_names import posthoc_name
 from mscd.diffusion.solvers import CHURNED, Solver, nfe
-from mscd.metrics.names import Metric
+from mscd.metrics.names import NEIGHBOURS, Metric
+
+# Images of which a metric can be computed, where that is more than for all others.
+LEAST_IMAGES: dict[Metric, int] = {"fd_inf": 4, "pr": NEIGHBOURS + 1, "dc": NEIGHBOURS + 1, "is": 10}
 
 
 class SamplerSettings(Settings):
@@ -85,6 +88,11 @@ class ScoringSettings(Settings):
         16, "Number of images per row in the figure that compares models."
     )
 
+    @field_validator("seed_blocks")
+    @classmethod
+    def _sort(cls, blocks: list[int]) -> list[int]:
+        return sorted(blocks)  # their order changes nothing: all rows of a table have groups of the same seeds
+
     @model_validator(mode="after")
     def _check_repeats(self) -> "ScoringSettings":
         if len(set(self.seed_blocks)) != len(self.seed_blocks):
@@ -93,6 +101,9 @@ class ScoringSettings(Settings):
             raise ValueError("metrics lists a metric twice")
         if "fd" not in self.metrics:
             raise ValueError("metrics: must list fd, which every table shows")
+        for metric, least in LEAST_IMAGES.items():
+            if metric in self.metrics and self.images < least:
+                raise ValueError(f"images: {metric} needs at least {least} images per seed block, got {self.images}")
         labels = [sampler.label for sampler in self.teacher_samplers]
         for label in labels:
             if labels.count(label) > 1:
@@ -107,7 +118,7 @@ class ScoringSettings(Settings):
     def sampling(self, model: str, label: str) -> SamplerSettings:
         """The sampler that a label denotes in the paths of a model: the teacher's of `teacher_samplers`, or one without
         churn if it is not listed there (a student's never is)."""
-        listed = self.teacher_samplers if model == TEACHER else []
+        listed = self.teacher_samplers if split_replicate(model)[0] == TEACHER else []
         sampler, steps = label.split("-")[:2]
         plain = SamplerSettings.model_validate({"sampler": sampler, "steps": int(steps)})
         return next((asked for asked in listed if asked.label == label), plain)

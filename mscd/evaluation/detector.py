@@ -58,7 +58,7 @@ class Detector:
 
         Raises UserError for other images and for outputs that this detector does not give.
         """
-        self._check_names(names)
+        self.check_names(names)
         wanted = (self.channels, self.resolution, self.resolution)
         fits = all(want in (None, got) for want, got in zip(wanted, images.shape[1:], strict=True))
         if images.dtype != torch.uint8 or not fits:
@@ -76,13 +76,14 @@ class Detector:
 
     def all_outputs(self, batches: Iterable[torch.Tensor], names: Collection[str]) -> Iterator[dict[str, torch.Tensor]]:
         """Return each batch's outputs in `names`, like `features`. Raises UserError as `outputs` does."""
-        self._check_names(names)
+        self.check_names(names)
         order = sorted(names)
         made = (self.outputs(images, order) for images in on_device(batches, self.device))
         fetched = on_host(tuple(outputs[name] for name in order) for outputs in made)
         return (dict(zip(order, tensors, strict=True)) for tensors in fetched)
 
-    def _check_names(self, names: Collection[str]) -> None:
+    def check_names(self, names: Collection[str]) -> None:
+        """Raise UserError unless this detector gives the outputs in `names`."""
         lacking = ", ".join(sorted(set(names) - self.gives))
         if lacking:
             raise UserError(

@@ -57,6 +57,10 @@ class Features:
     logits: np.ndarray | None = None
     spatial: np.ndarray | None = None
 
+    def outputs(self) -> list[np.ndarray]:
+        """All outputs of the detector there are."""
+        return [made for made in (self.rows, self.logits, self.spatial) if made is not None]
+
 
 def outputs_for(metrics: Collection[Metric]) -> set[str]:
     """Return the outputs of a detector that these metrics are computed from."""

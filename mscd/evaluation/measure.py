@@ -24,6 +24,7 @@ from mscd.metrics.manifold import Manifolds, Memorised, compare_manifolds, memor
 from mscd.metrics.names import Metric
 from mscd.metrics.resampling import jackknife
 
+WITHOUT_TRAINING = ("fd", "fd_inf", "is")  # metrics that need no features of training images
 NEAREST_KEPT = 16  # images of which a score says which training image they resemble most
 
 
@@ -64,15 +65,15 @@ class _Compared:
     training: TrainingFeatures | None
     device: torch.device
 
-    def real(self, metric: str) -> TrainingFeatures:
-        if self.training is None:
-            raise UserError(f"{metric} needs features of training images: make a file of them and give it")
+    def real(self, metric: Metric) -> TrainingFeatures:
+        check_needed([metric], self.training)
+        assert self.training is not None
         return self.training
 
     @functools.cached_property
     def manifolds(self) -> Manifolds:
         """Precision, recall, density and coverage, which share one pass over all distances."""
-        training = self.real("pr or dc")
+        training = self.real("pr")
         return compare_manifolds(training.rows, self.features.rows, real_radii=training.radii, device=self.device)
 
     @functools.cached_property
@@ -92,6 +93,13 @@ class _Compared:
         ]
 
 
+def check_needed(metrics: Collection[Metric], training: object) -> None:
+    """Raise UserError if one of the metrics needs features of training images and `training` is None."""
+    needs = [metric for metric in metrics if metric not in WITHOUT_TRAINING]
+    if needs and training is None:
+        raise UserError(f"{needs[0]} needs features of training images: make a file of them and give it")
+
+
 def measure(
     blocks: Sequence[Features],
     reference: Reference,
@@ -108,7 +116,7 @@ def measure(
     for number, features in enumerate(blocks):
         if len(features.rows) < 2:
             raise UserError(f"a score needs at least 2 images, got {len(features.rows)}; generate more")
-        if not np.isfinite(features.rows).all():
+        if not all(np.isfinite(made).all() for made in features.outputs()):
             raise UserError("features contain NaN or infinite values; check the images and the detector")
         compared, values = _Compared(features, reference, training, torch.device(device)), dict[str, float]()
         for metric in metrics:

@@ -6,15 +6,17 @@ the training images against the other half; and held-out images.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from mscd.config.run_paths import HALVES, HELD_OUT, REAL, RESAMPLED
 from mscd.data.dataset import ImageDataset
+from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.features import Features, in_batches, outputs_for
@@ -22,6 +24,7 @@ from mscd.evaluation.reference import Reference, check_reference, check_shape, l
 from mscd.evaluation.score import Numbers, Score, numbers_of, write_score
 from mscd.evaluation.training_features import (
     TrainingFeatures,
+    check_training,
     dataset_outputs,
     load_training_features,
     neighbour_distances,
@@ -57,17 +60,34 @@ def score_real_images(
     dataset, target, known = ImageDataset(data), load_reference(reference), load_training_features(training)
     network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network.identity, network.dim)
+    check_training(training, known, str(data), network.identity, _shape(dataset), target)
     outputs, made = outputs_for(metrics), dict[str, Numbers]()
     drawn = [np.random.default_rng(block).integers(len(dataset), size=images) for block in seed_blocks]
     seeds = [[block * images, (block + 1) * images - 1] for block in seed_blocks]
     resampled = [_features(dataset, network, numbers, outputs, known) for numbers in drawn]
-    made[RESAMPLED] = numbers_of(resampled, seeds, target, known, metrics, device)
-    made[HALVES] = _halves(known, metrics, target, device)
+    with _named(data):
+        made[RESAMPLED] = numbers_of(resampled, seeds, target, known, metrics, device)
+    with _named(f"half of {data}"):
+        made[HALVES] = _halves(known, metrics, target, device)
     if holdout is not None:
-        made[HELD_OUT] = _held_out(ImageDataset(holdout), network, images, len(seed_blocks), target, known, metrics)
+        with _named(holdout):
+            made[HELD_OUT] = _held_out(ImageDataset(holdout), network, images, len(seed_blocks), target, known, metrics)
     for which, path in dest.items():
         with atomic_write(path) as file:
             write_score(file, _record(made[which], which, dataset.digest))
+
+
+@contextlib.contextmanager
+def _named(images: object) -> Iterator[None]:
+    """Say of which images an error in the block is, and why they were scored."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{images}, scored to show what real images score: {error}") from error
+
+
+def _shape(dataset: ImageDataset) -> tuple[int, int, int]:
+    return dataset.resolution, dataset.resolution, dataset.channels
 
 
 def _held_out(
@@ -80,8 +100,7 @@ def _held_out(
     metrics: Collection[Metric],
 ) -> Numbers:
     """Return the numbers of up to `blocks` disjoint blocks of held-out images in random order."""
-    shape = (dataset.resolution, dataset.resolution, dataset.channels)
-    check_shape(f"{dataset.path} holds", shape, "the reference", target)
+    check_shape(f"{dataset.path} holds", _shape(dataset), "the reference", target)
     order = np.random.default_rng(ORDER_SEED).permutation(len(dataset))
     size = min(images, len(order))
     count = min(blocks, len(order) // size)
@@ -116,7 +135,7 @@ def _features(
         logits=made["logits"][place] if "logits" in made else None,
         spatial=made["spatial"][place] if "spatial" in made else None,
         detector=detector.identity,
-        image=(dataset.resolution, dataset.resolution, dataset.channels),
+        image=_shape(dataset),
     )
 
 

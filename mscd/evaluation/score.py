@@ -15,9 +15,9 @@ import torch
 from mscd.errors import UserError
 from mscd.evaluation.detector import DetectorIdentity, load_detector
 from mscd.evaluation.features import Features, image_shape, outputs_for, read_features, write_features
-from mscd.evaluation.measure import Nearest, measure
+from mscd.evaluation.measure import Nearest, check_needed, measure
 from mscd.evaluation.reference import Reference, check_reference, check_shape, load_reference
-from mscd.evaluation.training_features import TrainingFeatures, load_training_features
+from mscd.evaluation.training_features import TrainingFeatures, check_training, load_training_features
 from mscd.files.atomic import atomic_write
 from mscd.metrics.names import Metric
 from mscd.parallel.group import SINGLE_PROCESS, Group
@@ -99,7 +99,12 @@ def score(
     parts = [samples] if isinstance(samples, (str, os.PathLike)) else list(samples)
     target, network = load_reference(reference), load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network.identity, network.dim)
-    check_shape(f"{parts[0]} holds", image_shape(parts), reference, target)
+    image = image_shape(parts)
+    check_shape(f"{parts[0]} holds", image, reference, target)
+    network.check_names(outputs_for(metrics))
+    check_needed(metrics, training)
+    if training is not None:
+        check_training(training, load_training_features(training), str(parts[0]), network.identity, image, target)
     # Opened first, so that nothing is computed if the score cannot be written.
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(atomic_write(dest)) if dest is not None and group.is_lead else None
@@ -151,8 +156,8 @@ def _score(
     check_reference(reference_path, reference, what, features[0].detector, features[0].rows.shape[1])
     check_shape(f"{what} holds", features[0].image, reference_path, reference)
     training = load_training_features(training_path) if training_path is not None else None
-    if training is not None and training.detector["digest"] != features[0].detector["digest"]:
-        raise UserError(f"{training_path} and {what} are features of different detectors; make both with one")
+    if training is not None and training_path is not None:
+        check_training(training_path, training, what, features[0].detector, features[0].image, reference)
     try:
         numbers = numbers_of(features, [one["seeds"] for one in made], reference, training, metrics, device)
     except UserError as error:

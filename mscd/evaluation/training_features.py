@@ -16,6 +16,7 @@ from mscd.errors import UserError
 from mscd.evaluation.detector import Detector, DetectorIdentity, load_detector
 from mscd.evaluation.feature_statistics import collect_statistics
 from mscd.evaluation.features import READ_AT_ONCE, in_batches
+from mscd.evaluation.reference import Reference
 from mscd.metrics.manifold import baseline_of
 from mscd.metrics.names import NEIGHBOURS
 from mscd.metrics.neighbours import Neighbours, nearest_others
@@ -47,7 +48,8 @@ class TrainingFeatures:
 
     rows: float32 [n, dim]; images: their numbers in the data set, int64 [n]; radii, nearest_other: distance from each
     to its third-nearest and nearest other, float64 [n]; memorised_baseline: `metrics.manifold.memorised_baseline`;
-    spatial: mean [2023] and covariance of spatial features, if made; total: images in the data set.
+    spatial: mean [2023] and covariance of spatial features, if made; image: [H, W, C] of the images; data: digest of
+    the data set; total: images in it.
     """
 
     rows: np.ndarray
@@ -57,6 +59,8 @@ class TrainingFeatures:
     memorised_baseline: float
     spatial: tuple[np.ndarray, np.ndarray] | None
     detector: DetectorIdentity
+    image: tuple[int, int, int]
+    data: str
     total: int
     digest: str
 
@@ -88,17 +92,20 @@ def make_training_features(
     dest: str | os.PathLike[str],
     *,
     images: int,
-    outputs: Collection[str] = ("features",),
+    outputs: Collection[str] | None = None,
     device: str | torch.device = "cpu",
     detector_sha256: str | None = None,
     group: Group = SINGLE_PROCESS,
 ) -> None:
     """Write features of up to `images` images of a data set file, drawn at random, and their nearest neighbours.
 
-    outputs: may include "spatial". detector_sha256: as for `load_detector`. The processes of `group` share the images.
+    outputs: features, and spatial ones (for sfid) or not; None: those that the detector gives.
+    detector_sha256: as for `load_detector`. The processes of `group` share the images.
     Raises UserError if the data set or the detector is missing or unsuitable, and for fewer than 5 images.
     """
     dataset, network = ImageDataset(data), load_detector(detector, device, detector_sha256)
+    if outputs is None:
+        outputs = {"features", "spatial"} & network.gives
     chosen = draw_images(len(dataset), images)
     made = dataset_outputs(dataset, network, chosen, outputs, group)
     if group.is_lead:
@@ -134,6 +141,7 @@ def load_training_features(path: str | os.PathLike[str]) -> TrainingFeatures:
         raise UserError(f"{path}: not features of training images (its format is {found!r}); make them again")
     about = cast(TrainingFeaturesMetadata, metadata)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    height, width, channels = about["image"]
     return TrainingFeatures(
         rows=arrays["features"],
         images=arrays["images"],
@@ -142,6 +150,36 @@ def load_training_features(path: str | os.PathLike[str]) -> TrainingFeatures:
         memorised_baseline=about["memorised_baseline"],
         spatial=(arrays["spatial_mu"], arrays["spatial_sigma"]) if "spatial_mu" in arrays else None,
         detector=about["detector"],
+        image=(height, width, channels),
+        data=about["data"],
         total=about["total"],
         digest=about["digest"],
     )
+
+
+def check_training(
+    path: str | os.PathLike[str],
+    known: TrainingFeatures,
+    what: str,
+    detector: DetectorIdentity,
+    image: tuple[int, int, int],
+    reference: Reference,
+) -> None:
+    """Raise UserError unless training features are by this detector, of such images, and of the reference's data set.
+
+    what: names the other features in the message; image: [H, W, C].
+    """
+    data = reference.provenance.get("data")
+    if known.detector["digest"] != detector["digest"]:
+        raise UserError(f"{path} and {what} are features of different detectors; make both with one")
+    if known.image != image:
+        raise UserError(
+            f"{path} is of {_shape_text(known.image)} images, {what} of {_shape_text(image)}; use matching features"
+        )
+    if data is not None and data != known.data:
+        raise UserError(f"{path} and the reference are of different data sets; make both of one")
+
+
+def _shape_text(image: tuple[int, int, int]) -> str:
+    """Return [H, W, C] as text, such as 8x8x1."""
+    return "x".join(map(str, image))

@@ -12,6 +12,7 @@ import torch
 from mscd.config.run_paths import TEACHER, RunPaths
 from mscd.config.scoring import SamplerSettings
 from mscd.diffusion.solvers import nfe
+from mscd.errors import UserError
 from mscd.reporting.score_table import best_rows, fid_table, network_path
 from mscd.reporting.scores import sampler_name
 from mscd.sampling.generate import generate
@@ -59,8 +60,11 @@ def _rows(
 
 
 def settings_of(row: pd.Series, samplers: list[SamplerSettings]) -> SamplerSettings:
-    """Return the settings with which a row of the table was sampled."""
-    return next(how for how in samplers if (_name_of(how), how.steps) == (row["sampler"], row["steps"]))
+    """Return the settings with which a row of the table was sampled. Raises UserError if they are not listed."""
+    for how in samplers:
+        if (_name_of(how), how.steps) == (row["sampler"], row["steps"]):
+            return how
+    raise UserError(f"scoring.teacher_samplers lists no {row['sampler']} of {row['steps']} steps, which has scores")
 
 
 def _name_of(how: SamplerSettings) -> str:

@@ -83,7 +83,7 @@ def _against_real(networks: pd.DataFrame, decimals: int) -> list[str]:
         RESAMPLED: "{images} training images drawn with replacement score {fd} at this count, as a perfect copy of the "
         "training set would",
         HELD_OUT: "{images} held-out images score {fd}",
-        HALVES: "half of the training images ({images}) score {fd} against the other half",
+        HALVES: "{images} training images score {fd} against the other half of them",
     }
     for _, row in networks[networks["model"] == REAL].iterrows():
         if pd.isna(row["own_mean"]):

@@ -46,6 +46,8 @@ def nearest_images(
     with tempfile.TemporaryDirectory() as scratch:
         for _, row in best[~best["model"].duplicated()].iterrows():
             closest = _closest(scores, row)
+            if not closest:
+                continue
             columns = min(columns, len(closest))
             how = (
                 settings_of(row, samplers)
@@ -55,6 +57,11 @@ def nearest_images(
             made = [_image(Path(folder), row, item, how, Path(scratch, "image.npz"), device) for item in closest]
             training = dataset.images(int(item["training"]) for item in closest).permute(0, 2, 3, 1).numpy()
             rows += [(f"{row['model']}\n{row['nfe']} NFE", np.concatenate(made)), ("nearest\ntraining image", training)]
+    if not rows:
+        raise UserError(
+            f"{data}: the nearest training image of every generated one has an exact duplicate, so nothing can be said "
+            "about copies: remove duplicates, or memorised from scoring.metrics"
+        )
     labelled_grid(rows, path, columns=columns)
 
 
@@ -64,9 +71,9 @@ def _closest(scores: pd.DataFrame, row: pd.Series) -> list[dict[str, float]]:
         [scores[name] == row[name] for name in NETWORK if not pd.isna(row[name])]
     )
     each = scores[same].drop_duplicates("replicate")  # all seed blocks of a replicate have the same
+    if "memorised" not in scores:
+        raise UserError("the scores record no nearest images: list memorised in scoring.metrics and score again")
     found = [{**item, "replicate": score["replicate"]} for _, score in each.iterrows() for item in score["nearest"]]
-    if not found:
-        raise UserError(f"the scores of {row['model']} record no nearest images: list memorised in scoring.metrics")
     return heapq.nsmallest(SHOWN, found, key=lambda item: item["ratio"])
 
 

@@ -56,9 +56,13 @@ def summarize(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         row |= dict(zip(("score", "score_low", "score_high"), shown, strict=True))
         if row["model"] == REAL:
             apart = COMPARED if row["sampler"] == HALVES else COUNTED if row["images"] != images else []
+            if "mean" in apart and not extrapolated:
+                apart = [*apart, "score", "score_low", "score_high"]
             row |= {name: math.nan for name in apart if name in row}
         rows.append(row)
-    return _with_ratios(pd.DataFrame(rows), extrapolated)
+    table = pd.DataFrame(rows)
+    networks = table if by == NETWORK else summarize(scores, NETWORK)
+    return _with_ratios(table, networks[networks["model"] == TEACHER], extrapolated)
 
 
 def distance_decimals(networks: pd.DataFrame) -> int:
@@ -72,13 +76,14 @@ def lowest(rows: pd.DataFrame, column: str = "score") -> pd.Series:
     return rows.iloc[rows[column].argmin()]
 
 
-def _with_ratios(table: pd.DataFrame, extrapolated: bool) -> pd.DataFrame:
-    """Add ratio, ratio_low and ratio_high to the teacher's best; NaN for real images and without a teacher."""
-    teachers, ratios = table[(table["model"] == TEACHER) & table["score"].notna()], []
+def _with_ratios(table: pd.DataFrame, teachers: pd.DataFrame, extrapolated: bool) -> pd.DataFrame:
+    """Add ratio, ratio_low and ratio_high to the best of `teachers`, each the mean over its replicates; NaN for real
+    images and without a teacher."""
+    teachers, ratios = teachers[teachers["score"].notna()], []
     best = lowest(teachers) if len(teachers) else None
     for _, row in table.iterrows():
         ratio, low, high = math.nan, math.nan, math.nan
-        if best is not None and row.name == best.name and extrapolated:
+        if best is not None and row["model"] == TEACHER and row["estimate"] == best["estimate"] and extrapolated:
             ratio, low, high = 1.0, 1.0, 1.0
         elif best is not None and row["model"] != REAL and extrapolated:
             compared = compare(row["estimate"], best["estimate"])

@@ -319,7 +319,7 @@ def test_metrics_that_are_unknown_or_lack_something_are_refused_in_a_line(here, 
     common = ["score", "samples.npz", "--reference", "ref.npz", *detector, "--metrics"]
     assert "'fid' is not a metric; choose from fd, fd_inf" in mscd(*common, "fd,fid", code=2).stderr
     refused = mscd(*common, "fd,pr", code=1).stderr
-    assert "samples.npz: pr or dc needs features of training images" in refused and refused.count("\n") == 1
+    assert "pr needs features of training images: make a file of them" in refused and refused.count("\n") == 1
     assert "gives features, logits, but no spatial" in mscd(*common, "fd,sfid", code=1).stderr
 
 

@@ -11,6 +11,9 @@ VISION = {"dinov2": {"source": "dino/model.safetensors"}, "clip": {"source": "cl
 WITH_METRICS = {**SETTINGS["scoring"], "metrics": ["fd", "kid", "is", "sfid", "cmmd"]}
 
 
+WITH_IS = {**SETTINGS["scoring"], "metrics": ["fd", "is"]}
+
+
 def with_reference(**settings):
     return load_config({**changed("reference", {**VISION, **settings}), "scoring": WITH_METRICS})
 
@@ -45,6 +48,8 @@ def test_files_of_all_detectors_and_of_held_out_images_are_needed():
         ("reference", {"holdout": 0.6}, "reference.holdout: must be less than or equal to 0.5"),
         ("reference", {"holdout": 0}, "reference.holdout: must be greater than 0"),
         ("reference", {"holdout": {"sources": "a"}}, "reference.holdout.sources: unknown key, did you mean source"),
+        ("scoring.images", 3, "images: fd_inf needs at least 4 images per seed block, got 3"),
+        ("scoring", {**WITH_IS, "images": 9}, "images: is needs at least 10 images per seed block, got 9"),
         ("students", {"s8-r2": STUDENT}, "s8-r2 is named like a replicate"),
         ("students", {"s8-r1": STUDENT}, "s8-r1 is named like a replicate"),
         ("students", {"real": STUDENT}, "a student cannot be called real"),
@@ -87,6 +92,28 @@ def test_held_out_images_change_the_training_images_only_if_they_are_taken_from_
 
 def test_further_detectors_do_not_change_what_the_first_one_depends_on():
     alone, more = load_config(SETTINGS).reference, with_reference(further_detectors=["dinov2", "clip", "inception"])
-    assert more.reference.identity() == alone.identity() == alone.identity_of("classifier")
+    assert more.reference.identity() == alone.identity()
+    assert more.reference.identity_of("classifier") == alone.identity_of("classifier")
     files = [more.reference.identity_of(name) for name in ("dinov2", "clip", "inception")]
     assert len({digest(file) for file in files}) == 3
+
+
+def test_published_statistics_change_scores_but_no_features():
+    published = load_config(
+        changed("reference", {"detector": "inception", "statistics": {"source": "r.npz"}})
+    ).reference
+    alone = load_config(changed("reference", {"detector": "inception"})).reference
+    assert published.identity_of("inception") == alone.identity_of("inception")
+    assert published.statistics_identity("inception") != alone.statistics_identity("inception") is None
+    assert published.statistics_identity("dinov2") is None and published.identity() != alone.identity()
+
+
+def test_the_order_of_seed_blocks_is_no_setting():
+    orders = [load_config(changed("scoring.seed_blocks", order)).scoring for order in ([2, 0, 1], [0, 1, 2])]
+    assert orders[0] == orders[1] and orders[0].seed_blocks == [0, 1, 2]
+
+
+def test_a_replicate_of_the_teacher_is_sampled_with_the_same_churn():
+    churned = {"sampler": "heun", "steps": 18, "S_churn": 40}
+    scoring = load_config(changed("scoring.teacher_samplers", [churned])).scoring
+    assert [scoring.sampling(name, "heun-18-churn40").S_churn for name in ("teacher", "teacher-r2")] == [40, 40]

@@ -1,12 +1,17 @@
 """Features of training images: which images they are of, and what is computed from them once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from standin_detector import write_layered_standin
 
 from mscd.errors import UserError
 from mscd.evaluation.detector import load_detector
+from mscd.evaluation.reference import load_reference, make_reference
 from mscd.evaluation.training_features import (
+    check_training,
     dataset_outputs,
     draw_images,
     load_training_features,
@@ -51,3 +56,28 @@ def test_another_file_is_refused(saved, tmp_path):
         load_training_features(saved[0])
     with pytest.raises(UserError, match="gone"):
         load_training_features(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detector": {"name": "classifier", "digest": "d"}}, "f and s.npz are features of different detectors"),
+        ({"image": (32, 32, 3)}, "f is of 32x32x3 images, s.npz of 8x8x1"),
+        ({"data": "another"}, "f and the reference are of different data sets"),
+    ],
+)
+def test_features_of_other_images_are_refused(digits, saved, tmp_path, change, message):
+    make_training_features(digits.path, saved[0], tmp_path / "f", images=20)
+    make_reference(digits.path, saved[0], tmp_path / "ref.npz")
+    known, reference = load_training_features(tmp_path / "f"), load_reference(tmp_path / "ref.npz")
+    check_training("f", known, "s.npz", known.detector, (8, 8, 1), reference)
+    with pytest.raises(UserError, match=message):
+        check_training("f", dataclasses.replace(known, **change), "s.npz", known.detector, (8, 8, 1), reference)
+
+
+def test_spatial_features_are_made_unless_they_are_left_out(digits, tmp_path):
+    options = {"images": 6, "detector_sha256": write_layered_standin(tmp_path / "net.pt")}
+    make_training_features(digits.path, tmp_path / "net.pt", tmp_path / "all", **options)
+    make_training_features(digits.path, tmp_path / "net.pt", tmp_path / "few", outputs=["features"], **options)
+    made, few = load_training_features(tmp_path / "all"), load_training_features(tmp_path / "few")
+    assert made.spatial[0].shape == (2023,) and few.spatial is None and np.array_equal(made.rows, few.rows)

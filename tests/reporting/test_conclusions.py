@@ -58,7 +58,7 @@ def test_another_training_seed_makes_the_verdict_less_sure():
         (
             "halves",
             50,
-            "Real images: half of the training images (50) score 1.50 against the other half, and 0.25 [-1.02, 1.52] "
+            "Real images: 50 training images score 1.50 against the other half of them, and 0.25 [-1.02, 1.52] "
             "extrapolated to infinitely many",
         ),
     ],

@@ -214,3 +214,10 @@ def test_precision_and_recall_are_one_point_per_network_and_of_real_images(drawn
 def test_without_precision_its_plot_is_refused_naming_the_setting(tmp_path):
     with pytest.raises(UserError, match="list pr in scoring.metrics"):
         curves.precision_vs_recall(extrapolated(), tmp_path / "a.png")
+
+
+def test_without_fd_inf_real_images_at_another_number_of_images_are_no_floor(drawn, tmp_path):
+    for images, lines in ((100, 3), (30, 2)):
+        scores = with_real(scores_of(*TEACHER), "held-out", 1.5, 0.25, images).drop(columns="fd_inf")
+        curves.score_vs_nfe(scores, tmp_path / "a.png")
+        assert len(drawn[-1].get_lines()) == lines

@@ -54,7 +54,7 @@ def near(*items):
 
 def scores(teacher, first, second):
     frame = scores_of(("teacher", 1, "ema", "heun", 2, 3.0), *2 * [("s2", 1, "ema", "euler", 2, 5.0)])
-    return frame.assign(replicate=[1, 1, 2], nearest=[teacher, first, second])
+    return frame.assign(replicate=[1, 1, 2], memorised=0.5, nearest=[teacher, first, second])
 
 
 def image(folder, file, seed, sampler, tmp_path):
@@ -89,9 +89,18 @@ def test_the_closest_images_of_all_replicates_are_above_their_training_images(fo
 
 
 def test_scores_without_nearest_images_are_refused_naming_the_setting(folder, tmp_path):
-    frame = scores(*3 * [NOTHING["nearest"]])
-    with pytest.raises(UserError, match="teacher record no nearest images: list memorised in scoring.metrics"):
+    frame = scores(*3 * [NOTHING["nearest"]]).drop(columns="memorised")
+    with pytest.raises(UserError, match="record no nearest images: list memorised in scoring.metrics"):
         nearest.nearest_images(frame, folder, folder / "data/train.zip", SAMPLERS, tmp_path / "a.png")
+
+
+def test_where_duplicates_leave_nothing_to_compare_only_that_network_is_left_out(folder, drawn, tmp_path):
+    nothing = NOTHING["nearest"]
+    where = folder, folder / "data/train.zip", SAMPLERS, tmp_path / "a.png"
+    nearest.nearest_images(scores(nothing, near((4, 0.5, 1)), nothing), *where)
+    assert [label for label, _ in drawn[:-1]] == ["s2\n2 NFE", "nearest\ntraining image"]
+    with pytest.raises(UserError, match=r"train.zip: .* exact duplicate.*: remove duplicates, or memorised"):
+        nearest.nearest_images(scores(nothing, nothing, nothing), *where)
 
 
 def test_equal_scores_give_an_equal_picture(folder, tmp_path):

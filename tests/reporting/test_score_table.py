@@ -193,3 +193,10 @@ def test_further_detectors_have_columns_of_their_own_beside_the_same_networks():
     assert list(table["dinov2_fd_inf"]) == [10.0, 20.0, 40.0] and list(table["dinov2_precision"]) == [0.5] * 3
     assert list(table["dinov2_fd"]) == [52.5, 95.0, 125.0]
     assert list(table["clip_cmmd"].fillna(-1)) == [-1, 0.25, -1] and "clip_fd" not in table
+
+
+def test_ratios_are_to_the_mean_of_the_teachers_replicates():
+    scores = with_replicate(extrapolated(), "teacher", 2, 0.6)
+    table = score_table.fid_table(scores).set_index(["model", "replicate"])
+    assert table.loc[("s8", 1), "ratio"] == pytest.approx(2 / 0.8)
+    assert table.loc[("teacher", 2), "ratio"] == pytest.approx(0.6 / 0.8)

@@ -2,7 +2,11 @@
 # nothing else, even if an earlier run was killed halfway. Thousands of jobs share a few digests.
 
 data_identity = digest(run.data_identity())
-reference_identities = {name: digest([run.data_identity(), run.reference.identity_of(name)]) for name in detectors}
+detector_identities = {name: digest([run.data_identity(), run.reference.identity_of(name)]) for name in detectors}
+reference_identities = {
+    name: digest([detector_identities[name], run.reference.statistics_identity(name)]) for name in detectors
+}
+seeds_identity = [run.scoring.images, run.scoring.seed_blocks]
 
 
 @functools.cache
@@ -40,11 +44,15 @@ def student_identity(wildcards):
 
 
 def detector_identity(wildcards):
+    return detector_identities[wildcards.detector]
+
+
+def reference_identity(wildcards):
     return reference_identities[wildcards.detector]
 
 
 def training_features_identity(wildcards):
-    return digest([reference_identities[wildcards.detector], run.reference.images, spatial(wildcards.detector)])
+    return digest([detector_identities[wildcards.detector], run.reference.images, spatial(wildcards.detector)])
 
 
 def spatial(detector):
@@ -68,7 +76,7 @@ def samples_identity(wildcards):
 @functools.cache
 def identity_of_features(detector, model, sampler):
     outputs = [metric for metric in run.metrics_of(detector) if metric in ("is", "sfid")]  # need more than features
-    return digest([reference_identities[detector], identity_of_samples(model, sampler), outputs])
+    return digest([detector_identities[detector], identity_of_samples(model, sampler), outputs])
 
 
 def features_identity(wildcards):
@@ -81,7 +89,8 @@ def sampled_features_identity(wildcards):
 
 @functools.cache
 def identity_of_score(detector, model, sampler):
-    return digest([identity_of_features(detector, model, sampler), run.metrics_of(detector), run.reference.images])
+    settings = [run.metrics_of(detector), run.reference.images, seeds_identity]
+    return digest([identity_of_features(detector, model, sampler), reference_identities[detector], settings])
 
 
 def score_identity(wildcards):
@@ -90,13 +99,13 @@ def score_identity(wildcards):
 
 def real_score_identity(wildcards):
     settings = [run.metrics_of(wildcards.detector), run.reference.images, run.reference.holdout]
-    blocks = [run.scoring.images, run.scoring.seed_blocks]
-    return digest([reference_identities[wildcards.detector], blocks, settings])
+    return digest([reference_identities[wildcards.detector], seeds_identity, settings])
 
 
 def scores_identity(wildcards):
-    """Return the identity of everything in the table; the paths distinguish snapshots, samplers and seeds."""
+    """Return the identity of everything in the table; the paths distinguish snapshots and samplers."""
     models = [*teachers, *(f"{student}-0" for student in [*students, *run.published_students])]
     measured = [[reference_identities[name], run.metrics_of(name)] for name in detectors]
     networks = [network_identity(model) for model in models]
-    return digest([measured, networks, run.scoring.teacher_samplers, run.reference.images, run.reference.holdout])
+    real = [run.reference.images, run.reference.holdout]
+    return digest([measured, networks, run.scoring.teacher_samplers, seeds_identity, real])

@@ -13,7 +13,7 @@ if "classifier" in detectors:
         conda:
             "../envs/mscd.yaml"
         params:
-            identity=reference_identities["classifier"],
+            identity=detector_identities["classifier"],
         script:
             "../scripts/train_detector.py"
 
@@ -32,7 +32,7 @@ if "inception" in detectors:
         conda:
             "../envs/mscd.yaml"
         params:
-            identity=reference_identities["inception"],
+            identity=detector_identities["inception"],
         script:
             "../scripts/inception_detector.py"
 
@@ -70,7 +70,7 @@ rule reference_statistics:
     conda:
         "../envs/mscd.yaml"
     params:
-        identity=detector_identity,
+        identity=reference_identity,
     script:
         "../scripts/reference_statistics.py"
 
