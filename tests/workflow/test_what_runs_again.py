@@ -152,14 +152,6 @@ def test_another_number_of_compared_images_samples_nothing(project):
     assert project.planned() == again | scored("teacher", "a", "b") | RESULTS
 
 
-def test_other_blocks_of_the_same_seeds_are_scored_again(project):
-    project.configure(
-        lambda settings: settings["scoring"].update(images=32, seed_blocks=[1, 0], evaluations_per_job=64)
-    )
-    jobs = project.planned()
-    assert scored("teacher", "a", "b") <= jobs and ("score_real_images", "classifier") in jobs
-
-
 def test_figure_setting_redraws_only_the_figure(project):
     project.configure(lambda settings: settings["scoring"].update(grid_images=3))
     assert project.planned() == {("image_grid", "")}
