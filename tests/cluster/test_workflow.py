@@ -1,6 +1,7 @@
 """The whole workflow with profiles/slurm on a real Slurm: results, failures and leftovers."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,8 +16,9 @@ from shared import make_once
 from cluster.site import partition
 
 TRAINING = ("train_teacher", "distill")
+CPU_RULES = ("pack_data", "train_detector", "fid_table", "score_vs", "precision_recall", "export")
 SETUP = "true && . config/site.sh"
-SCORES = {name: f"results/tiny/scores/{name}/ema/euler-2/seeds-64-127.json" for name in ("teacher", "a-1", "a-2")}
+SCORES = {name: f"results/tiny/scores/classifier/{name}/ema/euler-2.json" for name in ("teacher", "a-1", "a-2")}
 
 
 def slurm_profile(name):
@@ -64,6 +66,7 @@ def with_another_seed_block(finished, folder, kind="main"):
     project = finished.copy(folder)
     (folder / "profiles/slurm/config.yaml").write_text(yaml.safe_dump(slurm_profile(partition(kind))))
     project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
+    shutil.rmtree(project.results / "scores")  # those of the first block
     return project
 
 
@@ -96,21 +99,25 @@ def test_every_rule_runs_where_the_profile_says(finished):
         "pack_data": 1,
         "train_detector": 1,
         "reference_statistics": 1,
+        "training_features": 1,
+        "score_real_images": 1,
         "generate": 3,
         "score": 3,
         "fid_table": 1,
         "score_vs_kimg": 1,
         "score_vs_nfe": 1,
         "image_grid": 1,
+        "precision_recall": 1,
+        "nearest_images": 1,
         "export": 1,
     }
     for name, job in ordinary.items():
-        on_cpus = name.startswith(("pack_data", "train_detector", "fid_table", "score_vs", "export"))
+        on_cpus = name.startswith(CPU_RULES)
         assert (job.nodes, job.gpus) == (1, "N/A" if on_cpus else "gres:gpu:1"), name
     legs = {name: job.nodes for name, job in ran.items() if name.endswith(" kimg")}
     assert legs == {f"{leg} kimg": 2 for leg in ("teacher, leg to 1", "a, leg to 1", "a, leg to 2")}
     assert "running on n[" in (finished.results / "logs/distill/a.1.log").read_text()
-    [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/a-1_ema_euler-2_0_63/*.log")
+    [score_log] = finished.folder.glob(".snakemake/slurm_logs/rule_score/classifier_a-1_ema_euler-2/*.log")
     [training_log] = finished.results.glob("logs/distill/a.1/001/*_0_log.out")
     assert "set up on n" in score_log.read_text() and "set up on n" in training_log.read_text()
 
@@ -124,14 +131,14 @@ def test_a_leg_trains_while_the_snapshot_before_it_is_scored(finished):
         return subprocess.check_output(asked, text=True).split("|")[:2]
 
     submitted, _ = times("a, leg to 2 kimg")
-    _, scored = times("score_wildcards_a-1_ema_euler-2_0_63")
+    _, scored = times("score_wildcards_classifier_a-1_ema_euler-2")
     assert submitted < scored
 
 
 def test_results_equal_those_of_a_run_without_slurm(finished, tmp_path):
     local = clone(tmp_path / "local", default={"cores": 2})
     local.configure(few_jobs)
-    score = "results/tiny/scores/a-1/ema/euler-2/seeds-0-63.json"  # contains the network's digest
+    score = "results/tiny/scores/classifier/a-1/ema/euler-2.json"  # contains the network's digest
     ran = local.snakemake(score, "--set-resources", "distill:processes=2", "--set-threads", "distill=2")
     assert ran.returncode == 0, ran.stderr
     assert (finished.folder / score).read_bytes() == (local.folder / score).read_bytes()
@@ -142,7 +149,7 @@ def test_only_the_submitting_snakemake_writes_to_mlflow_one_run_per_job(finished
     with sqlite3.connect(finished.folder / "mlflow.db") as database:
         runs = database.execute("select name, status from runs").fetchall()
     assert {status for _, status in runs} == {"FINISHED"}
-    assert len({name for name, _ in runs}) == len(runs) == 18 + 2  # one per job, and those of `all` and of the workflow
+    assert len({name for name, _ in runs}) == len(runs) == 22 + 2  # one per job, and those of `all` and of the workflow
 
 
 def test_failed_and_cancelled_jobs_are_completed_by_the_same_command(finished, tmp_path):
