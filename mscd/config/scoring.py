@@ -9,10 +9,7 @@ from mscd.config.base import Kimg, NonNegative, PhemaStd, Positive, Settings, op
 from mscd.config.run_paths import TEACHER, split_replicate
 from mscd.diffusion.ema_names import posthoc_name
 from mscd.diffusion.solvers import CHURNED, Solver, nfe
-from mscd.metrics.names import NEIGHBOURS, Metric
-
-# Images of which a metric can be computed, where that is more than for all others.
-LEAST_IMAGES: dict[Metric, int] = {"fd_inf": 4, "pr": NEIGHBOURS + 1, "dc": NEIGHBOURS + 1, "is": 10}
+from mscd.metrics.names import LEAST_IMAGES, Metric
 
 
 class SamplerSettings(Settings):

@@ -65,26 +65,27 @@ class _Compared:
     training: TrainingFeatures | None
     device: torch.device
 
-    def real(self, metric: Metric) -> TrainingFeatures:
-        check_needed([metric], self.training)
+    @property
+    def real(self) -> TrainingFeatures:
+        """The features of training images, which `check_needed` has found to be there."""
         assert self.training is not None
         return self.training
 
     @functools.cached_property
     def manifolds(self) -> Manifolds:
         """Precision, recall, density and coverage, which share one pass over all distances."""
-        training = self.real("pr")
+        training = self.real
         return compare_manifolds(training.rows, self.features.rows, real_radii=training.radii, device=self.device)
 
     @functools.cached_property
     def memorised(self) -> Memorised:
         """Which images are nearer to a training image than that one's own nearest neighbour."""
-        training = self.real("memorised")
+        training = self.real
         return memorised(self.features.rows, training.rows, training.nearest_other, device=self.device)
 
     def nearest(self, block: int) -> list[Nearest]:
         """Return the images closest to a training image."""
-        made, numbers = self.memorised, self.real("memorised").images
+        made, numbers = self.memorised, self.real.images
         closest = np.argsort(made.ratios, kind="stable")[:NEAREST_KEPT].tolist()
         return [
             {"image": i, "block": block, "training": int(numbers[made.nearest[i]]), "ratio": float(made.ratios[i])}
@@ -112,6 +113,7 @@ def measure(
     Raises UserError if a metric needs features of training images or outputs of the detector that are not given, and
     for too few images.
     """
+    check_needed(metrics, training)
     result = Measured([])
     for number, features in enumerate(blocks):
         if len(features.rows) < 2:
@@ -140,7 +142,7 @@ def _fd(of: _Compared) -> dict[str, float]:
 
 
 def _kid(of: _Compared) -> dict[str, float]:
-    mean, std = kid(of.real("kid").rows, of.features.rows)
+    mean, std = kid(of.real.rows, of.features.rows)
     return {"kid": mean, "kid_std": std}
 
 
@@ -162,7 +164,7 @@ def _inception_score(of: _Compared) -> dict[str, float]:
 def _spatial_fd(of: _Compared) -> dict[str, float]:
     if of.features.spatial is None:
         raise UserError("sfid needs the detector's spatial features: make the features again with this metric")
-    target = of.real("sfid").spatial
+    target = of.real.spatial
     if target is None:
         raise UserError("sfid needs spatial features of training images: make their features again with this metric")
     statistics = collect_statistics(in_batches(of.features.spatial), of.features.spatial.shape[1])
@@ -170,11 +172,11 @@ def _spatial_fd(of: _Compared) -> dict[str, float]:
 
 
 def _cmmd(of: _Compared) -> dict[str, float]:
-    return {"cmmd": cmmd(of.real("cmmd").rows, of.features.rows, device=of.device)}
+    return {"cmmd": cmmd(of.real.rows, of.features.rows, device=of.device)}
 
 
 def _memorised(of: _Compared) -> dict[str, float]:
-    return {"memorised": of.memorised.share, "memorised_real": of.real("memorised").memorised_baseline}
+    return {"memorised": of.memorised.share, "memorised_real": of.real.memorised_baseline}
 
 
 # What is measured on each block; fd_inf is measured on all of them together.

@@ -60,7 +60,7 @@ def score_real_images(
     dataset, target, known = ImageDataset(data), load_reference(reference), load_training_features(training)
     network = load_detector(detector, device, detector_sha256)
     check_reference(reference, target, detector, network.identity, network.dim)
-    check_training(training, known, str(data), network.identity, _shape(dataset), target)
+    check_training(known, str(data), network.identity, _shape(dataset), target)
     outputs, made = outputs_for(metrics), dict[str, Numbers]()
     drawn = [np.random.default_rng(block).integers(len(dataset), size=images) for block in seed_blocks]
     seeds = [[block * images, (block + 1) * images - 1] for block in seed_blocks]
@@ -161,9 +161,8 @@ def _halves(
         memorised_baseline=baseline_of(neighbours),
         digest=f"half of {known.digest}",
     )
-    image = (target.provenance["resolution"], target.provenance["resolution"], target.provenance["channels"])
     left = [metric for metric in metrics if metric not in ("is", "sfid")]
-    half_features = Features(one, known.detector, image)
+    half_features = Features(one, known.detector, known.image)
     return numbers_of([half_features], [[0, len(one) - 1]], half_reference, half, left, device)
 
 

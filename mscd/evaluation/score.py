@@ -103,8 +103,9 @@ def score(
     check_shape(f"{parts[0]} holds", image, reference, target)
     network.check_names(outputs_for(metrics))
     check_needed(metrics, training)
-    if training is not None:
-        check_training(training, load_training_features(training), str(parts[0]), network.identity, image, target)
+    known = load_training_features(training) if training is not None else None
+    if known is not None:
+        check_training(known, str(parts[0]), network.identity, image, target)
     # Opened first, so that nothing is computed if the score cannot be written.
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(atomic_write(dest)) if dest is not None and group.is_lead else None
@@ -112,7 +113,7 @@ def score(
         write_features(parts, network, features, outputs=outputs_for(metrics), group=group)
         if not group.is_lead:
             return None
-        result = _score([[features]], str(parts[0]), reference, metrics, training, device)
+        result = _score([[features]], str(parts[0]), reference, metrics, known, device)
         if file is not None:
             write_score(file, result)
         return result
@@ -133,8 +134,9 @@ def score_features(
     features of training images (`make_training_features`), which all metrics but fd, fd_inf and is need. Raises
     UserError as `score` does, and if the blocks are not of one network and sampler.
     """
+    known = load_training_features(training) if training is not None else None
     with atomic_write(dest) as file:
-        result = _score(blocks, str(blocks[0][0]), reference, metrics, training, device)
+        result = _score(blocks, str(blocks[0][0]), reference, metrics, known, device)
         write_score(file, result)
     return result
 
@@ -144,7 +146,7 @@ def _score(
     what: str,
     reference_path: str | os.PathLike[str],
     metrics: Collection[Metric],
-    training_path: str | os.PathLike[str] | None,
+    training: TrainingFeatures | None,
     device: str | torch.device,
 ) -> Score:
     """Return the score of feature files; what: names them in messages."""
@@ -155,9 +157,8 @@ def _score(
     reference = load_reference(reference_path)
     check_reference(reference_path, reference, what, features[0].detector, features[0].rows.shape[1])
     check_shape(f"{what} holds", features[0].image, reference_path, reference)
-    training = load_training_features(training_path) if training_path is not None else None
-    if training is not None and training_path is not None:
-        check_training(training_path, training, what, features[0].detector, features[0].image, reference)
+    if training is not None:
+        check_training(training, what, features[0].detector, features[0].image, reference)
     try:
         numbers = numbers_of(features, [one["seeds"] for one in made], reference, training, metrics, device)
     except UserError as error:

@@ -49,7 +49,7 @@ class TrainingFeatures:
     rows: float32 [n, dim]; images: their numbers in the data set, int64 [n]; radii, nearest_other: distance from each
     to its third-nearest and nearest other, float64 [n]; memorised_baseline: `metrics.manifold.memorised_baseline`;
     spatial: mean [2023] and covariance of spatial features, if made; image: [H, W, C] of the images; data: digest of
-    the data set; total: images in it.
+    the data set; total: images in it; path: of the file.
     """
 
     rows: np.ndarray
@@ -63,6 +63,7 @@ class TrainingFeatures:
     data: str
     total: int
     digest: str
+    path: str
 
 
 def draw_images(total: int, count: int) -> np.ndarray:
@@ -154,16 +155,12 @@ def load_training_features(path: str | os.PathLike[str]) -> TrainingFeatures:
         data=about["data"],
         total=about["total"],
         digest=about["digest"],
+        path=str(path),
     )
 
 
 def check_training(
-    path: str | os.PathLike[str],
-    known: TrainingFeatures,
-    what: str,
-    detector: DetectorIdentity,
-    image: tuple[int, int, int],
-    reference: Reference,
+    known: TrainingFeatures, what: str, detector: DetectorIdentity, image: tuple[int, int, int], reference: Reference
 ) -> None:
     """Raise UserError unless training features are by this detector, of such images, and of the reference's data set.
 
@@ -171,15 +168,9 @@ def check_training(
     """
     data = reference.provenance.get("data")
     if known.detector["digest"] != detector["digest"]:
-        raise UserError(f"{path} and {what} are features of different detectors; make both with one")
+        raise UserError(f"{known.path} and {what} are features of different detectors; make both with one")
     if known.image != image:
-        raise UserError(
-            f"{path} is of {_shape_text(known.image)} images, {what} of {_shape_text(image)}; use matching features"
-        )
+        own, other = ("x".join(map(str, shape)) for shape in (known.image, image))
+        raise UserError(f"{known.path} is of {own} images, {what} of {other}; use matching features")
     if data is not None and data != known.data:
-        raise UserError(f"{path} and the reference are of different data sets; make both of one")
-
-
-def _shape_text(image: tuple[int, int, int]) -> str:
-    """Return [H, W, C] as text, such as 8x8x1."""
-    return "x".join(map(str, image))
+        raise UserError(f"{known.path} and the reference are of different data sets; make both of one")

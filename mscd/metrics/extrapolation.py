@@ -11,9 +11,9 @@ import numpy as np
 
 from mscd.errors import UserError
 from mscd.metrics.frechet import frechet_distance
+from mscd.metrics.names import LEAST_IMAGES
 
 ORDER_SEED = 0  # of the order in which rows are divided into groups
-LEAST_IMAGES = 4  # two groups of two
 GROUPS = 20
 
 
@@ -57,8 +57,8 @@ def fd_infinity(features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, *, grou
     rows each. Computed in float64. Raises UserError for fewer than 4 rows and for NaN or infinite values.
     """
     count = len(features)
-    if count < LEAST_IMAGES:
-        raise UserError(f"FD∞ needs at least {LEAST_IMAGES} images, got {count}; generate more")
+    if count < (least := LEAST_IMAGES["fd_inf"]):  # two groups of two
+        raise UserError(f"FD∞ needs at least {least} images, got {count}; generate more")
     order = np.random.default_rng(ORDER_SEED).permutation(count)
     centre = features.mean(axis=0, dtype=np.float64)
     of_groups = [_sums(features[rows], centre) for rows in np.array_split(order, min(groups, count // 2))]

@@ -6,9 +6,10 @@ import numpy as np
 import scipy
 
 from mscd.errors import UserError
+from mscd.metrics.names import SPLITS
 
 
-def inception_score(logits: np.ndarray, splits: int = 10) -> tuple[float, float]:
+def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
     """Return mean and standard deviation (divisor n) over splits of exp E KL(p(y|x) || p(y)) (Salimans et al. 2016).
 
     logits [N, K] of a classifier; split i consists of rows ⌊iN/splits⌋ ... ⌊(i+1)N/splits⌋, in their order. Computed in

@@ -6,4 +6,7 @@ from typing import Literal, get_args
 Metric = Literal["fd", "fd_inf", "kid", "pr", "dc", "is", "sfid", "cmmd", "memorised"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
+SPLITS = 10  # of is
 NEIGHBOURS = 3  # k: the ball of an image reaches to its k-th nearest other image
+# Images that a metric needs at least, where that is more than two.
+LEAST_IMAGES: dict[Metric, int] = {"fd_inf": 4, "pr": NEIGHBOURS + 1, "dc": NEIGHBOURS + 1, "is": SPLITS}

@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Balls:
-    """Which images lie in the balls around those of another set. A ball is closed (d <= radius) or open (d < radius).
+    """Which images of one set lie in the balls around the images of another: closed (d <= radius) or open (d < radius).
 
     real_balls: number of balls of reals that hold each fake, int64 [M]; in_fake_ball: whether any fake's ball holds
     each real, bool [N]; holds_fake: whether the ball of each real holds any fake, bool [N].
@@ -109,7 +109,7 @@ def count_in_balls(
     *,
     device: str | torch.device = "cpu",
 ) -> Containment:
-    """Return which fakes [M, D] lie in balls around reals [N, D], and which reals in balls around fakes, in one pass.
+    """Return which fakes [M, D] are in the balls of reals [N, D], and which reals in the balls of fakes, in one pass.
 
     real_radii, fake_radii: float64 [N], [M], as `kth_distances` returns them. Raises UserError if a set is empty, and
     for NaN or infinite values.

@@ -260,7 +260,7 @@ def _json(path: Path) -> Facts:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: begins like JSON but is not valid JSON ({error}); damaged or truncated?") from error
-    if isinstance(content, dict) and {"blocks", "pooled", "metric", "network_digest"} <= content.keys():
+    if {"blocks", "pooled", "metric", "network_digest"} <= content.keys():
         return {"kind": "score", **_score_facts(cast(Score, content), path)}
     return {"kind": "JSON, not a score", "keys": list(content)}
 

@@ -39,6 +39,8 @@ def nearest_images(
     nearest neighbour. scores: of `read_scores`, with `memorised` measured; folder: the run's; data: the data set file.
     Raises UserError for a missing or damaged file, and if nearest images were not recorded.
     """
+    if "memorised" not in scores:
+        raise UserError("the scores record no nearest images: list memorised in scoring.metrics and score again")
     networks = summarize(scores, NETWORK)
     best, dataset = best_networks(networks), ImageDataset(data)
     rows: list[tuple[str, Images]] = []
@@ -71,8 +73,6 @@ def _closest(scores: pd.DataFrame, row: pd.Series) -> list[dict[str, float]]:
         [scores[name] == row[name] for name in NETWORK if not pd.isna(row[name])]
     )
     each = scores[same].drop_duplicates("replicate")  # all seed blocks of a replicate have the same
-    if "memorised" not in scores:
-        raise UserError("the scores record no nearest images: list memorised in scoring.metrics and score again")
     found = [{**item, "replicate": score["replicate"]} for _, score in each.iterrows() for item in score["nearest"]]
     return heapq.nsmallest(SHOWN, found, key=lambda item: item["ratio"])
 

@@ -61,8 +61,9 @@ def summarize(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             row |= {name: math.nan for name in apart if name in row}
         rows.append(row)
     table = pd.DataFrame(rows)
-    networks = table if by == NETWORK else summarize(scores, NETWORK)
-    return _with_ratios(table, networks[networks["model"] == TEACHER], extrapolated)
+    best = _teachers_best(scores, extrapolated)
+    ratios = [_ratio(row, best, extrapolated) for _, row in table.iterrows()]
+    return table.assign(**dict(zip(("ratio", "ratio_low", "ratio_high"), zip(*ratios, strict=True), strict=True)))
 
 
 def distance_decimals(networks: pd.DataFrame) -> int:
@@ -76,22 +77,24 @@ def lowest(rows: pd.DataFrame, column: str = "score") -> pd.Series:
     return rows.iloc[rows[column].argmin()]
 
 
-def _with_ratios(table: pd.DataFrame, teachers: pd.DataFrame, extrapolated: bool) -> pd.DataFrame:
-    """Add ratio, ratio_low and ratio_high to the best of `teachers`, each the mean over its replicates; NaN for real
-    images and without a teacher."""
-    teachers, ratios = teachers[teachers["score"].notna()], []
-    best = lowest(teachers) if len(teachers) else None
-    for _, row in table.iterrows():
-        ratio, low, high = math.nan, math.nan, math.nan
-        if best is not None and row["model"] == TEACHER and row["estimate"] == best["estimate"] and extrapolated:
-            ratio, low, high = 1.0, 1.0, 1.0
-        elif best is not None and row["model"] != REAL and extrapolated:
-            compared = compare(row["estimate"], best["estimate"])
-            ratio, (low, high) = compared.ratio, compared.ratio_interval or (math.nan, math.nan)
-        elif best is not None and row["model"] != REAL:
-            ratio = row["mean"] / best["mean"]
-        ratios.append((ratio, low, high))
-    return table.assign(**dict(zip(("ratio", "ratio_low", "ratio_high"), zip(*ratios, strict=True), strict=True)))
+def _teachers_best(scores: pd.DataFrame, extrapolated: bool) -> Estimate | None:
+    """Return what a teacher scores at its best, as the mean over its replicates; None without a teacher's score."""
+    groups = scores[scores["model"] == TEACHER].groupby(NETWORK, sort=False, dropna=False)
+    made = [estimate_of(group) if extrapolated else Estimate(group["value"].mean(), [], []) for _, group in groups]
+    return min((estimate for estimate in made if not math.isnan(estimate.value)), key=lambda of: of.value, default=None)
+
+
+def _ratio(row: pd.Series, best: Estimate | None, extrapolated: bool) -> tuple[float, float, float]:
+    """Return the ratio of a row's score to `best` with its interval; NaN for real images and where there is none."""
+    nothing = (math.nan, math.nan)
+    if best is None or row["model"] == REAL:
+        return math.nan, *nothing
+    if not extrapolated:
+        return row["mean"] / best.value, *nothing
+    if row["estimate"] == best:
+        return 1.0, 1.0, 1.0
+    compared = compare(row["estimate"], best)
+    return compared.ratio, *(compared.ratio_interval or nothing)
 
 
 def curves_of(scores: pd.DataFrame, student: str) -> list[tuple[dict[str, float], int]]:

@@ -216,10 +216,10 @@ def _marks(best: pd.DataFrame) -> dict[Hashable, str]:
 def _conventions(networks: pd.DataFrame) -> str:
     """Return the footnote: by which conventions the numbers were computed."""
     notes = [
-        "nfe, NFE: network evaluations per image. kimg: thousands of training images. ema, phema, posthoc: averages of"
+        "nfe, NFE: network evaluations per image. kimg: thousands of training images. ema, phema, posthoc: averages of "
+        "the weights. min, mean and std: the Fréchet distance over the seed blocks.",
+        f"best: of lowest {'FD∞' if is_extrapolated(networks) else 'mean'}.",
     ]
-    notes += ["the weights. min, mean and std: the Fréchet distance over the seed blocks."]
-    notes += ["best: of lowest FD∞." if is_extrapolated(networks) else "best: of lowest mean."]
     if _measured(networks, "kid"):
         notes.append("KID: unbiased, cubic kernel, subsets of up to 1,000 images (Bińkowski et al. 2018).")
     if _measured(networks, "precision"):

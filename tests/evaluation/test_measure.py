@@ -33,7 +33,7 @@ def features(rows, **outputs):
 def training(rows=REAL, **changes):
     spatial = statistics_of(RNG.normal(size=(40, 5))).mean_and_covariance()
     facts = {"spatial": spatial, "detector": {"name": "any", "digest": "d"}, "total": 500, "digest": "t"}
-    facts |= {"image": (8, 8, 1), "data": "data"}
+    facts |= {"image": (8, 8, 1), "data": "data", "path": "f"}
     facts |= {"images": np.arange(len(rows)) * 3, "memorised_baseline": memorised_baseline(rows)}
     return TrainingFeatures(rows=rows, **neighbour_distances(nearest_others(rows, 3)), **(facts | changes))
 

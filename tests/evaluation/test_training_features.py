@@ -70,9 +70,9 @@ def test_features_of_other_images_are_refused(digits, saved, tmp_path, change, m
     make_training_features(digits.path, saved[0], tmp_path / "f", images=20)
     make_reference(digits.path, saved[0], tmp_path / "ref.npz")
     known, reference = load_training_features(tmp_path / "f"), load_reference(tmp_path / "ref.npz")
-    check_training("f", known, "s.npz", known.detector, (8, 8, 1), reference)
+    check_training(known, "s.npz", known.detector, (8, 8, 1), reference)
     with pytest.raises(UserError, match=message):
-        check_training("f", dataclasses.replace(known, **change), "s.npz", known.detector, (8, 8, 1), reference)
+        check_training(dataclasses.replace(known, **change), "s.npz", known.detector, (8, 8, 1), reference)
 
 
 def test_spatial_features_are_made_unless_they_are_left_out(digits, tmp_path):
