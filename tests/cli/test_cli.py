@@ -335,7 +335,9 @@ def test_published_statistics_are_adopted_with_their_origin(here, folder):
 def test_two_processes_make_the_same_images_as_one(here, folder):
     network, seeds = folder / "student.safetensors", ["--seeds", "250-261"]  # two pieces, one per process
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "mscd"]
+    # --standalone meets at "localhost", which not every machine can resolve
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc_per_node=2", "-m", "mscd"]
     arguments = ["generate", str(network), *seeds, "--out", "two.npz"]
     run = subprocess.run([*launcher, *arguments], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

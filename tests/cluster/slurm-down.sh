@@ -27,6 +27,7 @@ stop $D/run/munged.pid munged
 for l in slurm.conf gres.conf slurmdbd.conf; do
   case "$(readlink /etc/slurm/$l 2>/dev/null)" in $D/*) rm -f /etc/slurm/$l;; esac
 done
-grep -v '# slurm-up$' /etc/hosts >$D/hosts.new && cat $D/hosts.new >/etc/hosts; rm -f $D/hosts.new
+# no file in between: two of these at once, one removing what the other was copying, left /etc/hosts without localhost
+if grep -q '# slurm-up$' /etc/hosts; then kept=$(grep -v '# slurm-up$' /etc/hosts); printf '%s' "${kept:+$kept$'\n'}" >/etc/hosts; fi
 [ "${1:-}" = --wipe ] && rm -rf "$D"
 exit 0
