@@ -33,7 +33,8 @@ class Postgres:
         self._run("createdb", *local, "--owner", "mlflow", "mlflow")
 
     def start(self) -> None:
-        command = [BINARIES / "postgres", "-D", self.data, "-k", self.folder, "-p", str(self.port), "-c", "fsync=off"]
+        where = ["-D", self.data, "-k", self.folder, "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [BINARIES / "postgres", *where, "-c", "fsync=off"]
         with open(self.folder / "log", "a") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, user=USER, group=USER, stdout=log, stderr=log)
         ready = [BINARIES / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
