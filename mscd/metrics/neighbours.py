@@ -36,7 +36,7 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Balls:
-    """Which images of one set lie in the balls around the images of another: closed (d <= radius) or open (d < radius).
+    """Which real images are inside the balls around generated ones (fakes), and which fakes inside those around reals.
 
     real_balls: number of balls of reals that hold each fake, int64 [M]; in_fake_ball: whether any fake's ball holds
     each real, bool [N]; holds_fake: whether the ball of each real holds any fake, bool [N].

@@ -27,7 +27,8 @@ stop $D/run/munged.pid munged
 for l in slurm.conf gres.conf slurmdbd.conf; do
   case "$(readlink /etc/slurm/$l 2>/dev/null)" in $D/*) rm -f /etc/slurm/$l;; esac
 done
-# no file in between: two of these at once, one removing what the other was copying, left /etc/hosts without localhost
-if grep -q '# slurm-up$' /etc/hosts; then kept=$(grep -v '# slurm-up$' /etc/hosts); printf '%s' "${kept:+$kept$'\n'}" >/etc/hosts; fi
+# read once, with no file in between: of two of these at once, one may find /etc/hosts just emptied and must leave it alone
+hosts=$(cat /etc/hosts)
+[[ $hosts != *'# slurm-up'* ]] || grep -v '# slurm-up$' <<<"$hosts" >/etc/hosts
 [ "${1:-}" = --wipe ] && rm -rf "$D"
 exit 0
