@@ -26,9 +26,10 @@ from mscd.data.images import encode_png
 from mscd.data.labels import image_name
 from mscd.data.packing import pack
 from mscd.data.zip_format import StoredZip
+from mscd.methods import randomness
 from mscd.parallel.group import process_group
 from mscd.planning.plan import plan
-from mscd.training import randomness, setup
+from mscd.training import setup
 from mscd.training.batches import index_stream
 
 PART = "data"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from mscd.training.objectives import Objective, student_objective
 
 from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
@@ -16,7 +17,6 @@ from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group, default_device
 from mscd.training.batches import HostBatch, micro_batch_rows
 from mscd.training.loop import training_step
-from mscd.training.objectives import Objective, student_objective
 from mscd.training.setup import distributed
 from mscd.training.state import MAIN, TrainedNetwork, TrainingState
 

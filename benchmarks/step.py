@@ -12,7 +12,7 @@ import torch
 from demo_run import BATCH, StudentRun, batch_of, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
-from mscd.diffusion.edges import edge_table
+from mscd.methods.consistency.edges import edge_table
 
 
 def rows() -> list[Row]:

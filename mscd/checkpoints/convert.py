@@ -11,7 +11,8 @@ from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.config.run_paths import TEACHER
-from mscd.diffusion.sigmas import STUDENT_GRID
+from mscd.diffusion.sigmas import STUDENT_GRID, node_sigmas
+from mscd.diffusion.solvers import Solver
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import Origin
@@ -27,6 +28,8 @@ def convert(
     snapshot_kimg: int | None = None,
     ema: str | None = None,
     segments: int | None = None,
+    nodes: str | list[float] = "karras",
+    sampler: Solver = "euler",
     origin: Origin | None = None,
     expected: Mapping[str, object] | None = None,
 ) -> NetworkMetadata:
@@ -35,7 +38,8 @@ def convert(
     model: "teacher" or the student's name; None means "student" if segments are given or stated in the file, otherwise
     "teacher". A student needs segments, given here or stated in the file; a teacher must not have any.
     snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments override what the file states. For a teacher, the
-    snapshot_kimg in the file is ignored.
+    snapshot_kimg in the file is ignored. nodes (as in sigmas.node_sigmas) and sampler: of the student that segments
+    are given for.
     origin: where the file came from; a network file that states its own origin keeps it.
     expected: EDMPrecond's keyword arguments that the network must have been built with.
     The same file gives the same bytes. Raises UserError naming the file if it does not hold such a network.
@@ -53,7 +57,7 @@ def convert(
     if ema is not None:
         facts["ema"] = ema
     if segments is not None:
-        facts["student"] = _student(facts["student"], segments)
+        facts["student"] = _student(facts["student"], segments, nodes, sampler)
     _check_kind(source, model, facts["student"])
     if origin is not None:
         facts.setdefault("origin", origin)
@@ -70,10 +74,14 @@ def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, Networ
     return net, cast(NetworkFacts, {name: value for name, value in metadata.items() if name not in SET_BY_SAVING})
 
 
-def _student(stated: StudentFacts | None, segments: int) -> StudentFacts:
+def _student(stated: StudentFacts | None, segments: int, nodes: str | list[float], sampler: Solver) -> StudentFacts:
     """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
-    grid = {**STUDENT_GRID, **(stated or {})}
-    return cast(StudentFacts, {**grid, "segments": segments})
+    facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments})
+    if nodes != "karras":
+        facts["nodes"] = node_sigmas(nodes, segments)[:-1].tolist()
+    if sampler != "euler":
+        facts["sampler"] = sampler
+    return facts
 
 
 def _check_kind(source: str | os.PathLike[str], model: str, student: StudentFacts | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeGuard
 
 import safetensors
 
+from mscd.diffusion.solvers import Solver
 from mscd.errors import UserError
 from mscd.provenance.licenses import Origin
 
@@ -31,12 +32,20 @@ class DataFacts(TypedDict):
 
 
 class StudentFacts(TypedDict):
-    """The grid that a student was trained on."""
+    """The noise levels that a student was trained for, and how it is sampled.
+
+    nodes: the noise levels at which it is evaluated, falling, without the final 0; if they are not there, they are the
+    Karras grid of `segments` levels. sampler: its solver, `euler` (DDIM) if it is not there; method: how it was
+    trained, by multistep consistency distillation if it is not there.
+    """
 
     segments: int
     sigma_min: float
     sigma_max: float
     rho: float
+    nodes: NotRequired[list[float]]
+    sampler: NotRequired[Solver]
+    method: NotRequired[str]
 
 
 class StoredAverageFacts(TypedDict):
@@ -97,12 +106,17 @@ class CodeFacts(TypedDict):
 
 
 class StateMetadata(TypedDict):
-    """Metadata of a training state. fingerprint: of its run; score: its validation score, if it has one."""
+    """Metadata of a training state. fingerprint: of its run; score: its validation score, if it has one.
+
+    steps: of the network that is sampled; further: if there are others, the steps of each network and the images seen
+    when it last changed.
+    """
 
     format: str
     fingerprint: str
     nimg: int
     steps: int
+    further: NotRequired[dict[str, list[int]]]
     score: float | None
     code: CodeFacts
     digest: str

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mscd.cli.options import Command, existing, new
+from mscd.diffusion.solvers import STUDENT_SOLVERS, Solver
 
 
 @click.command(
@@ -27,7 +28,12 @@ from mscd.cli.options import Command, existing, new
     type=existing(dir_okay=False),
     help="The run's fid_table.csv; its rows for this network and its teacher go into the model card.",
 )
-def export(network: Path, folder: Path, table: Path | None) -> None:
+@click.option(
+    "--sampler",
+    type=click.Choice(list(STUDENT_SOLVERS.values())),
+    help="Solver of the student.  [default: the one that its file states]",
+)
+def export(network: Path, folder: Path, table: Path | None, sampler: Solver | None) -> None:
     """Export a student to FOLDER, ready for huggingface_hub and usable with only torch and safetensors installed.
 
     NETWORK is the student's .safetensors. FOLDER gets its weights, its settings, a model card (README.md) with licence
@@ -35,4 +41,6 @@ def export(network: Path, folder: Path, table: Path | None) -> None:
     """
     from mscd.reporting.export import export_student
 
-    click.echo(f"{export_student(network, folder, table=table)}: exported, see its README.md", err=True)
+    click.echo(
+        f"{export_student(network, folder, table=table, sampler=sampler)}: exported, see its README.md", err=True
+    )

@@ -36,10 +36,20 @@ def operational(default: Any, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"operational": True})
 
 
+def added(default: Any, description: str) -> Any:
+    """A field that earlier versions did not have: at its default it is not part of a run's identity, so that runs that
+    were made before it existed keep theirs."""
+    return Field(default, description=description, json_schema_extra={"added": True})
+
+
 def is_operational(field: FieldInfo) -> bool:
     """Whether a field was created by `operational`."""
+    return _is_marked(field, "operational")
+
+
+def _is_marked(field: FieldInfo, mark: str) -> bool:
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and extra.get("operational") is True
+    return isinstance(extra, dict) and extra.get(mark) is True
 
 
 class Settings(BaseModel):
@@ -51,8 +61,9 @@ class Settings(BaseModel):
         """The settings that affect the result, as plain JSON values. Runs with equal identities are the same run."""
         kept = {}
         for key, field in type(self).model_fields.items():
-            if not is_operational(field):
-                kept[key] = _plain(getattr(self, key))
+            value = getattr(self, key)
+            if not is_operational(field) and not (_is_marked(field, "added") and value == field.default):
+                kept[key] = _plain(value)
         return kept
 
 

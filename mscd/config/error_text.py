@@ -33,6 +33,9 @@ def _describe_one(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
             return f"{where}: is missing"
         case "value_error":
             return f"{where}: {context['error']}" if where else str(context["error"])
+        case "union_tag_invalid":  # only a student's: a teacher's tag is never wrong
+            where, got = f"{where}.method", context["tag"].strip("<>")
+            what = f"must be one of {context['expected_tags'].replace('<', '').replace('>', '')}"
         case "greater_than_equal":
             what = f"must be at least {context['ge']}"
         case "string_pattern_mismatch":
@@ -66,13 +69,18 @@ def _model_at(location: Sequence[str | int], model: type[BaseModel]) -> type[Bas
     annotation: Any = None
     for part in location[:-1]:
         if _is_tag(part):
-            members = get_args(annotation)
-            annotation = next(member for member in members if Tag(str(part)) in getattr(member, "__metadata__", ()))
-        else:
-            field = model.model_fields.get(str(part))
-            annotation = None if field is None else field.annotation
+            annotation = _tagged(annotation, str(part))
+        elif str(part) in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
         model = _inner_model(annotation) or model
     return model
+
+
+def _tagged(annotation: Any, tag: str) -> Any:
+    """The member of a union, however deep in an annotation, that has the tag."""
+    if Tag(tag) in getattr(annotation, "__metadata__", ()):
+        return annotation
+    return next(filter(None, (_tagged(inner, tag) for inner in get_args(annotation))), None)
 
 
 def _nearest(location: Sequence[str | int], model: type[BaseModel]) -> str:

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from mscd.config.base import FileSettings, Name, Settings
 from mscd.config.data import DataSettings
+from mscd.config.methods import AnyStudent
 from mscd.config.reference import ReferenceSettings
 from mscd.config.run_paths import REAL, TEACHER, RunPaths, replicate_name, split_replicate
 from mscd.config.scoring import PosthocSettings, ScoringSettings
@@ -47,7 +48,7 @@ class Config(Settings):
         Annotated[TeacherSettings, Tag("<trained>")] | Annotated[PublishedTeacher, Tag("<published>")],
         Discriminator(_teacher_kind),
     ] = Field(description="The diffusion model to distil: trained here or, with `source`, published (see below).")
-    students: Annotated[dict[Name, StudentSettings], Field(min_length=1)] = Field(
+    students: Annotated[dict[Name, AnyStudent], Field(min_length=1)] = Field(
         description="Students to train: a mapping of names, which become folder names, to settings (see below)."
     )
     published_students: dict[Name, PublishedStudent] = Field(
@@ -199,7 +200,7 @@ class Config(Settings):
         if isinstance(self.teacher, TeacherSettings):
             asked["teacher.dropout_resolutions"] = self.teacher.dropout_resolutions or []
         for name, student in self.students.items():
-            asked[f"students.{name}.dropout_resolutions"] = student.dropout_resolutions or []
+            asked |= {f"students.{name}.{key}": values for key, values in student.widths().items()}
         for key, values in asked.items():
             for width in values:
                 if width not in widths:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+import itertools
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from mscd.config.base import FileSettings, Fraction, Kimg, NonNegative, PhemaStd, Positive, Settings, Width, operational
+from mscd.config.base import (
+    FileSettings,
+    Kimg,
+    NonNegative,
+    PhemaStd,
+    Positive,
+    Settings,
+    Width,
+    added,
+    operational,
+)
 from mscd.config.network import NetworkSettings
 from mscd.diffusion.ema_names import EMA, phema_name
+from mscd.diffusion.solvers import STUDENT_SOLVERS, Solver, StudentSampler
 from mscd.errors import UserError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+SIGMA_MIN = 0.002  # the lowest noise level of the teacher's grid
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,25 @@ class LegRange:
     start_kimg: int
     end_kimg: int
     end_nimg: int
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How gradients change the weights of one network; the fields are those of TrainingSettings."""
+
+    optimizer: Literal["adam", "adamw", "radam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Network evaluations per training image: `forward` without gradients, `backward` with a backward pass."""
+
+    forward: float
+    backward: float
 
 
 class TrainingSettings(Settings):
@@ -36,9 +70,28 @@ class TrainingSettings(Settings):
         "Number of times to train the network, with `seed`, `seed` + 1, ...; the table shows their mean and spread. "
         "One more repeats nothing. Students are distilled from the first teacher.",
     )
-    learning_rate: Positive = Field(description="Adam's learning rate after the ramp-up.")
+    learning_rate: Positive = Field(description="The optimiser's learning rate after the ramp-up.")
     lr_rampup_kimg: NonNegative = Field(
         0.0, description="Length of the ramp-up, in kimg, during which the learning rate rises linearly from 0."
+    )
+    lr_anneal_kimg: Positive | None = added(
+        None,
+        "Number of kimg, counted from the start, at which the learning rate reaches 0, falling linearly after the "
+        "ramp-up; null: it does not fall.",
+    )
+    lr_decay_kimg: Positive | None = added(
+        None,
+        "Number of kimg after which the learning rate falls with the inverse square root of the images seen; null: it "
+        "does not.",
+    )
+    optimizer: Literal["adam", "adamw", "radam"] = added("adam", "Optimiser.")
+    betas: tuple[Beta, Beta] = added((0.9, 0.999), "Decays of the optimiser's two moments per step.")
+    eps: Positive = added(1e-8, "Constant that keeps the optimiser's division finite.")
+    weight_decay: NonNegative = added(0.0, "Weight decay (`adamw` only), in units of the learning rate.")
+    clip_norm: Positive | None = added(
+        None,
+        "Largest norm of a network's gradient; a larger gradient is scaled down to it. Non-finite values then become 0 "
+        "instead of ±10⁵. null: not clipped.",
     )
     ema_halflife_kimg: NonNegative = Field(
         description="Half-life of the exponential moving average (EMA) of the weights, in kimg."
@@ -60,9 +113,9 @@ class TrainingSettings(Settings):
         description="Number format inside the U-Net. `tf32`: fp32, with matrices multiplied in TensorFloat-32 on a "
         "GPU. A CPU computes `fp16` in fp32, and also `bf16` if it has no instructions for it.",
     )
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = added(
         None,
-        description="Mode of torch.compile for the networks' residual blocks in training (the last two use CUDA graphs "
+        "Mode of torch.compile for the networks' residual blocks in training (the last two use CUDA graphs "
         "on a GPU); null: not compiled. Results differ in the last digits; docs/explanation/performance.md describes "
         "the gain.",
     )
@@ -88,12 +141,18 @@ class TrainingSettings(Settings):
             )
         if len(set(self.phema_stds)) != len(self.phema_stds):
             raise ValueError("phema_stds lists a value twice")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay is an option of adamw, not of {self.optimizer}")
+        if self.lr_anneal_kimg is not None and self.lr_anneal_kimg <= self.lr_rampup_kimg:
+            raise ValueError(
+                f"lr_anneal_kimg {self.lr_anneal_kimg:g} must exceed lr_rampup_kimg {self.lr_rampup_kimg:g}"
+            )
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that affect the result; `compile` only if set, so that runs from before it keep theirs."""
-        kept = super().identity()
-        return kept if self.compile else {name: value for name, value in kept.items() if name != "compile"}
+    def optimizer_options(self) -> OptimizerOptions:
+        """How gradients change the weights."""
+        names = [field.name for field in fields(OptimizerOptions)]
+        return OptimizerOptions(**{name: getattr(self, name) for name in names})
 
     def snapshots(self) -> list[int]:
         """kimg of every snapshot, in order."""
@@ -133,70 +192,104 @@ class PublishedTeacher(FileSettings):
     )
 
 
+def check_nodes(nodes: str | list[float], segments: int) -> None:
+    """Raise ValueError unless a list of nodes fits the number of segments and falls to no less than SIGMA_MIN."""
+    if isinstance(nodes, str):
+        return
+    if len(nodes) != segments:
+        raise ValueError(
+            f"nodes lists {len(nodes)} noise levels, but segments is {segments}: one per segment is needed"
+        )
+    for high, low in itertools.pairwise(nodes):
+        if low >= high:
+            raise ValueError(f"nodes must fall from the first to the last, but {low:g} follows {high:g}")
+    if nodes[-1] < SIGMA_MIN:
+        raise ValueError(f"nodes: {nodes[-1]:g} is below {SIGMA_MIN:g}, where images are finished")
+
+
+def _nodes_tag(value: Any) -> str:
+    """Tag of the kind of nodes, so that an error is about the kind that was meant."""
+    return "<list>" if isinstance(value, (list, tuple)) else "<grid>"
+
+
+Nodes = Annotated[
+    Annotated[Literal["karras", "karras-drop-last"], Tag("<grid>")]
+    | Annotated[list[Positive], Field(min_length=1), Tag("<list>")],
+    Discriminator(_nodes_tag),
+]
+NODES_MEANING = (
+    "Noise levels at which the student is evaluated: `karras-drop-last`, the Karras grid of S + 1 levels from 80 to 0.002 "
+    "without the last; `karras`, the one of S levels, of which the last is 0.002, where an evaluation does nothing; or "
+    "a falling list of S levels, such as [80, 1.1]."
+)
+
+
 class PublishedStudent(FileSettings):
     """A third-party few-step model, scored next to the students trained here."""
 
     segments: int = Field(
         ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
     )
+    nodes: Nodes = added("karras", NODES_MEANING)
+    sampler: StudentSampler = added("ddim", "How it is sampled, as for `students`.")
     snapshot_kimg: Kimg = Field(description="Length of its training, in kimg, by which the table identifies it.")
+
+    @model_validator(mode="after")
+    def _check_its_nodes(self) -> PublishedStudent:
+        check_nodes(self.nodes, self.segments)
+        return self
+
+    @property
+    def solver(self) -> Solver:
+        """The solver that samples the student."""
+        return STUDENT_SOLVERS[self.sampler]
+
+    @property
+    def sampler_label(self) -> str:
+        """Name of the solver and its steps in paths, e.g. `euler-8`."""
+        return f"{self.solver}-{self.segments}"
 
 
 class StudentSettings(TrainingSettings):
-    """A few-step model distilled from the teacher."""
+    """A few-step model distilled from the teacher. These settings are common to all methods; each has more (below).
 
+    title: the method's name and paper, as Markdown.
+    """
+
+    title: ClassVar[str]
+    method: str = Field(description="The method by which the student is trained (see below).")
     segments: int = Field(
         8, ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
     )
-    teacher_steps_start: int = Field(
-        64, ge=1, description="T at the start of training: number of steps of the teacher's grid."
-    )
-    teacher_steps_end: int = Field(1280, ge=1, description="T at the end of annealing.")
-    anneal_kimg: NonNegative = Field(
-        description="Length of annealing, in kimg, during which T goes from `teacher_steps_start` to "
-        "`teacher_steps_end`; 0: T is always the latter."
-    )
-    edge_sampling: Literal["edm", "vp", "uniform"] = Field(
-        "edm", description="Density from which the edges of the teacher's grid are drawn."
-    )
-    P_mean: float = Field(-1.2, allow_inf_nan=False, description="Mean of ln sigma in the `edm` density.")
-    P_std: Positive = Field(1.2, description="Standard deviation of ln sigma in the `edm` density.")
-    terminal_anchor: bool = Field(True, description="Whether to draw the edge to sigma 0 with probability 1/T.")
-    terminal_teacher_hop: bool = Field(
-        True,
-        description="Whether the target of the edge to sigma 0 is the teacher's denoised image rather than the "
-        "training image.",
-    )
-    sigma_max_anchor: Fraction = Field(
-        0.0, description="Probability that an image is placed on the first edge, at sigma_max."
-    )
-    node_anchor: Fraction = Field(
-        0.0,
-        description="Probability that an image is placed on a node of the student's grid, where the student is "
-        "evaluated in sampling.",
-    )
-    distance: Literal["pseudo_huber", "l2_root", "l2", "huber"] = Field(
-        "pseudo_huber", description="Distance between prediction and target."
-    )
-    weight: Literal["sqrt_karras", "edm", "karras", "vlike", "snr+1", "snr", "truncated-snr", "uniform", "sqrt_gap"] = (
-        Field("sqrt_karras", description="Weight of the loss as a function of sigma.")
+    nodes: Nodes = Field("karras-drop-last", description=NODES_MEANING)
+    sampler: StudentSampler = operational(
+        "ddim",
+        "How the student is sampled between its nodes: `ddim` follows the denoised image, `ancestral` draws from its "
+        "posterior, `renoise` adds new noise to it. Changing it repeats only sampling.",
     )
 
     @model_validator(mode="after")
-    def _check_grids(self) -> StudentSettings:
-        if self.teacher_steps_start < self.segments:
-            raise ValueError(
-                f"teacher_steps_start {self.teacher_steps_start} is less than segments {self.segments}: "
-                "some segments would have no edge"
-            )
-        if self.teacher_steps_end < self.teacher_steps_start:
-            raise ValueError(
-                f"teacher_steps_end {self.teacher_steps_end} is less than teacher_steps_start "
-                f"{self.teacher_steps_start}"
-            )
-        if self.sigma_max_anchor + self.node_anchor > 1:
-            raise ValueError("sigma_max_anchor and node_anchor are probabilities but add up to more than 1")
+    def _check_its_nodes(self) -> StudentSettings:
+        check_nodes(self.nodes, self.segments)
         return self
+
+    @property
+    def solver(self) -> Solver:
+        """The solver that samples the student."""
+        return STUDENT_SOLVERS[self.sampler]
+
+    @property
+    def sampler_label(self) -> str:
+        """Name of the solver and its steps in paths, e.g. `euler-8`."""
+        return f"{self.solver}-{self.segments}"
+
+    def evaluations(self) -> Evaluations:
+        """Network evaluations per training image, on average over the steps. Every method states its own."""
+        raise NotImplementedError
+
+    def widths(self) -> dict[str, list[int]]:
+        """Widths of feature maps that the settings name, by key; the network must have them."""
+        return {"dropout_resolutions": self.dropout_resolutions or []}
 
 
 def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:

@@ -6,6 +6,7 @@ All sigmas are noise levels in units of image amplitude (images in [-1, 1]), as 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
 import torch
@@ -54,6 +55,30 @@ def student_sigmas(
     """
     nodes = karras_sigmas(segments, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     return torch.cat([nodes, nodes.new_zeros(1)])
+
+
+def node_sigmas(nodes: str | Sequence[float], segments: int) -> torch.Tensor:
+    """Return a student's grid, float64 [segments + 1]: its nodes, then 0.
+
+    nodes: "karras", student_sigmas(segments), whose last node is sigma_min, where an evaluation changes nothing;
+    "karras-drop-last", the Karras grid of segments + 1 nodes without the last; or the nodes themselves.
+    """
+    if nodes == "karras":
+        return student_sigmas(segments)
+    chosen = karras_sigmas(segments + 1)[:-1].tolist() if nodes == "karras-drop-last" else nodes
+    return torch.tensor([*chosen, 0.0], dtype=torch.float64)
+
+
+def karras_position(
+    u: torch.Tensor, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> torch.Tensor:
+    """Return the noise levels at positions u of the continuous Karras grid, from sigma_min at 0 to sigma_max at 1.
+
+    sigma^(1/rho) is linear in u. The result is float64 in the shape of u.
+    """
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    sigmas: torch.Tensor = ((1 - u.double()) * low + u.double() * high) ** rho
+    return sigmas
 
 
 def sampling_sigmas(

@@ -18,6 +18,7 @@ from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
 from mscd.sampling.sample import HEUN_STEPS, Sampling, sample, split_seeds
+from mscd.sampling.student import student_facts, student_grid
 
 SAMPLED_AT_ONCE = 256
 
@@ -25,7 +26,7 @@ SAMPLED_AT_ONCE = 256
 class Validation:
     """The Fréchet distance between samples of the first `validate_images` seeds and the reference.
 
-    A student is sampled with S Euler steps, a teacher with 18 Heun steps. Raises UserError if the reference was made
+    A student is sampled as its settings say, a teacher with 18 Heun steps. Raises UserError if the reference was made
     with another detector or from images of another size.
     """
 
@@ -54,10 +55,9 @@ class Validation:
 
     def _images(self, net: EDMPrecond) -> Iterator[torch.Tensor]:
         """Yield images uint8 [n, C, H, W] of this process's seeds."""
-        if isinstance(self.settings, StudentSettings):
-            sampling = Sampling("euler", self.settings.segments)
-        else:
-            sampling = Sampling("heun", HEUN_STEPS)
+        settings, sampling = self.settings, Sampling("heun", HEUN_STEPS)
+        if isinstance(settings, StudentSettings):
+            sampling = Sampling(settings.solver, settings.segments, grid=student_grid(net, student_facts(settings)))
         for seeds in split_seeds(self.group.rows(self.settings.validate_images), SAMPLED_AT_ONCE):
             images, _ = sample(net, seeds, sampling)
             yield images

@@ -17,6 +17,7 @@ from mscd.networks.unet import (
     check_noise_channels,
     check_rates,
     drop_labels,
+    features_of,
     resolution_levels,
 )
 
@@ -75,19 +76,49 @@ class DhariwalUNet(torch.nn.Module):
         class_labels: torch.Tensor | None,
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        emb = self.map_noise(noise_labels)
+        emb = self._embed(noise_labels, class_labels, augment_labels)
+        return self._decode(self._encode(x, emb), emb)
+
+    def with_features(
+        self,
+        x: torch.Tensor,
+        noise_labels: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None,
+        widths: Sequence[int],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return F and, for each of `widths`, the encoder's last output [N, channels, width, width].
+
+        Raises UserError for a width that no level has.
+        """
+        emb = self._embed(noise_labels, class_labels, augment_labels)
+        skips = self._encode(x, emb)
+        features = features_of(skips, widths)
+        return self._decode(skips, emb), features
+
+    def _embed(
+        self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        emb: torch.Tensor = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             assert class_labels is not None  # EDMPrecond passes zeros instead of None
             emb = emb + self.map_label(drop_labels(class_labels, self.label_dropout, self.training))
-        emb = F.silu(emb)
+        return F.silu(emb)
 
-        skips = []
+    def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
+        """Return the outputs of the encoder's modules in order."""
+        outputs = []
         for block in self.enc.values():
             x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
-            skips.append(x)
+            outputs.append(x)
+        return outputs
+
+    def _decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+        """Return F; empties `skips`, so that their memory is free as soon as possible."""
+        x = skips[-1]
         for name, block in self.dec.items():
             if "_block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,16 +71,44 @@ class EDMPrecond(torch.nn.Module):
         sigma: torch.Tensor | float,
         class_labels: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        *,
+        raw: bool = False,
     ) -> torch.Tensor:
         """Denoise x [N, C, R, R] at noise level sigma (scalar or [N], in image amplitude) -> float32 [N, C, R, R].
 
         `class_labels` is float [N, label_dim]; None means no label (zeros). `augment_labels` is float [N, augment_dim];
-        None means no augmentation (zeros).
+        None means no augmentation (zeros). With `raw`, the result is F(c_in x; c_noise, y) instead of D.
         """
+        x, sigma = self._float32(x, sigma)
+        F_x = self.model(*self._unet_inputs(x, sigma, class_labels, augment_labels)).to(torch.float32)
+        return F_x if raw else self._denoised(x, sigma, F_x)
+
+    def with_features(
+        self, x: torch.Tensor, sigma: torch.Tensor | float, class_labels: torch.Tensor | None, widths: Sequence[int]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Denoise as `forward` does; also return the encoder's last feature maps of the given widths, float32.
+
+        Raises UserError for a width that no level of the network has.
+        """
+        x, sigma = self._float32(x, sigma)
+        F_x, features = self.model.with_features(*self._unet_inputs(x, sigma, class_labels, None), widths)
+        return self._denoised(x, sigma, F_x.to(torch.float32)), [feature.to(torch.float32) for feature in features]
+
+    def _float32(self, x: torch.Tensor, sigma: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x and sigma [N or 1, 1, 1, 1] in float32."""
         x = x.to(torch.float32)
         if not isinstance(sigma, torch.Tensor):
             sigma = torch.full((1,), sigma, device=x.device)
-        sigma = sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        return x, sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+
+    def _unet_inputs(
+        self,
+        x: torch.Tensor,
+        sigma: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return c_in x in the compute dtype, c_noise and the labels."""
         if self.label_dim == 0:
             class_labels = None
         elif class_labels is None:
@@ -89,18 +117,19 @@ class EDMPrecond(torch.nn.Module):
             class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
         if augment_labels is None and self.augment_dim:  # DDP requires a gradient for every parameter
             augment_labels = x.new_zeros(1, self.augment_dim)
+        c_in = (sigma**2 + self.sigma_data**2).rsqrt()
+        c_noise = sigma.log().flatten() / 4
+        x_in = (c_in * x).to(compute_dtype(self.precision, x.device))
+        if x.device.type == "cpu":
+            x_in = x_in.to(memory_format=torch.channels_last)  # the fastest layout for convolutions on a CPU
+        return x_in, c_noise, class_labels, augment_labels
 
+    def _denoised(self, x: torch.Tensor, sigma: torch.Tensor, F_x: torch.Tensor) -> torch.Tensor:
+        """Return c_skip x + c_out F."""
         variance = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
         c_out = sigma * self.sigma_data * variance.rsqrt()
-        c_in = variance.rsqrt()
-        c_noise = sigma.log().flatten() / 4
-        on_cpu = x.device.type == "cpu"
-        x_in = (c_in * x).to(compute_dtype(self.precision, x.device))
-        if on_cpu:
-            x_in = x_in.to(memory_format=torch.channels_last)  # the fastest layout for convolutions on a CPU
-        F_x = self.model(x_in, c_noise, class_labels, augment_labels)
-        return torch.addcmul(c_skip * x, c_out, F_x.to(torch.float32))
+        return torch.addcmul(c_skip * x, c_out, F_x)
 
 
 def _check_options(model_type: str, options: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from mscd.networks.unet import (
     check_noise_channels,
     check_rates,
     drop_labels,
+    features_of,
     resolution_levels,
 )
 
@@ -83,21 +84,24 @@ class SongUNet(torch.nn.Module):
         augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         emb = self._embed(noise_labels, class_labels, augment_labels)
-        x, skips = self._encode(x, emb)
-        out: torch.Tensor | None = None
-        for name, block in self.dec.items():
-            if "_aux_up" in name:
-                out = block(out)
-            elif "_aux_norm" in name:
-                h = F.silu(block(x))
-            elif "_aux_conv" in name:
-                out = block(h) if out is None else out + block(h)
-            else:
-                if "_block" in name:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = block(x, emb)
-        assert out is not None  # set by the _aux_conv of the finest level
-        return out
+        return self._decode(self._encode(x, emb), emb)
+
+    def with_features(
+        self,
+        x: torch.Tensor,
+        noise_labels: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None,
+        widths: Sequence[int],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return F and, for each of `widths`, the encoder's last output [N, channels, width, width].
+
+        Raises UserError for a width that no level has.
+        """
+        emb = self._embed(noise_labels, class_labels, augment_labels)
+        skips = self._encode(x, emb)
+        features = features_of(skips, widths)
+        return self._decode(skips, emb), features
 
     def _embed(
         self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
@@ -112,7 +116,8 @@ class SongUNet(torch.nn.Module):
             emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-    def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
+        """Return the encoder's outputs, of which the decoder takes one per block, the last first."""
         aux = x
         skips: list[torch.Tensor] = []
         for name, block in self.enc.items():
@@ -125,7 +130,25 @@ class SongUNet(torch.nn.Module):
             else:
                 x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
                 skips.append(x)
-        return x, skips
+        return skips
+
+    def _decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+        """Return F; empties `skips`, so that their memory is free as soon as possible."""
+        x = skips[-1]
+        out: torch.Tensor | None = None
+        for name, block in self.dec.items():
+            if "_aux_up" in name:
+                out = block(out)
+            elif "_aux_norm" in name:
+                h = F.silu(block(x))
+            elif "_aux_conv" in name:
+                out = block(h) if out is None else out + block(h)
+            else:
+                if "_block" in name:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = block(x, emb)
+        assert out is not None  # set by the _aux_conv of the finest level
+        return out
 
 
 def _encoder(

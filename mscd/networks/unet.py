@@ -24,6 +24,28 @@ class UNet(Protocol):
         class_labels: [N or 1, label_dim], None for a network without classes; augment_labels: [N, augment_dim] or None.
         """
 
+    def with_features(
+        self,
+        x: torch.Tensor,
+        noise_labels: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None,
+        widths: Sequence[int],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return F and, for each of `widths`, the encoder's last output [N, channels, width, width].
+
+        Raises UserError for a width that no level has.
+        """
+
+
+def features_of(outputs: list[torch.Tensor], widths: Sequence[int]) -> list[torch.Tensor]:
+    """Return the last of an encoder's outputs of each width. Raises UserError for a width that no level has."""
+    by_width = {output.shape[-1]: output for output in outputs}
+    for width in widths:
+        if width not in by_width:
+            raise UserError(f"no level of the network is {width} wide (the widths are {list(by_width)})")
+    return [by_width[width] for width in widths]
+
 
 def resolution_levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:
     """Return the feature-map width and the number of channels of each level, finest first."""

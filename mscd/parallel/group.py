@@ -37,6 +37,10 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Take the mean of the tensor over all processes, in place; every process gets the result."""
+        return self.sum(tensor).div_(self.size) if self.size > 1 else tensor
+
     def barrier(self) -> None:
         """Wait until every process has called this."""
         if self.size > 1:

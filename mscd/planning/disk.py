@@ -12,19 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT
+from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT, StudentFacts
 from mscd.checkpoints.tensor_file import UNKNOWN_DIGEST, TensorLayout
 from mscd.config.run import Config
 from mscd.config.run_paths import TEACHER, RunPaths, split_replicate
 from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
 from mscd.data.images import encode_png
 from mscd.diffusion.ema_names import EMA, POSTHOC
-from mscd.diffusion.sigmas import STUDENT_GRID
+from mscd.methods.interface import MAIN
 from mscd.networks import EDMPrecond
 from mscd.planning.measuring import DetectorCost, training_images
+from mscd.planning.networks import Networks, networks_in_training
 from mscd.provenance.code_version import code_identity
+from mscd.sampling.student import student_facts
 from mscd.training.leg import KEPT_HANDED, ROLLING, STATE_NAME
-from mscd.training.state import KEPT_ROLLING, MAIN
+from mscd.training.state import KEPT_ROLLING
 
 ZIP_NAME = "00000/img00000000.png"
 ZIP_ENTRY = 30 + 46 + 2 * len(ZIP_NAME)  # bytes of a file's header and of its entry in the zip's central directory
@@ -40,23 +42,31 @@ class Files:
 
 
 def network_metadata(
-    net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, segments: int | None
+    net: EDMPrecond, model: str, kimg: int, nimg: int, ema: str, student: StudentFacts | None
 ) -> dict[str, object]:
     """Return metadata of the same length as that of the network file that training will write."""
     data = {"digest": UNKNOWN_DIGEST, "resolution": net.img_resolution, "channels": net.img_channels}
     made = {"model": model, "snapshot_kimg": kimg, "nimg": nimg, "ema": ema, "run": UNKNOWN_DIGEST[:16]}
-    student = {"segments": segments, **STUDENT_GRID} if segments else None
     about = {"format": NETWORK_FORMAT, "network": net.init_kwargs, "data": {**data, "label_dim": net.label_dim}}
     return {**about, **made, "student": student}
 
 
-def state_bytes(net: EDMPrecond, emas: list[str], nimg: int, steps: int) -> int:
-    """Return the size of a training state without a score: network, averages, and Adam's two moments per weight."""
-    tensors = {f"{prefix}.{name}": value for prefix in (MAIN, *emas) for name, value in net.state_dict().items()}
-    for name, parameter in net.named_parameters():
-        tensors |= {f"adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
+def state_bytes(networks: Networks, settings: TrainingSettings) -> int:
+    """Return the size of the state that training ends with, without a score: weights, averages, and two moments per
+    weight of the networks that it trains."""
+    nimg = settings.legs()[-1].end_nimg
+    tensors = {}
+    for network, part in networks.trained.items():
+        prefix = "" if network == MAIN else f"{network}/"
+        for average in (MAIN, *(networks.averages if network == MAIN else [])):
+            tensors |= {f"{prefix}{average}.{name}": value for name, value in part.state_dict().items()}
+        for name, parameter in part.named_parameters():
+            tensors |= {f"{prefix}adam.{moment}.{name}": parameter for moment in ("exp_avg", "exp_avg_sq")}
+    counters: dict[str, object] = {"nimg": nimg, "steps": networks.steps[MAIN]}
+    if len(networks.trained) > 1:
+        counters["further"] = {name: [networks.steps[name], networks.changed[name]] for name in networks.trained}
     code = dataclasses.asdict(code_identity())
-    metadata = {"format": STATE_FORMAT, "fingerprint": UNKNOWN_DIGEST[:16], "nimg": nimg, "steps": steps}
+    metadata = {"format": STATE_FORMAT, "fingerprint": UNKNOWN_DIGEST[:16], **counters}
     return TensorLayout(tensors).file_size({**metadata, "score": None, "code": code})
 
 
@@ -111,10 +121,10 @@ def _trained(
 ) -> list[Files]:
     """Return the networks of every snapshot, and the states that are kept."""
     paths, sizes = RunPaths(Path()), []
-    segments = settings.segments if isinstance(settings, StudentSettings) else None
+    student = student_facts(settings) if isinstance(settings, StudentSettings) else None
     for leg in settings.legs():
         for ema in settings.emas():
-            sizes.append(weights.file_size(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, segments)))
+            sizes.append(weights.file_size(network_metadata(net, model, leg.end_kimg, leg.end_nimg, ema, student)))
     states = min(KEPT_HANDED, len(settings.snapshots()))
     return [
         Files(str(paths.snapshot(model, "*", f"*{EMA}*")), len(sizes), sum(sizes)),
@@ -123,8 +133,7 @@ def _trained(
 
 
 def _state(settings: TeacherSettings | StudentSettings, net: EDMPrecond) -> int:
-    nimg = settings.legs()[-1].end_nimg
-    return state_bytes(net, settings.emas(), nimg, nimg // settings.batch_size)
+    return state_bytes(networks_in_training(settings, net), settings)
 
 
 def _block_bytes(config: Config, net: EDMPrecond) -> int:
@@ -141,7 +150,7 @@ def passing_files(config: Config, net: EDMPrecond, detectors: Mapping[str, Detec
     """
     paths, files = RunPaths(Path()), []
     for model, settings in {**config.all_teachers(), **config.all_students()}.items():
-        if isinstance(settings, TrainingSettings):
+        if isinstance(settings, TeacherSettings | StudentSettings):
             # The newest ones, the best-scored one, and the one being written.
             count = KEPT_ROLLING + bool(settings.validate_kimg) + 1
             files.append(

@@ -7,14 +7,15 @@ import dataclasses
 from mscd.config.data import DataSettings
 from mscd.config.run import Config
 from mscd.config.run_paths import split_replicate
-from mscd.config.training import TeacherSettings, TrainingSettings
-from mscd.diffusion.solvers import nfe
+from mscd.config.training import StudentSettings, TeacherSettings, TrainingSettings
+from mscd.diffusion.solvers import nfe as solver_nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.meta import meta_network
 from mscd.planning.cost import Cost, network_cost
 from mscd.planning.disk import Files, kept_files, passing_files, posthoc_count
 from mscd.planning.measuring import DetectorCost, detector_cost, metric_flops, training_images
+from mscd.planning.networks import Memory, memory_in_training
 from mscd.sampling.sample import HEUN_STEPS
 
 DIGITS = {"classes": 10, "channels": 1, "images": 1797}
@@ -25,27 +26,27 @@ class Stage:
     """A part of the work.
 
     steps: optimiser steps, None if nothing is trained; nfe: evaluations of the diffusion networks per image, not
-    counting backward passes; flops: of all images.
+    counting backward passes (a mean, if a method's steps take turns); flops: of all images.
     """
 
     name: str
     images: int
     steps: int | None
-    nfe: int
+    nfe: float
     flops: int
 
     @property
     def evaluations(self) -> int:
         """Evaluations of the diffusion networks for all images."""
-        return self.images * self.nfe
+        return round(self.images * self.nfe)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The cost of a run.
 
-    distillation: FLOPs per training image of a student; files: those that stay on disk; passing: those that come and
-    go; scores: how many the table is made from; notes: what is left out.
+    distillation: FLOPs per training image of the first student; files: those that stay on disk; passing: those that
+    come and go; memory: what each training holds; scores: how many the table is made from; notes: what is left out.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Plan:
     stages: list[Stage]
     files: list[Files]
     passing: list[Files]
+    memory: list[Memory]
     scores: int
     notes: list[str]
 
@@ -90,7 +92,7 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
         name=config.name,
         net=net,
         cost=cost,
-        distillation=3 * cost.forward + cost.forward_backward,
+        distillation=_distillation(next(iter(config.students.values())), cost),
         stages=[
             *reference,
             *_training(config, cost, first),
@@ -99,6 +101,7 @@ def plan(config: Config, *, images: int | None = None, name: str = "config") -> 
         ],
         files=kept_files(config, net, images, scores, detectors),
         passing=passing_files(config, net, detectors),
+        memory=memory_in_training(config, net),
         scores=scores,
         notes=notes,
     )
@@ -164,17 +167,23 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
     stages = []
     for name, teacher in config.all_teachers().items():
         if isinstance(teacher, TeacherSettings):
-            score_nfe = nfe("heun", HEUN_STEPS)
+            score_nfe = solver_nfe("heun", HEUN_STEPS)
             stages += _trained(name, teacher, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.all_students().items():
-        # Two evaluations for the teacher's hop, one of the student without gradient, and one of the student with it.
-        flops = 3 * cost.forward + cost.forward_backward
-        stages += _trained(name, student, 4, flops, student.segments, cost, detector)
+        evaluations, flops = student.evaluations(), _distillation(student, cost)
+        nfe = evaluations.forward + evaluations.backward
+        stages += _trained(name, student, nfe, flops, student.segments, cost, detector)
     return stages
 
 
+def _distillation(student: StudentSettings, cost: Cost) -> int:
+    """Return the FLOPs per training image of a student."""
+    evaluations = student.evaluations()
+    return round(evaluations.forward * cost.forward + evaluations.backward * cost.forward_backward)
+
+
 def _trained(
-    name: str, settings: TrainingSettings, evaluations: int, flops: int, score_nfe: int, cost: Cost, detector: Cost
+    name: str, settings: TrainingSettings, evaluations: float, flops: int, score_nfe: int, cost: Cost, detector: Cost
 ) -> list[Stage]:
     """Return the stages of a training: it takes `evaluations` and `flops` per image, its own scores `score_nfe`."""
     nimg = settings.legs()[-1].end_nimg

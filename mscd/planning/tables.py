@@ -21,7 +21,7 @@ def markdown(plan: Plan, *, gpus: int = 1, images_per_second: float | None = Non
     if images_per_second:
         lines[-1] += f" (measured: {images_per_second:g} distilled images per second per GPU)"
     lines += [f"- {note}" for note in plan.notes]
-    return "\n".join([*lines, "", *_disk(plan)]) + "\n"
+    return "\n".join([*lines, "", *_memory(plan), "", *_disk(plan)]) + "\n"
 
 
 def _network(plan: Plan) -> str:
@@ -49,7 +49,7 @@ def _work(plan: Plan, speed: float, gpus: int) -> list[str]:
 
 def _cells(stage: Stage) -> list[str]:
     steps = "–" if stage.steps is None else f"{stage.steps:,}"
-    return [f"{stage.images:,}", steps, f"{stage.nfe}" if stage.nfe else "–", f"{stage.evaluations:,}"]
+    return [f"{stage.images:,}", steps, f"{stage.nfe:g}" if stage.nfe else "–", f"{stage.evaluations:,}"]
 
 
 def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
@@ -57,11 +57,18 @@ def _assumptions(plan: Plan, speed: float, gpus: int) -> list[str]:
     forward, both = quantity(plan.cost.forward), quantity(plan.cost.forward_backward)
     return [
         f"- FLOPs are counted on the network, a multiply-add as two: {forward}FLOP per evaluation, {both}FLOP with its "
-        f"backward pass. A distilled image takes two evaluations of the teacher, one of the student, and another of "
-        f"the student with its backward pass: {quantity(plan.distillation)}FLOP.",
+        f"backward pass. A training image of the first student takes {quantity(plan.distillation)}FLOP. What a method "
+        "computes besides evaluating these networks is left out.",
         f"- Scores: {plan.scores:,}. Their stages include the work of detectors and metrics; reading data is left out.",
         f"- Time: {machine} at {quantity(speed)}FLOP/s",
     ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    """Return a table of what a process holds in memory for each training."""
+    rows = [[held.model, ", ".join(held.networks), f"{quantity(held.bytes)}B"] for held in plan.memory]
+    header = ["in memory per process, without activations", "networks", "size"]
+    return numbers_table(header, rows)
 
 
 def _disk(plan: Plan) -> list[str]:

@@ -54,8 +54,8 @@ def _rows(
     for steps in dict.fromkeys(int(row["steps"]) for row in students.values()):
         yield f"teacher\n{steps} NFE", teacher, SamplerSettings(sampler="euler", steps=steps)
     for name, row in students.items():
-        euler = SamplerSettings(sampler="euler", steps=int(row["steps"]))
-        yield f"{name}\n{row['nfe']} NFE", network_path(row, folder), euler
+        own = SamplerSettings(sampler=row["sampler"], steps=int(row["steps"]))
+        yield f"{name}\n{row['nfe']} NFE", network_path(row, folder), own
     yield f"teacher\n{nfe(how.sampler, how.steps)} NFE", teacher, how
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, is_network
 from mscd.checkpoints.network_file import load_network
-from mscd.diffusion.sigmas import sampling_sigmas
+from mscd.diffusion.solvers import Solver
 from mscd.errors import UserError
 from mscd.files.atomic import atomic_write, write_whole
 from mscd.provenance.code_version import PACKAGE
 from mscd.reporting.model_card import model_card
 from mscd.reporting.score_table import scores_of_network
+from mscd.sampling.student import student_grid, student_solver
 
 STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 # The code of a network, which imports nothing but torch and the standard library.
@@ -23,9 +24,15 @@ _CARRIED = ["__init__.py", "errors.py", *(f"networks/{path.name}" for path in (P
 
 
 def export_student(
-    network: str | os.PathLike[str], dest: str | os.PathLike[str], *, table: str | os.PathLike[str] | None = None
+    network: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    table: str | os.PathLike[str] | None = None,
+    sampler: Solver | None = None,
 ) -> Path:
     """Export a student's network file to the folder `dest`; return its path.
+
+    sampler: the student's solver, if it is not to be the one that its file states.
 
     The folder gets model.safetensors (the unchanged file), config.json, README.md (the model card, with the rows of
     `table`, a fid_table.csv, for this network and its teacher), sample.py and the part of mscd that it needs. An
@@ -35,16 +42,16 @@ def export_student(
     net, metadata = load_network(network)
     if not is_network(metadata) or not (student := metadata.get("student")):
         raise UserError(f"{network}: not a student; only students define their sampler, so export one of its students")
-    grid = {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
-    sigmas: list[float] = sampling_sigmas(net, student["segments"], **grid).tolist()
+    sigmas: list[float] = student_grid(net, student).tolist()
+    solver = sampler or student_solver(student)
     scores = None if table is None else scores_of_network(table, metadata)
-    config = {**metadata, "sigmas": sigmas, "label_dim": net.label_dim}
+    config = {**metadata, "sampler": solver, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)
     _check_dest(dest)
     with open(network, "rb") as original, atomic_write(dest / "model.safetensors") as copy:
         shutil.copyfileobj(original, copy)
     write_whole(dest / "config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
-    write_whole(dest / "README.md", model_card(metadata, student, sigmas, scores).encode())
+    write_whole(dest / "README.md", model_card(metadata, student, solver, sigmas, scores).encode())
     write_whole(dest / "sample.py", STANDALONE_SAMPLER.read_bytes())
     for name in _CARRIED:
         write_whole(dest / "mscd" / name, (PACKAGE / name).read_bytes())

@@ -6,9 +6,12 @@ import pandas as pd
 import yaml
 
 from mscd.checkpoints.metadata import DataFacts, NetworkFileMetadata, NetworkMetadata, StudentFacts
+from mscd.config.methods import DEFAULT, METHODS
+from mscd.diffusion.solvers import Solver
 from mscd.files.markdown import markdown_table
 from mscd.provenance.code_version import code_identity
 from mscd.reporting.scores import decimals_for
+from mscd.sampling.student import student_solver
 
 # The hub's licence identifiers, by the beginning of the licence text.
 _HUB_LICENSES = {
@@ -26,24 +29,30 @@ _USE = """## Use
 
 This samples seeds 0 to 63, with a random class per image if the network has classes. `mscd/` is the part of the
 software that the network needs, and `config.json` holds its settings. If mscd is installed,
-`mscd generate model.safetensors` gives the same images for the same seeds.
+`mscd generate model.safetensors{asked}` gives the same images for the same seeds.
 """
+SAMPLER_NAMES = {"euler": "Euler (DDIM)", "ancestral": "ancestral sampling", "renoise": "denoising and new noise"}
 _TABLE = ["model", "snapshot_kimg", "ema", "sampler", "steps", "nfe", "min", "mean", "std"]
 _MEASURED = ["fd_inf", "fd_inf_low", "fd_inf_high", "ratio", "ratio_low", "ratio_high", "kid", "precision", "recall"]
 _MEASURED += ["density", "coverage", "is", "sfid", "cmmd", "memorised"]
 
 
 def model_card(
-    metadata: NetworkFileMetadata, student: StudentFacts, sigmas: list[float], scores: pd.DataFrame | None
+    metadata: NetworkFileMetadata,
+    student: StudentFacts,
+    solver: Solver,
+    sigmas: list[float],
+    scores: pd.DataFrame | None,
 ) -> str:
-    """Return the README.md of a student with this metadata, sampled at these noise levels.
+    """Return the README.md of a student with this metadata, sampled by `solver` at these noise levels.
 
     scores: the rows of the student and its teacher, from `scores_of_network`, or None.
     """
-    sections = [_header(metadata), _title(metadata, student), _USE]
+    asked = "" if solver == student_solver(student) else f" --sampler {solver}"
+    sections = [_header(metadata), _title(metadata, student), _USE.format(asked=asked)]
     if scores is not None:
         sections.append(_scores(scores))
-    sections += [_making(metadata, student, sigmas), _limits(student), _license(metadata)]
+    sections += [_making(metadata, solver, sigmas), _limits(student), _license(metadata)]
     return "\n".join(sections)
 
 
@@ -76,9 +85,15 @@ def _title(metadata: NetworkFileMetadata, student: StudentFacts) -> str:
     return (
         f"# {metadata['model']}: {size} images in {evaluations}\n\n"
         f"A generator of {size} {kind} images {classes}. It was distilled from an EDM teacher\n"
-        "([Karras et al. 2022](https://arxiv.org/abs/2206.00364)) by multistep consistency distillation\n"
-        f"([Heek et al. 2024](https://arxiv.org/abs/2403.06807)). Each image takes {evaluations}.\n"
+        f"([Karras et al. 2022](https://arxiv.org/abs/2206.00364)) by {method_title(student)}.\n"
+        f"Each image takes {evaluations}.\n"
     )
+
+
+def method_title(student: StudentFacts) -> str:
+    """Return the name of the method that trained a student and its paper, as Markdown."""
+    method = student.get("method", DEFAULT)
+    return METHODS[method].title if method in METHODS else f"the method `{method}`"
 
 
 def _scores(scores: pd.DataFrame) -> str:
@@ -100,15 +115,13 @@ def _scores(scores: pd.DataFrame) -> str:
     return f"## Scores\n\n{about} The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
 
 
-def _making(metadata: NetworkMetadata, student: StudentFacts, sigmas: list[float]) -> str:
+def _making(metadata: NetworkMetadata, solver: Solver, sigmas: list[float]) -> str:
     kimg = metadata.get("snapshot_kimg")
     facts = [
         f"training images: {_data(metadata.get('data'))}",
         f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, "
         f"weight average `{metadata['ema']}`",
-        f"segments: {student['segments']}, on the Karras grid from {student['sigma_max']:g} to "
-        f"{student['sigma_min']:g} with rho {student['rho']:g}",
-        f"sampler: Euler at noise levels {', '.join(f'{sigma:.6g}' for sigma in sigmas)}",
+        f"sampler: {SAMPLER_NAMES[solver]} at noise levels {', '.join(f'{sigma:.6g}' for sigma in sigmas)}",
         f"network digest: `{metadata['digest']}`",
         f"exported by: {code_identity()}",
     ]

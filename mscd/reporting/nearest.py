@@ -54,7 +54,7 @@ def nearest_images(
             how = (
                 settings_of(row, samplers)
                 if row["model"] == TEACHER
-                else SamplerSettings(sampler="euler", steps=row["steps"])
+                else SamplerSettings(sampler=row["sampler"], steps=row["steps"])
             )
             made = [_image(Path(folder), row, item, how, Path(scratch, "image.npz"), device) for item in closest]
             training = dataset.images(int(item["training"]) for item in closest).permute(0, 2, 3, 1).numpy()

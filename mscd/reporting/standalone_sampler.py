@@ -34,7 +34,15 @@ def main(seeds: str, picture: str) -> None:
             classes = [torch.randint(net.label_dim, [1], generator=draw, device=device) for draw in draws]
             labels = torch.nn.functional.one_hot(torch.cat(classes), net.label_dim).float()
         for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-            x = x + (sigma_next - sigma) * ((x - net(x, sigma, labels).double()) / sigma)
+            denoised = net(x, sigma, labels).double()
+            if config["sampler"] == "euler":
+                x = x + (sigma_next - sigma) * ((x - denoised) / sigma)
+                continue
+            kept = (sigma_next / sigma) ** 2 if config["sampler"] == "ancestral" else 0.0  # of x; "renoise" keeps none
+            x, added = (1 - kept) * denoised + kept * x, sigma_next * (1 - kept) ** 0.5
+            if sigma_next > 0:
+                normal = [torch.randn(shape, generator=draw, dtype=x.dtype, device=device) for draw in draws]
+                x = x + added * torch.cat(normal)
         images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
     pixels = torch.cat(images)[first % size :][: last - first + 1]
 

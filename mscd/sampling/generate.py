@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from mscd.checkpoints.metadata import NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network
-from mscd.diffusion.sigmas import Grid
-from mscd.diffusion.solvers import CHURN_SETTINGS, CHURNED, SOLVERS, Solver, nfe
+from mscd.diffusion.solvers import CHURN_SETTINGS, CHURNED, SOLVERS, STUDENT_SOLVERS, Solver, nfe
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_matrix_format
@@ -25,6 +24,7 @@ from mscd.provenance.software import software_versions
 from mscd.sampling.image_writers import Batch, check_dest, write_images
 from mscd.sampling.sample import HEUN_STEPS, Churn, Sampling, pieces_for, sample
 from mscd.sampling.sample_file import SampleProvenance
+from mscd.sampling.student import student_grid, student_solver
 
 
 def generate(
@@ -46,8 +46,7 @@ def generate(
     """Sample the network (an mscd file or a pickled checkpoint) for each seed and write images and provenance.
 
     dest: .npz, .zip, .png or a folder, as for image_writers.write_images. sampler, steps: default to a student's own,
-    otherwise to heun with 18 steps; a student is sampled on the grid it was trained on, with one evaluation per
-    segment. classes: one for all images or one per seed, instead of those that the seeds draw; latents and churn stay
+    otherwise to heun with 18 steps; a student is evaluated once at each of the noise levels that its file states. classes: one for all images or one per seed, instead of those that the seeds draw; latents and churn stay
     the same. device: the group's by default.
 
     The image of a seed does not depend on the other seeds. On a CPU, it depends neither on batch_size nor on the
@@ -70,7 +69,8 @@ def generate(
     sampler, steps = _sampler_and_steps(network, about, sampler, steps)
     _check_settings(network, about["student"], seeds, sampler, steps, churn)
     class_of_seed = _class_of_seed(network, net.label_dim, seeds, classes)
-    sampling = Sampling(sampler, steps, churn, _grid_of(about["student"]), class_of_seed)
+    grid = student_grid(net, about["student"]) if about["student"] else None
+    sampling = Sampling(sampler, steps, churn, grid, class_of_seed)
     provenance = _provenance(about, sampling, seeds, classes, device)
     pieces = pieces_for(net, seeds, batch_size, device)
     batches = group.in_turns(_sample_pieces(net, pieces[group.rank :: group.size], seeds, sampling), len(pieces))
@@ -118,15 +118,16 @@ def _sampler_and_steps(
 ) -> tuple[Solver, int]:
     """Return sampler and steps, with defaults for those not given."""
     if about["student"]:
-        return sampler or "euler", about["student"]["segments"] if steps is None else steps
+        solver = sampler or student_solver(about["student"])
+        return solver, about["student"]["segments"] if steps is None else steps
     pickled = "format" not in about  # unlike mscd's files, a pickle does not say that a network is not a student
     if pickled and about["snapshot_kimg"] is not None and None in (sampler, steps):
         raise UserError(
             f"{path}: the snapshot does not say whether it is a student or how many segments it has: give sampler and "
             "steps"
         )
-    if sampler == "euler" and steps is None:
-        raise UserError("the euler sampler has no default number of steps: give steps")
+    if sampler not in (None, "heun") and steps is None:
+        raise UserError(f"the {sampler} sampler has no default number of steps: give steps")
     return sampler or "heun", HEUN_STEPS if steps is None else steps
 
 
@@ -149,18 +150,11 @@ def _check_settings(
         raise UserError(
             f"only the {CHURNED} sampler supports churn (asked for {sampler} with S_churn={churn['S_churn']:g})"
         )
-    if student and (sampler, steps) != ("euler", student["segments"]):
+    if student and (steps != student["segments"] or sampler not in STUDENT_SOLVERS.values()):
         raise UserError(
             f"{path}: a student of {student['segments']} segments must be sampled with exactly {student['segments']} "
-            f"euler steps (asked for {sampler}, {steps})"
+            f"steps of {', '.join(STUDENT_SOLVERS.values())} (asked for {sampler}, {steps})"
         )
-
-
-def _grid_of(student: StudentFacts | None) -> Grid:
-    """Return the grid that a student was trained on; for a teacher, nothing, which means the default grid."""
-    if student is None:
-        return {}
-    return {"sigma_min": student["sigma_min"], "sigma_max": student["sigma_max"], "rho": student["rho"]}
 
 
 def _class_of_seed(

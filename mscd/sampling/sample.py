@@ -10,7 +10,7 @@ import torch
 
 from mscd.diffusion import samplers
 from mscd.diffusion.pixels import to_uint8
-from mscd.diffusion.sigmas import Grid, sampling_sigmas
+from mscd.diffusion.sigmas import sampling_sigmas
 from mscd.diffusion.solvers import Solver
 from mscd.networks import EDMPrecond
 from mscd.sampling.seeds import SeededDraws
@@ -32,14 +32,14 @@ class Churn(TypedDict):
 class Sampling:
     """How to sample.
 
-    churn: None for no churn; grid: overrides of the default sigma_min, sigma_max and rho; classes: class per seed where
-    it overrides the one that the seed draws.
+    churn: None for no churn; grid: the noise levels, falling to 0, float64 [steps + 1]; None: the Karras grid of `steps`
+    levels. classes: class per seed where it overrides the one that the seed draws.
     """
 
     sampler: Solver
     steps: int
     churn: Churn | None = None
-    grid: Grid = field(default_factory=Grid)
+    grid: torch.Tensor | None = None
     classes: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -64,9 +64,9 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
     """Return images of the seeds, uint8 [N, C, H, W], and their classes, int64 [N] (None if the network has none).
 
     Both are on the network's device; does not wait for a GPU. Follows `sampling` without checking it:
-    mscd.sampling.generate ensures that a student is sampled with one euler step per segment on its own grid.
+    mscd.sampling.generate ensures that a student is sampled at its own noise levels, once at each.
 
-    A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each churned step.
+    A seed's generator draws its latent, its class (uniform over label_dim), then the noise of each step that adds any.
     """
     draws = SeededDraws(seeds, next(net.parameters()).device)
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
@@ -76,7 +76,7 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
         asked = torch.tensor([sampling.classes.get(seed, -1) for seed in seeds]).to(noise.device, non_blocking=True)
         classes = torch.where(asked < 0, classes, asked)
         labels = torch.nn.functional.one_hot(classes, net.label_dim).float()
-    sigmas = sampling_sigmas(net, sampling.steps, **sampling.grid)
+    sigmas = sampling_sigmas(net, sampling.steps) if sampling.grid is None else sampling.grid
     match sampling.sampler:
         case "euler":
             images = samplers.euler(net, noise, labels, sigmas)
@@ -84,6 +84,14 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
             images = samplers.heun(net, noise, labels, sigmas)
         case "heun":
             images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **sampling.churn)
+        case "dpm2m":
+            images = samplers.dpm(net, noise, labels, sigmas, order=2)
+        case "dpm3m":
+            images = samplers.dpm(net, noise, labels, sigmas, order=3)
+        case "ancestral":
+            images = samplers.ancestral(net, noise, labels, sigmas, randn_like=draws.randn_like)
+        case "renoise":
+            images = samplers.renoise(net, noise, labels, sigmas, randn_like=draws.randn_like)
         case _:
             assert_never(sampling.sampler)
     return to_uint8(images), classes

@@ -1,55 +1,20 @@
-"""The input of a training step: the order of the images, micro-batches, mirroring, and the random draws per image."""
+"""The input of a training step: the order of the images, micro-batches and mirroring."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from mscd.config.training import TrainingSettings, check_share
 from mscd.diffusion.pixels import to_unit_range
+from mscd.methods.interface import MicroBatch
+from mscd.methods.randomness import generator, image_indices
 from mscd.parallel.group import Group
-from mscd.training.randomness import generator, image_indices
 
 HostBatch = tuple[torch.Tensor, torch.Tensor]
 """Pixels uint8 [n, C, H, W] and labels float32 [n, K] of a micro-batch, in host memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MicroBatch:
-    """The images that one process passes through the network at once.
-
-    images: [n, C, H, W] float32 in [-1, 1]; labels: [n, K] or None. They are rows `rows` of the global batch of
-    `batch_size` images that begins with image number `nimg` of the run.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    rows: slice
-    nimg: int
-    batch_size: int
-
-    @property
-    def position(self) -> int:
-        """Number, within the run, of the first image of this micro-batch."""
-        start: int = self.rows.start
-        return self.nimg + start
-
-    def normal(self, seed: int, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
-        """Return this micro-batch's rows [n, *shape] of the global batch's standard normal draws, float32."""
-        return self._drawn(torch.randn, seed, purpose, shape, torch.float32)
-
-    def uniform(self, seed: int, purpose: str, shape: tuple[int, ...] = ()) -> torch.Tensor:
-        """Return this micro-batch's rows [n, *shape] of the global batch's uniform draws from [0, 1), float64."""
-        return self._drawn(torch.rand, seed, purpose, shape, torch.float64)
-
-    def _drawn(
-        self, draw: Callable[..., torch.Tensor], seed: int, purpose: str, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> torch.Tensor:
-        device = self.images.device
-        draws = generator(seed, purpose, self.nimg, device)
-        return draw((self.batch_size, *shape), generator=draws, device=device, dtype=dtype)[self.rows]
 
 
 def micro_batch(

@@ -11,20 +11,20 @@ from collections.abc import Mapping
 
 import torch
 
+from mscd.methods.interface import MAIN, Losses
 from mscd.parallel.group import Group
-from mscd.training.objectives import BOUNDARY, GENERAL, TERMINAL, Losses
 
-EDGE_KINDS = {"general": GENERAL, "boundary": BOUNDARY, "terminal": TERMINAL}
 SIGMA_EDGES = (0.01, 0.1, 1.0, 10.0)
 SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sigma>10")
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step reports: the losses of each micro-batch and the gradient norm (may be inf or nan), on the device."""
+    """What a step reports, by network: the losses of each micro-batch, and the gradient's norm, which may be inf or nan
+    (both on the device)."""
 
-    losses: list[Losses]
-    gradient_norm: torch.Tensor
+    losses: list[Mapping[str, Losses]]
+    gradient_norms: Mapping[str, torch.Tensor]
 
 
 class TickDiagnostics:
@@ -40,25 +40,37 @@ class TickDiagnostics:
     def reset(self) -> None:
         """Begin a new tick."""
         device = self.group.device
-        self.by_kind = torch.zeros(2, len(EDGE_KINDS), dtype=torch.float64, device=device)
         self.by_band = torch.zeros(2, len(SIGMA_BANDS), dtype=torch.float64, device=device)
-        self.gradient = torch.zeros(2, dtype=torch.float64, device=device)
+        # Number and sum of each value that is shown as a mean: over the images of all processes, or over steps.
+        self.of_images: dict[str, torch.Tensor] = {}
+        self.of_steps: dict[str, torch.Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.longest_streak = self.streak.clone()
 
     @torch.no_grad()
     def add(self, step: StepResult) -> None:
-        """Add a step: its images and losses, by edge kind and by noise band, and its gradient norm."""
+        """Add a step: its losses and whatever else is shown, and the norms of its gradients."""
         for losses in step.losses:
-            loss = losses.loss.double()
-            pairs = torch.stack([torch.ones_like(loss), loss])
-            self.by_kind.index_add_(1, losses.kind, pairs)
-            self.by_band.index_add_(1, torch.bucketize(losses.sigma.double(), self.band_edges), pairs)
-        finite = step.gradient_norm.isfinite()
-        self.gradient += torch.stack([finite.double(), torch.where(finite, step.gradient_norm.double(), 0.0)])
+            for network, of_network in losses.items():
+                self._add_losses("" if network == MAIN else f"/{network}", of_network)
+        finite = torch.ones_like(self.streak, dtype=torch.bool)
+        for network, norm in step.gradient_norms.items():
+            name = "gradient_norm" if network == MAIN else f"gradient_norm/{network}"
+            _add(self.of_steps, name, norm.double(), norm.isfinite())
+            finite &= norm.isfinite()
         self.nonfinite += ~finite
         self.streak = torch.where(finite, 0, self.streak + 1)
         self.longest_streak = torch.maximum(self.longest_streak, self.streak)
+
+    def _add_losses(self, suffix: str, losses: Losses) -> None:
+        """Add a network's losses; suffix: of the name under which the mean is shown, empty for MAIN's."""
+        loss = losses.loss.double()
+        _add(self.of_images, f"loss{suffix}", loss)
+        for name, mean in losses.shown.items():
+            _add(self.of_images, name, mean.values.double(), mean.where)
+        if not suffix:
+            pairs = torch.stack([torch.ones_like(loss), loss])
+            self.by_band.index_add_(1, torch.bucketize(losses.sigma.double(), self.band_edges), pairs)
 
     def last_step_was_finite(self) -> bool:
         """Return whether the weights may be kept: a non-finite gradient may have spoilt them. Waits for the device."""
@@ -66,23 +78,21 @@ class TickDiagnostics:
 
     def fetch(self) -> tuple[dict[str, float], int]:
         """Return (metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""
-        (images, losses), (band_images, band_losses) = (
-            self.group.sum(sums.clone()).tolist() for sums in (self.by_kind, self.by_band)
-        )
-        steps, norms = self.gradient.tolist()
-        total = sum(images)
-        metrics = {"loss": sum(losses) / total, "nonfinite_steps": float(self.nonfinite)}
-        if steps:
-            metrics["gradient_norm"] = norms / steps
-        if sum(images[1:]):  # a teacher has one kind only
-            for name, kind in EDGE_KINDS.items():
-                metrics[f"share/{name}"] = images[kind] / total
-                if images[kind]:
-                    metrics[f"loss/{name}"] = losses[kind] / images[kind]
-        for name, count, loss in zip(SIGMA_BANDS, band_images, band_losses, strict=True):
-            if count:
-                metrics[f"loss/{name}"] = loss / count
-        return metrics, int(self.longest_streak)
+        bands = self.group.sum(self.by_band.clone()).t().tolist()
+        sums = self.group.sum(torch.stack(list(self.of_images.values()))).tolist()
+        steps = torch.stack(list(self.of_steps.values())).tolist()
+        named = [*zip(self.of_images, sums, strict=True), *zip(self.of_steps, steps, strict=True)]
+        named += [(f"loss/{name}", pair) for name, pair in zip(SIGMA_BANDS, bands, strict=True)]
+        metrics = {name: total / count for name, (count, total) in named if count}
+        return metrics | {"nonfinite_steps": float(self.nonfinite)}, int(self.longest_streak)
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, values: torch.Tensor, where: torch.Tensor | None = None) -> None:
+    """Add the number and the sum of the values, float64 of any shape, to those of `name`; only where `where` is true."""
+    counted = torch.ones_like(values) if where is None else where.double()
+    kept = values if where is None else torch.where(where, values, 0.0)
+    pair = torch.stack([counted.sum(), kept.sum()])
+    sums[name] = sums[name] + pair if name in sums else pair
 
 
 def peak_memory_gb(device: torch.device) -> float:

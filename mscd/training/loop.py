@@ -1,6 +1,6 @@
 """The training loop for teachers and students: one leg of a run, from its state to its snapshot.
 
-Counters are the only state apart from tensors (mscd.training.randomness), so a leg that is interrupted anywhere and
+Counters are the only state apart from tensors (mscd.methods.randomness), so a leg that is interrupted anywhere and
 resumed ends in the same bytes.
 """
 
@@ -14,26 +14,26 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
-from mscd.config.training import StudentSettings, TrainingSettings
+from mscd.config.training import TrainingSettings
 from mscd.diffusion.ema_names import EMA
 from mscd.errors import UserError
 from mscd.evaluation.validation import Validation
 from mscd.files.event_log import EventLog
+from mscd.methods.interface import Method
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
 from mscd.training.batches import HostBatch, micro_batch
 from mscd.training.diagnostics import StepResult, TickDiagnostics, log_line, peak_memory_gb
 from mscd.training.leg import Leg
-from mscd.training.objectives import Objective, teacher_steps
 from mscd.training.optimizer import averaging_betas, learning_rate
 from mscd.training.setup import set_up
 from mscd.training.snapshot import write_snapshot
-from mscd.training.state import MAIN, TrainingState
+from mscd.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,13 @@ def train_leg(
     with _progress_bar(leg, state.nimg, group) as bar:
         while state.nimg < leg.end_nimg:
             before = state.nimg
-            ticks.add(training_step(state, start.objective, start.batches, start.rows, group, settings))
+            ticks.add(training_step(state, start.method, start.batches, start.rows, group, settings))
             bar.update(state.nimg - before)
             ended = state.nimg >= leg.end_nimg
 
             if ended or _crossed(before, state.nimg, settings.tick_kimg):
                 metrics, streak = ticks.fetch()
-                metrics |= tick.rates(state.nimg) | _schedules(settings, state.nimg)
+                metrics |= tick.rates(state.nimg) | _schedules(start.method, state.nimg)
                 metrics["memory_gb"] = peak_memory_gb(group.device)
                 ticks.reset()
                 if streak >= settings.max_nonfinite_steps:
@@ -118,7 +118,7 @@ def train_leg(
 
 def training_step(
     state: TrainingState,
-    objective: Objective,
+    method: Method[Any],
     batches: Iterator[HostBatch],
     rows: list[slice],
     group: Group,
@@ -132,16 +132,18 @@ def training_step(
     watched = []
     for part in rows:
         batch = micro_batch(
-            next(batches), part, state.nimg, settings, group.device, labelled=bool(state.main.net.label_dim)
+            next(batches), part, state.nimg, settings, group.device, labelled=bool(state.sampled.label_dim)
         )
         with contextlib.nullcontext() if part is rows[-1] else state.local_gradients():
-            losses = objective(batch)
+            losses = method.losses(state.trained, batch)
             total = functools.reduce(operator.add, (each.loss.sum() for each in losses.values()))
             # DDP averages over processes; the loss of a step is the mean over the global batch.
             torch.autograd.backward(total * (group.size / settings.batch_size))
-        watched.append(losses[MAIN].detached())
-    rate, betas = learning_rate(settings, state.nimg), averaging_betas(settings, state.nimg)
-    return StepResult(watched, state.update(rate, betas, settings.batch_size))
+        watched.append({name: each.detached() for name, each in losses.items()})
+    rate = learning_rate(settings, state.nimg)
+    betas = averaging_betas(settings, state.nimg, state.nimg + settings.batch_size - state.main.changed)
+    updated = method.updated(state.nimg // settings.batch_size)
+    return StepResult(watched, state.update(updated, rate, betas | method.decays(state.nimg), settings.batch_size))
 
 
 class _Tick:
@@ -169,14 +171,13 @@ def _crossed(before: int, after: int, kimg: int | None) -> bool:
     return kimg is not None and before // (kimg * 1000) != after // (kimg * 1000)
 
 
-def _schedules(settings: TrainingSettings, nimg: int) -> dict[str, float]:
+def _schedules(method: Method[Any], nimg: int) -> dict[str, float]:
     """Return the scheduled values used by the step that ended at image nimg."""
+    settings: TrainingSettings = method.settings
     began = nimg - settings.batch_size
     metrics = {"learning_rate": learning_rate(settings, began)}
-    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, began).items()}
-    if isinstance(settings, StudentSettings):
-        metrics["teacher_steps"] = teacher_steps(settings, began)
-    return metrics
+    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, began, settings.batch_size).items()}
+    return metrics | method.schedules(began)
 
 
 def _progress_bar(leg: Leg, nimg: int, group: Group) -> tqdm[NoReturn]:

@@ -1,13 +1,12 @@
-"""The setup of a leg: its data, its networks in the most advanced usable state, and the loss to minimise."""
+"""The setup of a leg: its data, its networks in the most advanced usable state, and its method."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from mscd.config.training import TrainingSettings
 from mscd.data.dataset import ImageDataset, batches
 from mscd.errors import UserError
 from mscd.files.event_log import EventLog
+from mscd.methods.interface import MAIN, Method, Part, student_method, training_options
+from mscd.methods.randomness import seed_of
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
 from mscd.networks.precision import choose_matrix_format, choose_repeatable_kernels
@@ -26,10 +27,9 @@ from mscd.parallel.group import Group
 from mscd.provenance.code_version import code_identity
 from mscd.training.attempts import Attempts
 from mscd.training.batches import HostBatch, index_stream, micro_batch_rows
+from mscd.training.denoising import Denoising
 from mscd.training.leg import Leg, StudentLeg, TeacherLeg
-from mscd.training.objectives import Objective, student_objective, teacher_objective
-from mscd.training.randomness import seed_of
-from mscd.training.state import MAIN, Resumed, StateFolder, TrainedNetwork, TrainingState
+from mscd.training.state import Resumed, StateFolder, TrainedNetwork, TrainingState
 
 log = logging.getLogger(__name__)
 LOADER_WORKERS = 2  # per process, used if the images do not fit in memory
@@ -46,7 +46,7 @@ class Start:
 
     dataset: ImageDataset
     state: TrainingState
-    objective: Objective
+    method: Method[Any]
     rows: list[slice]
     batches: Iterator[HostBatch]
     states: StateFolder
@@ -65,24 +65,22 @@ def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping
     choose_repeatable_kernels(group.device)
     dataset = ImageDataset(leg.data)
     dataset.images_in_memory(group=group)
-    fresh = _fresh_teacher(leg, dataset) if isinstance(leg, TeacherLeg) else _fresh_student(leg, dataset, group.device)
-    net = fresh.net.to(group.device).train().requires_grad_(True)
-    trained = TrainedNetwork(net, {ema: copy.deepcopy(net).eval().requires_grad_(False) for ema in settings.emas()})
-    if settings.compile:
-        compile_blocks(net, settings.compile)
-    state, states = TrainingState({MAIN: trained}), StateFolder(Path(leg.run_dir), fresh.fingerprint)
+    fresh = _fresh_teacher(leg, dataset, group) if isinstance(leg, TeacherLeg) else _fresh_student(leg, dataset, group)
+    rows = micro_batch_rows(settings.batch_size, group, batch_per_process)
+    state, states = _state(fresh, settings, group), StateFolder(Path(leg.run_dir), fresh.fingerprint)
     resumed = states.resume(state, leg.start_kimg, leg.end_nimg)
     attempts = Attempts(leg.attempts)
     if group.is_lead:
         attempts.begin(state.nimg, facts)
         _announce(leg, state, resumed, dataset, {**facts, "fingerprint": fresh.fingerprint})
-    rows = micro_batch_rows(settings.batch_size, group, batch_per_process)
-    trained.wrapped = distributed(net, group, rows[0].stop - rows[0].start)
+    for network in state.trained.values():
+        if isinstance(network.net, EDMPrecond):
+            network.wrapped = distributed(network.net, group, rows[0].stop - rows[0].start)
     indices = index_stream(settings.seed, state.nimg, settings.batch_size, rows, len(dataset))
     return Start(
         dataset=dataset,
         state=state,
-        objective=fresh.objective_of(trained),
+        method=fresh.method,
         rows=rows,
         batches=batches(dataset, indices, workers=LOADER_WORKERS, pin_memory=group.device.type == "cuda"),
         states=states,
@@ -94,27 +92,27 @@ def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping
 
 @dataclasses.dataclass(frozen=True)
 class _Fresh:
-    """A run at image 0: its network, objective, fingerprint and inherited metadata."""
+    """A run at image 0: its network, method, fingerprint and inherited metadata."""
 
     net: EDMPrecond
-    objective_of: Callable[[TrainedNetwork], Objective]
+    method: Method[Any]
     fingerprint: str
     inherited: dict[str, Any]
 
 
-def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset) -> _Fresh:
+def _fresh_teacher(leg: TeacherLeg, dataset: ImageDataset, group: Group) -> _Fresh:
     """Return a run that starts from random weights."""
     settings = leg.settings
     torch.manual_seed(seed_of(settings.seed, "weights", 0))
     shape = (dataset.resolution, dataset.channels, dataset.label_dim)
-    options = {**settings.network.unet_options(), **_training_options(settings)}
+    options = {**settings.network.unet_options(), **training_options(settings)}
     net = EDMPrecond(*shape, sigma_data=settings.sigma_data, **options)
-    return _Fresh(net, functools.partial(teacher_objective, settings), leg.fingerprint(dataset.digest), {})
+    return _Fresh(net, Denoising(settings, group.sum), leg.fingerprint(dataset.digest), {})
 
 
-def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device) -> _Fresh:
+def _fresh_student(leg: StudentLeg, dataset: ImageDataset, group: Group) -> _Fresh:
     """Return a run that starts from its teacher's weights. Raises UserError if the data do not fit the teacher."""
-    teacher, metadata = load_network(leg.teacher, device)
+    teacher, metadata = load_network(leg.teacher, group.device)
     classes = dataset.label_dim if teacher.label_dim else 0  # an unconditional teacher ignores labels
     wanted = (teacher.img_resolution, teacher.img_channels, teacher.label_dim)
     found = (dataset.resolution, dataset.channels, classes)
@@ -125,19 +123,28 @@ def _fresh_student(leg: StudentLeg, dataset: ImageDataset, device: torch.device)
         )
     if leg.settings.compile:
         compile_blocks(teacher, leg.settings.compile)
-    net = EDMPrecond(**{**teacher.init_kwargs, **_training_options(leg.settings)})
-    net.load_state_dict(teacher.state_dict())
-    objective_of = functools.partial(student_objective, leg.settings, teacher)
-    return _Fresh(net, objective_of, leg.fingerprint(dataset.digest, metadata["digest"]), origin_of(metadata))
+    method = student_method(leg.settings, group.sum, teacher)
+    fingerprint = leg.fingerprint(dataset.digest, metadata["digest"])
+    return _Fresh(method.copy_of_teacher(), method, fingerprint, origin_of(metadata))
 
 
-def _training_options(settings: TrainingSettings) -> dict[str, Any]:
-    """Return the network options that are training settings."""
-    return {
-        "precision": settings.precision,
-        "dropout": settings.dropout,
-        "dout_resolutions": settings.dropout_resolutions,
-    }
+def _state(fresh: _Fresh, settings: TrainingSettings, group: Group) -> TrainingState:
+    """Return the state of a run at image 0, its networks on the group's device."""
+    averages = [*settings.emas(), *fresh.method.decays(0)]
+    torch.manual_seed(seed_of(settings.seed, "parts", 0))
+    parts = {MAIN: Part(fresh.net, settings.optimizer_options()), **fresh.method.parts()}
+    trained = {}
+    for name, part in parts.items():
+        net = part.net.to(group.device).train().requires_grad_(True)
+        copies = {
+            average: copy.deepcopy(fresh.net).to(group.device).eval().requires_grad_(False)
+            for average in (averages if name == MAIN else [])
+        }
+        by_hand = not isinstance(net, EDMPrecond)  # small, so that DDP's overlap would gain nothing
+        trained[name] = TrainedNetwork(net, copies, part.options, group.mean if by_hand else None)
+        if settings.compile and isinstance(net, EDMPrecond):
+            compile_blocks(net, settings.compile)
+    return TrainingState(trained)
 
 
 def distributed(net: EDMPrecond, group: Group, images: int) -> torch.nn.Module:

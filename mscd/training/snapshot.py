@@ -6,10 +6,11 @@ import shutil
 from typing import Any
 
 from mscd.checkpoints.network_file import save_network
+from mscd.config.training import StudentSettings
 from mscd.data.dataset import ImageDataset
-from mscd.diffusion.sigmas import STUDENT_GRID
+from mscd.sampling.student import student_facts
 from mscd.training.attempts import Attempts
-from mscd.training.leg import STATE_NAME, Leg, StudentLeg
+from mscd.training.leg import STATE_NAME, Leg
 from mscd.training.state import StateFolder, TrainingState
 
 
@@ -40,7 +41,7 @@ def write_snapshot(
             "label_dim": dataset.label_dim,
             **({"origin": leg.data_origin} if leg.data_origin else {}),
         },
-        "student": {"segments": leg.settings.segments, **STUDENT_GRID} if isinstance(leg, StudentLeg) else None,
+        "student": student_facts(leg.settings) if isinstance(leg.settings, StudentSettings) else None,
         "run": folder.fingerprint,
         **inherited,
     }

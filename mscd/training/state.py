@@ -10,22 +10,24 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mscd.checkpoints import tensor_file
 from mscd.checkpoints.metadata import STATE_FORMAT, is_state, read_metadata
+from mscd.config.training import OptimizerOptions
 from mscd.errors import UserError
+from mscd.methods.interface import MAIN
 from mscd.networks import EDMPrecond
 from mscd.provenance.code_version import CodeIdentity, code_identity
 from mscd.training.leg import ROLLING, STATE_NAME, handed_kimgs
-from mscd.training.optimizer import AdamWithAverages
+from mscd.training.optimizer import Optimizer
 
 KEPT_ROLLING = 2
-MAIN = "net"  # name, in states, of the network that is averaged, sampled and exported
 log = logging.getLogger(__name__)
 
 
@@ -34,15 +36,19 @@ class TrainedNetwork:
     """A network in training, with its optimiser and the averages of its weights.
 
     net: the network, already on its device; averages: networks of the same architecture, by name (`ema`,
-    `phema-0.050`); wrapped: what passes with gradients call, net or, if several processes train, net wrapped in
-    DistributedDataParallel (mscd.training.setup).
+    `phema-0.050`); options: of the optimiser; wrapped: what passes with gradients call, net or, if several processes
+    train, net wrapped in DistributedDataParallel (mscd.training.setup); mean: for a network that is not wrapped, takes
+    the mean of the gradients over the processes, in place. changed: images seen when the weights last changed.
     """
 
-    net: EDMPrecond
+    net: torch.nn.Module
     averages: dict[str, EDMPrecond]
+    options: OptimizerOptions = OptimizerOptions()
+    mean: Callable[[torch.Tensor], torch.Tensor] | None = None
+    changed: int = 0
 
     def __post_init__(self) -> None:
-        self.optimizer = AdamWithAverages(self.net, self.averages)
+        self.optimizer = Optimizer(self.net, self.averages, self.options, self.mean)
         self.wrapped: torch.nn.Module = self.net
 
     @contextlib.contextmanager
@@ -61,19 +67,25 @@ class TrainedNetwork:
 
 @dataclasses.dataclass
 class TrainingState:
-    """Everything that changes in a run: the networks it trains and two counters.
+    """Everything that changes in a run: the networks it trains and how many images were seen.
 
-    trained: the networks, by name; MAIN is averaged, sampled and exported. nimg: images seen; steps: optimiser steps.
+    trained: the networks, by name; MAIN is averaged, sampled and exported. nimg: images seen.
     """
 
     trained: dict[str, TrainedNetwork]
     nimg: int = 0
-    steps: int = 0
 
     @property
     def main(self) -> TrainedNetwork:
         """The network that is averaged, sampled and exported."""
         return self.trained[MAIN]
+
+    @property
+    def sampled(self) -> EDMPrecond:
+        """MAIN's network."""
+        net = self.main.net
+        assert isinstance(net, EDMPrecond)
+        return net
 
     @contextlib.contextmanager
     def local_gradients(self) -> Iterator[None]:
@@ -83,17 +95,31 @@ class TrainingState:
                 entered.enter_context(network.local_gradients())
             yield
 
-    def update(self, learning_rate: float, betas: Mapping[str, float], batch_size: int) -> torch.Tensor:
-        """Take one step of every network with its gradients over batch_size images; return the norm of MAIN's gradient.
+    def update(
+        self, updated: Sequence[str], learning_rate: float, betas: Mapping[str, float], batch_size: int
+    ) -> dict[str, torch.Tensor]:
+        """Take one step of the networks `updated` with their gradients over batch_size images.
 
-        All networks use the same learning rate. betas: the decay of each average in this step.
+        All networks use the same learning rate. betas: the decay of each average in this step. Returns the norm of each
+        one's gradient.
         """
-        norms = {
-            name: part.optimizer.step(learning_rate, {ema: betas[ema] for ema in part.averages}, self.steps)
-            for name, part in self.trained.items()
-        }
-        self.nimg, self.steps = self.nimg + batch_size, self.steps + 1
-        return norms[MAIN]
+        self.nimg += batch_size
+        norms = {}
+        for name in updated:
+            part = self.trained[name]
+            norms[name] = part.optimizer.step(learning_rate, {average: betas[average] for average in part.averages})
+            part.changed = self.nimg
+        return norms
+
+    def counters(self) -> dict[str, Any]:
+        """Return what a state file records besides tensors: images seen, and steps of the optimisers.
+
+        `further` is there only if several networks are trained: per network, its steps and when it last changed.
+        """
+        counters: dict[str, Any] = {"nimg": self.nimg, "steps": self.main.optimizer.steps}
+        if len(self.trained) > 1:
+            counters["further"] = {name: [part.optimizer.steps, part.changed] for name, part in self.trained.items()}
+        return counters
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors by name; names are prefixed with `<network>/` except for MAIN's."""
@@ -104,11 +130,14 @@ class TrainingState:
         }
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, torch.Tensor], nimg: int, steps: int) -> None:
+    def load(self, tensors: Mapping[str, torch.Tensor], counters: Mapping[str, Any]) -> None:
         """Copy in the tensors (named as by `tensors`) and counters of a state file."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
-        self.nimg, self.steps = nimg, steps
+        self.nimg = counters["nimg"]
+        further = counters.get("further", {MAIN: [counters["steps"], counters["nimg"]]})
+        for name, part in self.trained.items():
+            part.optimizer.steps, part.changed = further[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +170,7 @@ class StateFolder:
 
     def save(self, state: TrainingState, path: Path, score: float | None = None) -> None:
         """Write `state` to `path` atomically, with its `score` (lower is better)."""
-        metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, "nimg": state.nimg, "steps": state.steps}
+        metadata = {"format": STATE_FORMAT, "fingerprint": self.fingerprint, **state.counters()}
         code = dataclasses.asdict(code_identity())
         tensor_file.save_tensors(path, state.tensors(), {**metadata, "score": score, "code": code})
 
@@ -189,7 +218,7 @@ class StateFolder:
                     if not is_state(metadata):
                         log.warning("%s was written by another version of mscd: not resumed", path)
                         continue
-                    state.load(file.read_all(), metadata["nimg"], metadata["steps"])
+                    state.load(file.read_all(), metadata)
             except UserError as error:
                 log.warning("%s; falling back to the previous state", error)
                 continue

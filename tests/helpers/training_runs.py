@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mscd.checkpoints import tensor_file
 from mscd.config.network import NetworkSettings
-from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.config.training import TeacherSettings
 from mscd.launch import run_leg
 from mscd.launch.resources import Resources
+from mscd.methods.consistency.settings import ConsistencySettings
 from mscd.parallel.group import Group
 from mscd.training.leg import StudentLeg, TeacherLeg, take_snapshot
 from mscd.training.loop import train_leg, training_step
@@ -26,7 +27,7 @@ COMMON = {
     "xflip": True,
 }
 TEACHER = TeacherSettings(network=NETWORK, phema_stds=[0.1], **COMMON)
-STUDENT = StudentSettings(
+STUDENT = ConsistencySettings(
     segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, node_anchor=0.2, phema_stds=[0.1], **COMMON
 )
 

@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
+from mscd.methods.randomness import seed_dropout
 from mscd.networks import EDMPrecond
 from mscd.networks.compile import compile_blocks
 from mscd.networks.layers import UNetBlock
-from mscd.training.randomness import seed_dropout
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"

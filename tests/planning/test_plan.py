@@ -7,9 +7,9 @@ import torch
 
 from mscd.config.loading import load_config
 from mscd.data import packing
-from mscd.diffusion.consistency import consistency_loss
-from mscd.diffusion.edges import edge_table
 from mscd.errors import UserError
+from mscd.methods.consistency.edges import edge_table
+from mscd.methods.consistency.loss import consistency_loss
 from mscd.networks.meta import meta_network, parameter_count
 from mscd.parallel.group import Group
 from mscd.planning.cost import classifier_cost, network_cost

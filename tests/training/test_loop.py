@@ -14,18 +14,18 @@ import types
 
 import pytest
 import torch
+from mscd.training.objectives import student_objective
 from training_runs import STUDENT, launch_leg, snapshot, student_leg, teacher_leg, train
 
 from mscd.checkpoints import network_file, tensor_file
 from mscd.data import packing
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
+from mscd.methods import randomness
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
-from mscd.training import randomness
 from mscd.training.batches import MicroBatch, index_stream, micro_batch_rows
 from mscd.training.loop import Interrupted, train_leg
-from mscd.training.objectives import student_objective
 
 
 def test_run_in_three_legs_equals_run_in_one(base, undisturbed, tmp_path):

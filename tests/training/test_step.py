@@ -12,8 +12,9 @@ from training_runs import Stepping, student_leg, teacher_leg, train
 
 from mscd.checkpoints import tensor_file
 from mscd.config.network import NetworkSettings
-from mscd.config.training import StudentSettings, TeacherSettings
+from mscd.config.training import TeacherSettings
 from mscd.data import packing
+from mscd.methods.consistency.settings import ConsistencySettings
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
@@ -34,7 +35,7 @@ COMMON = {
     "xflip": True,
 }
 TEACHER = TeacherSettings(network=NETWORK, **COMMON)
-STUDENT = StudentSettings(segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, **COMMON)
+STUDENT = ConsistencySettings(segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, **COMMON)
 # Operations whose result, or its shape, the host needs before it can continue.
 WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
 

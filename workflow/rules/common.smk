@@ -237,10 +237,10 @@ def score_files(detector):
     images."""
     made = [(teacher, ema_names.EMA, sampler.label) for teacher in teachers for sampler in run.scoring.teacher_samplers]
     for name, student in run.published_students.items():
-        made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, f"euler-{student.segments}"))
+        made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, student.sampler_label))
     for name, student in students.items():
         made += [
-            (f"{name}-{kimg}", ema, f"euler-{student.segments}")
+            (f"{name}-{kimg}", ema, student.sampler_label)
             for kimg in student.snapshots()
             for ema in student.emas()
         ]
@@ -251,7 +251,7 @@ def score_files(detector):
 
 def posthoc_score_files(detector, student):
     """Return the score files of the EMA lengths that are reconstructed for a student or a replicate."""
-    sampler, emas = f"euler-{students[student].segments}", run.posthoc_ema.emas() if run.posthoc_ema else []
+    sampler, emas = students[student].sampler_label, run.posthoc_ema.emas() if run.posthoc_ema else []
     models = [f"{student}-{kimg}" for kimg in run.posthoc_snapshots(split_replicate(student)[0])]
     return [paths.score(detector, model, ema, sampler) for model in models for ema in emas]
 
@@ -267,7 +267,7 @@ def ema_length_scores(wildcards):
     for name in replicates(wildcards.student):
         student, models = students[name], [f"{name}-{kimg}" for kimg in run.posthoc_snapshots(wildcards.student)]
         kept = [ema for ema in student.emas() if ema != ema_names.EMA]
-        stored = [(model, ema, f"euler-{student.segments}") for model in models for ema in kept]
+        stored = [(model, ema, student.sampler_label) for model in models for ema in kept]
         files += posthoc_score_files(detectors[0], name)
         files += [paths.score(detectors[0], *scored) for scored in stored]
     return files

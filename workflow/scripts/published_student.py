@@ -17,6 +17,8 @@ with script_log(snakemake.log.text):
         model=name,
         snapshot_kimg=settings.snapshot_kimg,
         segments=settings.segments,
+        nodes=settings.nodes,
+        sampler=settings.solver,
         origin=origin,
     )
     record_events(snakemake.log.events, params=origin, tags={"network": made["digest"]})

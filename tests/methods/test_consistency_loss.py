@@ -9,9 +9,11 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd.config.training import StudentSettings
-from mscd.diffusion import consistency
-from mscd.diffusion.edges import EdgeTable, edge_table
+from mscd.diffusion import losses, steps
+from mscd.diffusion.sigmas import student_sigmas
+from mscd.methods.consistency import loss as consistency
+from mscd.methods.consistency.edges import EdgeTable, edge_table
+from mscd.methods.consistency.settings import ConsistencySettings
 from mscd.networks import EDMPrecond
 
 ops, _ = load("ops")
@@ -31,22 +33,20 @@ def points():
 
 def test_inverse_ddim_and_ddim_equal_golden(points):
     p = points
-    inverse = consistency.inverse_ddim(p["x_ref"], p["x_t"], p["sigma_t"], p["sigma_ref"])
+    inverse = steps.inverse_ddim(p["x_ref"], p["x_t"], p["sigma_t"], p["sigma_ref"])
     assert bounded(inverse, ops["inv_ddim/out"], 1e-9)
-    assert bounded(consistency.ddim_step(p["x_t"], p["x_pred"], p["sigma_t"], p["sigma_ref"]), ops["ddim/out"], 1e-9)
+    assert bounded(steps.ddim_step(p["x_t"], p["x_pred"], p["sigma_t"], p["sigma_ref"]), ops["ddim/out"], 1e-9)
 
 
 def test_float32_images_are_computed_in_float64_and_rounded_once(points):
     p = points
-    ours = consistency.inverse_ddim(p["x_ref"].float(), p["x_t"].float(), p["sigma_t"], p["sigma_ref"])
-    exact = consistency.inverse_ddim(
-        p["x_ref"].float().double(), p["x_t"].float().double(), p["sigma_t"], p["sigma_ref"]
-    )
+    ours = steps.inverse_ddim(p["x_ref"].float(), p["x_t"].float(), p["sigma_t"], p["sigma_ref"])
+    exact = steps.inverse_ddim(p["x_ref"].float().double(), p["x_t"].float().double(), p["sigma_t"], p["sigma_ref"])
     assert ours.dtype == torch.float32 and torch.equal(ours, exact.float())
     other = [row for row in range(len(ours)) if row != 1]  # row 1 amplifies the rounding of its inputs
     scale = np.abs(ops["inv_ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert (np.abs(ours.numpy() - ops["inv_ddim/out_f32"]) / scale)[other].max() <= 1e-6
-    step = consistency.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
+    step = steps.ddim_step(p["x_t"].float(), p["x_pred"].float(), p["sigma_t"], p["sigma_ref"])
     scale = np.abs(ops["ddim/out_f32"]).max(axis=(1, 2, 3), keepdims=True)
     assert step.dtype == torch.float32 and (np.abs(step.numpy() - ops["ddim/out_f32"]) / scale).max() <= 1e-6
 
@@ -59,8 +59,8 @@ def analytic(x, sigma, labels=None):
 def test_heun_hop_equals_golden(points):
     sigma_s = T(ops["heun/sigma_s"])
     # The network's sigma is float32 here and float64 in the golden denoiser.
-    assert bounded(consistency.heun_hop(analytic, points["x_t"], points["sigma_t"], sigma_s), ops["heun/out"], 1e-5)
-    single = consistency.heun_hop(analytic, points["x_t"].float(), points["sigma_t"], sigma_s)
+    assert bounded(steps.heun_hop(analytic, points["x_t"], points["sigma_t"], sigma_s), ops["heun/out"], 1e-5)
+    single = steps.heun_hop(analytic, points["x_t"].float(), points["sigma_t"], sigma_s)
     assert single.dtype == torch.float32 and bounded(single, ops["heun/out_f32"], 1e-5)
 
 
@@ -70,14 +70,14 @@ def test_loss_weights_equal_golden(key):
     single = rest.endswith("_f32")
     sigma = T(ops["weight/sigma"]).to(torch.float32 if single else torch.float64)
     sigma_data = float(rest.removesuffix("_f32").removeprefix("sd"))
-    ours = consistency.loss_weight("uniform" if kind == "flat" else kind, sigma, torch.zeros_like(sigma), sigma_data)
+    ours = losses.loss_weight("uniform" if kind == "flat" else kind, sigma, torch.zeros_like(sigma), sigma_data)
     assert np.allclose(ours.numpy(), ops[key], rtol=1e-5 if single else 1e-10, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["huber", "pseudo_huber", "l2", "l2_root"])
 def test_distances_and_their_gradients_equal_golden(kind):
     diff = T(ops["loss/diff"]).requires_grad_()
-    ours = consistency.distance(kind, diff)
+    ours = losses.distance(kind, diff)
     expected = ops[f"loss/{kind}"]
     if expected.ndim > 1:
         expected = expected.sum(axis=(1, 2, 3))
@@ -163,15 +163,15 @@ def test_inverse_ddim_undoes_a_ddim_step(sigma, ratio, seed):
     draws = torch.Generator().manual_seed(seed)
     x, denoised = (torch.randn(1, 1, 4, 4, dtype=torch.float64, generator=draws) for _ in range(2))
     t, s = torch.tensor([sigma], dtype=torch.float64), torch.tensor([sigma * ratio], dtype=torch.float64)
-    arrived = consistency.ddim_step(x, denoised, t, s)
-    assert torch.allclose(consistency.inverse_ddim(arrived, x, t, s), denoised, rtol=1e-9, atol=1e-9)
+    arrived = steps.ddim_step(x, denoised, t, s)
+    assert torch.allclose(steps.inverse_ddim(arrived, x, t, s), denoised, rtol=1e-9, atol=1e-9)
 
 
 def test_a_perfect_student_of_a_linear_ode_has_zero_loss():
     """For data at one point every trajectory is straight, so the teacher itself is the student and the loss is 0."""
     point = torch.full((1, 1, 4, 4), 0.3)
     perfect = lambda x, sigma, labels: point.expand_as(x)  # noqa: E731
-    table = edge_table(4, 32)
+    table = edge_table(student_sigmas(4), 32)
     edges = table.rows(torch.arange(len(table)))
     images = point.repeat(len(table), 1, 1, 1)
     result = consistency.consistency_loss(perfect, perfect, perfect, images, None, torch.randn_like(images), edges)
@@ -179,28 +179,28 @@ def test_a_perfect_student_of_a_linear_ode_has_zero_loss():
 
 
 def test_terminal_target_is_the_teachers_image_or_the_clean_image():
-    table = edge_table(2, 8)
+    table = edge_table(student_sigmas(2), 8)
     edges = table.rows(torch.tensor([len(table) - 1]))
     images, noise = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
     teacher = lambda x, sigma, labels: x * 0.5  # noqa: E731
     hop = consistency.consistency_loss(teacher, teacher, teacher, images, None, noise, edges)
-    assert torch.allclose(hop.target, 0.5 * hop.x_t.float())
+    assert torch.allclose(hop.target, 0.5 * hop.x_t)
     clean = consistency.consistency_loss(
         teacher, teacher, teacher, images, None, noise, edges, terminal_teacher_hop=False
     )
-    assert torch.equal(clean.target, images)
+    assert torch.equal(clean.target, images.double())
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="distance"):
-        consistency.distance("l3", torch.zeros(1, 1))
+        losses.distance("l3", torch.zeros(1, 1))
     with pytest.raises(ValueError, match="weight"):
-        consistency.loss_weight("none", torch.ones(1), torch.zeros(1))
+        losses.loss_weight("none", torch.ones(1), torch.zeros(1))
 
 
 def test_sqrt_gap_weight_is_the_square_root_of_the_edge_length():
     t, s = torch.tensor([5.0, 0.002]), torch.tensor([1.0, 0.0])
-    assert torch.equal(consistency.loss_weight("sqrt_gap", t, s), (t - s).sqrt())
+    assert torch.equal(losses.loss_weight("sqrt_gap", t, s), (t - s).sqrt())
 
 
 def test_target_is_computed_first_without_gradient_by_the_target_student():
@@ -209,11 +209,11 @@ def test_target_is_computed_first_without_gradient_by_the_target_student():
     def recorded(name):
         return lambda x, sigma, labels: calls.append((name, torch.is_grad_enabled(), sigma.tolist())) or x * 0.5
 
-    table = edge_table(2, 8)
+    table = edge_table(student_sigmas(2), 8)
     edges, images = table.rows(torch.tensor([1, 2])), torch.zeros(2, 1, 4, 4)
     networks = map(recorded, ("student", "target student", "teacher"))
     consistency.consistency_loss(*networks, images, None, torch.ones_like(images), edges)
-    sigma_t, sigma_s = edges.sigma_t.float().tolist(), edges.sigma_s.float().tolist()
+    sigma_t, sigma_s = edges.sigma_t.tolist(), edges.sigma_s.tolist()
     assert calls == [
         ("teacher", False, sigma_t),
         ("teacher", False, sigma_s),
@@ -222,6 +222,6 @@ def test_target_is_computed_first_without_gradient_by_the_target_student():
     ]
 
 
-@pytest.mark.parametrize(("key", "kinds"), [("distance", consistency.DISTANCES), ("weight", consistency.WEIGHTS)])
+@pytest.mark.parametrize(("key", "kinds"), [("distance", losses.DISTANCES), ("weight", losses.WEIGHTS)])
 def test_the_configuration_offers_every_distance_and_weight(key, kinds):
-    assert set(typing.get_args(StudentSettings.model_fields[key].annotation)) == set(kinds)
+    assert set(typing.get_args(ConsistencySettings.model_fields[key].annotation)) == set(kinds)

@@ -10,7 +10,7 @@ import dataclasses
 
 import torch
 
-from mscd.diffusion.sigmas import NODE_TOLERANCE, Grid, student_sigmas, teacher_sigmas
+from mscd.diffusion.sigmas import NODE_TOLERANCE, Grid, teacher_sigmas
 from mscd.parallel.prefetch import send_to
 
 
@@ -45,7 +45,7 @@ class EdgeTable:
 
 
 def edge_table(
-    segments: int,
+    student: torch.Tensor,
     steps: int,
     *,
     sigma_min: float = 0.002,
@@ -60,19 +60,18 @@ def edge_table(
 ) -> EdgeTable:
     """Return the edges of the teacher's grid, assigned to the student's segments, with the probability of drawing each.
 
-    sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" here draws a segment, then one of its edges).
+    student: the student's grid, its nodes and 0, float64 [S + 1] (`sigmas.node_sigmas`). steps: T. sigma_min, sigma_max
+    and rho: of the teacher's grid, which begins where the student's does. sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" here draws a segment, then one of its edges).
     terminal_anchor: whether the terminal edge gets exactly 1/T (not for "uniform").
     sigma_max_anchor: with this probability, the first edge is drawn instead.
     node_anchor: with this probability, an edge is drawn instead that starts exactly at one of the student's own nodes,
-    where the student will be evaluated. For this, `segments` edges are appended, one from each node to the next
-    teacher node.
+    where the student will be evaluated. For this, S edges are appended, one from each node to the next teacher node.
     """
     grid: Grid = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
-    student = student_sigmas(segments, **grid)
     teacher = teacher_sigmas(steps, student, **grid)
     table = _classified_edges(student, teacher)
     if sampling == "uniform":
-        in_segment = torch.bincount(table.segment, minlength=segments)
+        in_segment = torch.bincount(table.segment, minlength=len(student) - 1)
         probability = 1.0 / (in_segment[table.segment].double() * (in_segment > 0).sum())
     else:
         probability = edge_weights(

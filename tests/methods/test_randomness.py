@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mscd.training import randomness
-from mscd.training.randomness import generator, image_indices
+from mscd.methods import randomness
+from mscd.methods.randomness import generator, image_indices
 
 
 def order(seed, epoch, size):

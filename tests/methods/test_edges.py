@@ -6,7 +6,8 @@ from golden_data import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscd.diffusion import edges, sigmas
+from mscd.diffusion import sigmas
+from mscd.methods.consistency import edges
 
 GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 golden, _ = load("schedules")

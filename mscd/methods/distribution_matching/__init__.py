@@ -1,0 +1,1 @@
+"""Distribution matching: DMD2, f-distill and score identity distillation (SiD)."""
