@@ -11,6 +11,17 @@ Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Ten
 """D(x [N, C, H, W], sigma [N] or a scalar, labels [N, K] or None) -> denoised [N, C, H, W]."""
 
 
+def output_scale(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Return EDM's c_out, [N] as sigma: the factor between a network's raw output and the denoised image."""
+    return sigma * sigma_data / (sigma**2 + sigma_data**2).sqrt()
+
+
+def denoised_from(raw: torch.Tensor, x: torch.Tensor, sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Return c_skip x + c_out F, float64 [N, C, H, W], for the raw output F at x and sigma [N], float64."""
+    c_skip = (sigma_data**2 / (sigma**2 + sigma_data**2)).reshape(-1, 1, 1, 1)
+    return c_skip * x.double() + output_scale(sigma, sigma_data).reshape(-1, 1, 1, 1) * raw.double()
+
+
 @dataclasses.dataclass(frozen=True)
 class DenoisingLoss:
     """The loss [N], a weighted squared error summed over each image, and the noise levels sigma [N] of the images."""

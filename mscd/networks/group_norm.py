@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from mscd.errors import UserError
 
@@ -23,14 +24,38 @@ class GroupNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if eager and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        eager, on_cpu = not torch.compiler.is_compiling(), x.device.type == "cpu"
+        if eager and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+            return self._forward_mode(x)
+        if eager and on_cpu and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
             # On a CPU, PyTorch's channels_last kernels are slower than the elementary sums and products used here.
             keep = torch.is_grad_enabled()
             arguments = (x.float(), self.weight, self.bias, self.groups, self.eps, keep)
             y: torch.Tensor = _ChannelsLast.apply(*arguments)  # type: ignore[no-untyped-call]
             return y.to(x.dtype)
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def _forward_mode(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x together with its derivative dx along a direction, for forward-mode differentiation.
+
+        PyTorch's own forward mode needs contiguous memory. With the notation of _ChannelsLast,
+        dy = (dx - (sum dx) / M - d s^2 (sum d dx) / M) s w. The weight and the bias are constant.
+        """
+        parts: tuple[torch.Tensor, torch.Tensor] = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+        value, dx = (part.float() for part in parts)
+        values = value[0].numel() // self.groups
+
+        def of_group(terms: torch.Tensor) -> torch.Tensor:
+            return _of_group(terms.sum(dim=(2, 3)), self.groups) / values
+
+        deviations = value - _per_pixel(of_group(value))
+        scale = (of_group(deviations.square()) + self.eps).rsqrt()
+        slope = of_group(deviations * dx) * scale**2
+        weight = _per_pixel(scale * self.weight)
+        y = torch.addcmul(self.bias[:, None, None], deviations, weight)
+        dy = torch.addcmul(dx - _per_pixel(of_group(dx)), deviations, _per_pixel(slope), value=-1) * weight
+        dual: torch.Tensor = forward_ad.make_dual(y.to(x.dtype), dy.to(x.dtype))  # type: ignore[no-untyped-call]
+        return dual
 
 
 class _Context(Protocol):
@@ -88,3 +113,8 @@ def _of_group(values: torch.Tensor, groups: int) -> torch.Tensor:
     n, c = values.shape
     grouped = values.reshape(n, groups, c // groups)
     return grouped.sum(dim=2, keepdim=True).expand_as(grouped).reshape(n, c)
+
+
+def _per_pixel(values: torch.Tensor) -> torch.Tensor:
+    """Reshape [N, C] to [N, C, 1, 1]."""
+    return values[:, :, None, None]

@@ -1,0 +1,1 @@
+"""Moment matching, alternating between student and auxiliary denoiser."""
