@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mscd.training.objectives import Objective, student_objective
 
 from mscd.config.loading import load_config
 from mscd.config.training import StudentSettings
+from mscd.methods.interface import MAIN, StudentMethod, student_method
 from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group, default_device
 from mscd.training.batches import HostBatch, micro_batch_rows
 from mscd.training.loop import training_step
 from mscd.training.setup import distributed
-from mscd.training.state import MAIN, TrainedNetwork, TrainingState
+from mscd.training.state import TrainedNetwork, TrainingState
 
 CONFIGS = Path(__file__).parents[1] / "config"
 SHAPES = {"config": (8, 1, 10), "imagenet64": (64, 3, 1000)}  # resolution, channels and classes of each config's images
@@ -65,13 +65,13 @@ class StudentRun:
     group: Group
     state: TrainingState
     teacher: EDMPrecond
-    objective: Objective
+    method: StudentMethod
     rows: list[slice]
     batches: Iterator[HostBatch]
 
     def step(self) -> None:
         """Take one training step."""
-        training_step(self.state, self.objective, self.batches, self.rows, self.group, self.settings)
+        training_step(self.state, self.method, self.batches, self.rows, self.group, self.settings)
 
 
 def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None = None) -> StudentRun:
@@ -87,7 +87,7 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
         group=group,
         state=TrainingState({MAIN: trained}),
         teacher=teacher,
-        objective=student_objective(settings, teacher, trained),
+        method=student_method(settings, group.sum, teacher),
         rows=micro_batch_rows(settings.batch_size, group, None),
         batches=itertools.repeat((pixels, labels.cpu())),
     )

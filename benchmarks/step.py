@@ -12,6 +12,7 @@ import torch
 from demo_run import BATCH, StudentRun, batch_of, network, student_run, student_settings
 from harness import Row, in_turns, main, medians, milliseconds
 
+from mscd.diffusion.sigmas import student_sigmas
 from mscd.methods.consistency.edges import edge_table
 
 
@@ -56,7 +57,7 @@ def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
     def update() -> None:
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        run.state.main.optimizer.step(0.0, betas, run.state.steps)
+        run.state.main.optimizer.step(0.0, betas)
 
     return {
         "2 teacher forwards": teacher_forwards,
@@ -68,7 +69,7 @@ def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
 
 def grid_row() -> Row:
     """Time to build the table of edges for another T."""
-    times = medians(in_turns({"table": lambda: edge_table(8, 1280, node_anchor=0.5)}, rounds=25, warmup=3))
+    times = medians(in_turns({"table": lambda: edge_table(student_sigmas(8), 1280, node_anchor=0.5)}, rounds=25, warmup=3))
     return Row("step", "grids and edges at T = 1280", times["table"] * 1e3, 5, unit="ms")
 
 

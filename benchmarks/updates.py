@@ -43,7 +43,7 @@ def updating(run: StudentRun) -> Callable[[], None]:
     def update() -> None:
         for parameter, gradient in zip(net.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        run.state.main.optimizer.step(0.0, betas, run.state.steps)
+        run.state.main.optimizer.step(0.0, betas)
 
     return update
 

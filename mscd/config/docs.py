@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from mscd.config.base import FileSettings, Settings, is_operational
 from mscd.config.data import DataSettings
+from mscd.config.methods import DEFAULT, METHODS
 from mscd.config.network import NetworkSettings
 from mscd.config.reference import (
     ClassifierSettings,
@@ -52,6 +53,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "`teacher.network`": NetworkSettings,
     "`teacher`, published": PublishedTeacher,
     "`students.<name>`": StudentSettings,
+    **{f"`students.<name>`, `method: {method}`": settings for method, settings in METHODS.items()},
     "`published_students.<name>`": PublishedStudent,
     "`scoring`": ScoringSettings,
     "`scoring.teacher_samplers`": SamplerSettings,
@@ -63,7 +65,9 @@ def docs() -> str:
     """Return the settings as a Markdown page with one table per section."""
     pages = [DOCS_HEADER]
     for title, model in SECTIONS.items():
-        rows = [_docs_row(key, field) for key, field in model.model_fields.items()]
+        rows = _docs_rows(model)
+        if model in METHODS.values():
+            rows = [row for row in rows if row not in _docs_rows(StudentSettings)]
         table = markdown_table(["key", "type", "default", "meaning"], rows, padded=False)
         pages.append(f"## {title}\n\n{(model.__doc__ or '').strip()}\n\n" + "\n".join(table) + "\n")
     return "\n".join(pages)
@@ -71,8 +75,15 @@ def docs() -> str:
 
 def schema() -> str:
     """Return the settings as JSON Schema, with which editors complete and check keys, types and bounds."""
-    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(dialect | Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    dialect, described = {"$schema": "https://json-schema.org/draft/2020-12/schema"}, Config.model_json_schema()
+    for method, settings in METHODS.items():
+        if method != DEFAULT:  # settings that do not name their method are the default's alone
+            described["$defs"][settings.__name__]["required"].append("method")
+    return json.dumps(dialect | described, indent=2, ensure_ascii=False) + "\n"
+
+
+def _docs_rows(model: type[Settings]) -> list[list[str]]:
+    return [_docs_row(key, field) for key, field in model.model_fields.items()]
 
 
 def _docs_row(key: str, field: FieldInfo) -> list[str]:
@@ -104,7 +115,8 @@ def _schema_name(schema: Mapping[str, Any]) -> str:
         return f"`{schema['const']}`"
     kind = schema.get("type", "section")
     if kind == "array":
-        return f"list of {_schema_name(schema['items'])}"
+        parts = [_schema_name(part) for part in schema.get("prefixItems", [schema.get("items")])]
+        return f"list of {len(parts)} × {parts[0]}" if "prefixItems" in schema else f"list of {parts[0]}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds.items() if bound in schema]
     names = {"string": "text", "boolean": "true or false", "object": "section"}

@@ -251,13 +251,11 @@ class PublishedStudent(FileSettings):
 
 
 class StudentSettings(TrainingSettings):
-    """A few-step model distilled from the teacher. These settings are common to all methods; each has more (below).
+    """A few-step model distilled from the teacher. These settings are common to all methods, which have further ones
+    and other defaults (see below)."""
 
-    title: the method's name and paper, as Markdown.
-    """
-
-    title: ClassVar[str]
-    method: str = Field(description="The method by which the student is trained (see below).")
+    title: ClassVar[str]  # the method's name and paper, as Markdown
+    method: str = Field("consistency", description="Method by which the student is trained; each has a section below.")
     segments: int = Field(
         8, ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
     )

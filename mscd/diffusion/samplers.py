@@ -78,8 +78,9 @@ def dpm(
     The first steps have the orders 1, 2, ..., as they have fewer denoised images to extrapolate from, and the last ones
     ..., 2, 1. The arguments are those of `heun`, but the grid may also end above 0.
     """
-    levels = sigmas.tolist()
-    x, history = noise.double() * levels[0], []
+    levels: list[float] = sigmas.tolist()
+    x = noise.double() * levels[0]
+    history: list[tuple[float, torch.Tensor]] = []
     for i, (level, level_next) in enumerate(itertools.pairwise(levels)):
         history = [(level, net(x, sigmas[i].to(noise.device, non_blocking=True), labels).double()), *history][:order]
         available = min(order, i + 1, len(levels) - 1 - i)

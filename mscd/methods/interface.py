@@ -14,7 +14,6 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from mscd.config.training import OptimizerOptions, StudentSettings, TrainingSettings
-from mscd.diffusion.denoising import Denoiser
 from mscd.methods.randomness import generator, seed_dropout
 from mscd.networks import EDMPrecond
 
@@ -58,15 +57,14 @@ class MicroBatch:
         """Return this micro-batch's rows [n, *shape] of the global batch's uniform draws from [0, 1), float64."""
         return self._drawn(torch.rand, seed, purpose, shape, torch.float64)
 
-    def masked(self, network: torch.nn.Module, seed: int) -> Denoiser:
+    def masked(self, network: Callable[..., torch.Tensor], seed: int) -> Callable[..., torch.Tensor]:
         """Return the network with this micro-batch's dropout mask, the same in every call."""
 
-        def denoise(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None, **options: bool) -> torch.Tensor:
+        def evaluate(*arguments: torch.Tensor | None, **options: bool) -> torch.Tensor:
             seed_dropout(seed, self.position)
-            denoised: torch.Tensor = network(x, sigma, labels, **options)
-            return denoised
+            return network(*arguments, **options)
 
-        return denoise
+        return evaluate
 
     def _drawn(
         self, draw: Callable[..., torch.Tensor], seed: int, purpose: str, shape: tuple[int, ...], dtype: torch.dtype
@@ -121,6 +119,16 @@ class Part:
 
     net: torch.nn.Module
     options: OptimizerOptions
+
+
+def frozen(network: torch.nn.Module) -> Callable[..., Any]:
+    """Return the network as a function whose gradients go to its inputs alone, not to its weights."""
+    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        return torch.func.functional_call(network, weights, arguments, options)
+
+    return evaluate
 
 
 S = TypeVar("S", bound=TrainingSettings)

@@ -3,6 +3,7 @@
 Module names are part of the file format, because published checkpoints are loaded by name.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -79,22 +80,22 @@ class DhariwalUNet(torch.nn.Module):
         emb = self._embed(noise_labels, class_labels, augment_labels)
         return self._decode(self._encode(x, emb), emb)
 
-    def with_features(
+    def features(
         self,
         x: torch.Tensor,
         noise_labels: torch.Tensor,
         class_labels: torch.Tensor | None,
         augment_labels: torch.Tensor | None,
         widths: Sequence[int],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return F and, for each of `widths`, the encoder's last output [N, channels, width, width].
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
+        """Return the encoder's last output [N, channels, width, width] for each of `widths`, and a function that goes
+        on to F; it can be called once.
 
         Raises UserError for a width that no level has.
         """
         emb = self._embed(noise_labels, class_labels, augment_labels)
         skips = self._encode(x, emb)
-        features = features_of(skips, widths)
-        return self._decode(skips, emb), features
+        return features_of(skips, widths), functools.partial(self._decode, skips, emb)
 
     def _embed(
         self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None

@@ -83,16 +83,29 @@ class EDMPrecond(torch.nn.Module):
         F_x = self.model(*self._unet_inputs(x, sigma, class_labels, augment_labels)).to(torch.float32)
         return F_x if raw else self._denoised(x, sigma, F_x)
 
+    def features(
+        self, x: torch.Tensor, sigma: torch.Tensor | float, class_labels: torch.Tensor | None, widths: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Return the encoder's last feature maps [N, channels, width, width] of the given widths, float32.
+
+        The arguments are those of `forward`. Raises UserError for a width that no level of the network has.
+        """
+        x, sigma = self._float32(x, sigma)
+        features, _ = self.model.features(*self._unet_inputs(x, sigma, class_labels, None), widths)
+        return [feature.to(torch.float32) for feature in features]
+
     def with_features(
         self, x: torch.Tensor, sigma: torch.Tensor | float, class_labels: torch.Tensor | None, widths: Sequence[int]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Denoise as `forward` does; also return the encoder's last feature maps of the given widths, float32.
+        """Return (denoised images, features) as `forward` and `features` do, in one evaluation.
 
-        Raises UserError for a width that no level of the network has.
+        Gradients go through the features alone.
         """
         x, sigma = self._float32(x, sigma)
-        F_x, features = self.model.with_features(*self._unet_inputs(x, sigma, class_labels, None), widths)
-        return self._denoised(x, sigma, F_x.to(torch.float32)), [feature.to(torch.float32) for feature in features]
+        features, decode = self.model.features(*self._unet_inputs(x, sigma, class_labels, None), widths)
+        with torch.no_grad():
+            denoised = self._denoised(x, sigma, decode().to(torch.float32))
+        return denoised, [feature.to(torch.float32) for feature in features]
 
     def _float32(self, x: torch.Tensor, sigma: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return x and sigma [N or 1, 1, 1, 1] in float32."""

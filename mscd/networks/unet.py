@@ -24,15 +24,16 @@ class UNet(Protocol):
         class_labels: [N or 1, label_dim], None for a network without classes; augment_labels: [N, augment_dim] or None.
         """
 
-    def with_features(
+    def features(
         self,
         x: torch.Tensor,
         noise_labels: torch.Tensor,
         class_labels: torch.Tensor | None,
         augment_labels: torch.Tensor | None,
         widths: Sequence[int],
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return F and, for each of `widths`, the encoder's last output [N, channels, width, width].
+    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
+        """Return the encoder's last output [N, channels, width, width] for each of `widths`, and a function that goes
+        on to F; it can be called once.
 
         Raises UserError for a width that no level has.
         """

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mscd.checkpoints.metadata import NETWORK_FORMAT, STATE_FORMAT, StudentFacts
 from mscd.checkpoints.tensor_file import UNKNOWN_DIGEST, TensorLayout
@@ -55,7 +56,7 @@ def state_bytes(networks: Networks, settings: TrainingSettings) -> int:
     """Return the size of the state that training ends with, without a score: weights, averages, and two moments per
     weight of the networks that it trains."""
     nimg = settings.legs()[-1].end_nimg
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for network, part in networks.trained.items():
         prefix = "" if network == MAIN else f"{network}/"
         for average in (MAIN, *(networks.averages if network == MAIN else [])):

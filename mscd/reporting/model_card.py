@@ -52,7 +52,7 @@ def model_card(
     sections = [_header(metadata), _title(metadata, student), _USE.format(asked=asked)]
     if scores is not None:
         sections.append(_scores(scores))
-    sections += [_making(metadata, solver, sigmas), _limits(student), _license(metadata)]
+    sections += [_making(metadata, student, solver, sigmas), _limits(student), _license(metadata)]
     return "\n".join(sections)
 
 
@@ -115,12 +115,13 @@ def _scores(scores: pd.DataFrame) -> str:
     return f"## Scores\n\n{about} The teacher's rows are for comparison.\n\n" + "\n".join(table) + "\n"
 
 
-def _making(metadata: NetworkMetadata, solver: Solver, sigmas: list[float]) -> str:
+def _making(metadata: NetworkMetadata, student: StudentFacts, solver: Solver, sigmas: list[float]) -> str:
     kimg = metadata.get("snapshot_kimg")
     facts = [
         f"training images: {_data(metadata.get('data'))}",
         f"training: {'not recorded' if kimg is None else f'{kimg} thousand images seen'}, "
         f"weight average `{metadata['ema']}`",
+        f"segments: {student['segments']}{_grid(student)}",
         f"sampler: {SAMPLER_NAMES[solver]} at noise levels {', '.join(f'{sigma:.6g}' for sigma in sigmas)}",
         f"network digest: `{metadata['digest']}`",
         f"exported by: {code_identity()}",
@@ -128,6 +129,12 @@ def _making(metadata: NetworkMetadata, solver: Solver, sigmas: list[float]) -> s
     if "origin" in metadata:
         facts.insert(0, f"made from: {metadata['origin']['source']} (sha256 `{metadata['origin']['sha256']}`)")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
+
+
+def _grid(student: StudentFacts) -> str:
+    if "nodes" in student:
+        return ""
+    return f", on the Karras grid from {student['sigma_max']:g} to {student['sigma_min']:g} with rho {student['rho']:g}"
 
 
 def _data(data: DataFacts | None) -> str:

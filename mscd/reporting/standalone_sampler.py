@@ -23,8 +23,7 @@ def main(seeds: str, picture: str) -> None:
     net.load_state_dict(load_file(folder / "model.safetensors", device))
     sigmas = torch.tensor(config["sigmas"], dtype=torch.float64, device=device)  # the last is 0
 
-    ends = [int(seed) for seed in seeds.split("-")]
-    first, last, images = min(ends), max(ends), []
+    (first, last), images = sorted(int(seed) for seed in (seeds.split("-") * 2)[:2]), []
     size = max(1, 128**2 // net.img_resolution**2)
     for start in range(first // size * size, last + 1, size):  # always full pieces: rounding depends on their size
         draws = [torch.Generator(device).manual_seed(seed) for seed in range(start, start + size)]
@@ -37,12 +36,10 @@ def main(seeds: str, picture: str) -> None:
             denoised = net(x, sigma, labels).double()
             if config["sampler"] == "euler":
                 x = x + (sigma_next - sigma) * ((x - denoised) / sigma)
-                continue
-            kept = (sigma_next / sigma) ** 2 if config["sampler"] == "ancestral" else 0.0  # of x; "renoise" keeps none
-            x, added = (1 - kept) * denoised + kept * x, sigma_next * (1 - kept) ** 0.5
-            if sigma_next > 0:
-                normal = [torch.randn(shape, generator=draw, dtype=x.dtype, device=device) for draw in draws]
-                x = x + added * torch.cat(normal)
+            else:
+                kept = {"ancestral": (sigma_next / sigma) ** 2, "renoise": 0 * sigma}[config["sampler"]]  # share of x
+                normal = torch.cat([torch.randn(shape, generator=draw, dtype=x.dtype, device=device) for draw in draws])
+                x = (1 - kept) * denoised + kept * x + sigma_next * (1 - kept).sqrt() * normal
         images.append((x * 127.5 + 128).clip(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
     pixels = torch.cat(images)[first % size :][: last - first + 1]
 

@@ -46,8 +46,9 @@ def generate(
     """Sample the network (an mscd file or a pickled checkpoint) for each seed and write images and provenance.
 
     dest: .npz, .zip, .png or a folder, as for image_writers.write_images. sampler, steps: default to a student's own,
-    otherwise to heun with 18 steps; a student is evaluated once at each of the noise levels that its file states. classes: one for all images or one per seed, instead of those that the seeds draw; latents and churn stay
-    the same. device: the group's by default.
+    otherwise to heun with 18 steps; a student is evaluated once at each of the noise levels that its file states.
+    classes: one for all images or one per seed, instead of those that the seeds draw; all other draws stay the same.
+    device: the group's by default.
 
     The image of a seed does not depend on the other seeds. On a CPU, it depends neither on batch_size nor on the
     processes of `group`, which share the seeds: whole pieces are sampled, even if only some of their seeds are kept.
@@ -153,7 +154,7 @@ def _check_settings(
     if student and (steps != student["segments"] or sampler not in STUDENT_SOLVERS.values()):
         raise UserError(
             f"{path}: a student of {student['segments']} segments must be sampled with exactly {student['segments']} "
-            f"steps of {', '.join(STUDENT_SOLVERS.values())} (asked for {sampler}, {steps})"
+            f"steps of {' or '.join(STUDENT_SOLVERS.values())} (asked for {sampler}, {steps})"
         )
 
 

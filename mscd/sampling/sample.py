@@ -80,10 +80,9 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
     match sampling.sampler:
         case "euler":
             images = samplers.euler(net, noise, labels, sigmas)
-        case "heun" if sampling.churn is None:
-            images = samplers.heun(net, noise, labels, sigmas)
         case "heun":
-            images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **sampling.churn)
+            churn = sampling.churn or {}
+            images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **churn)
         case "dpm2m":
             images = samplers.dpm(net, noise, labels, sigmas, order=2)
         case "dpm3m":

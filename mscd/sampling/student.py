@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from mscd.checkpoints.metadata import StudentFacts
-from mscd.config.training import PublishedStudent, StudentSettings
 from mscd.diffusion.sigmas import STUDENT_GRID, NoiseRange, node_sigmas, sampling_sigmas
 from mscd.diffusion.solvers import Solver
+
+if TYPE_CHECKING:  # sampling does not load pydantic
+    from mscd.config.training import PublishedStudent, StudentSettings
 
 
 def student_facts(settings: StudentSettings | PublishedStudent) -> StudentFacts:

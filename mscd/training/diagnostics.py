@@ -7,7 +7,7 @@ import datetime
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ class StepResult:
     """What a step reports, by network: the losses of each micro-batch, and the gradient's norm, which may be inf or nan
     (both on the device)."""
 
-    losses: list[Mapping[str, Losses]]
+    losses: Sequence[Mapping[str, Losses]]
     gradient_norms: Mapping[str, torch.Tensor]
 
 

@@ -92,7 +92,7 @@ def train_leg(
                     )
                 score = None
                 if validation is not None and (ended or _crossed(before, state.nimg, settings.validate_kimg)):
-                    score = metrics["validation/score"] = validation.score(state.main.averages[EMA])
+                    score = metrics["validation/score"] = validation.score(state.average(EMA))
                 if group.is_lead:
                     attempts.check_newest()
                     kimg = leg.end_kimg if ended else state.nimg // 1000
@@ -132,7 +132,7 @@ def training_step(
     watched = []
     for part in rows:
         batch = micro_batch(
-            next(batches), part, state.nimg, settings, group.device, labelled=bool(state.sampled.label_dim)
+            next(batches), part, state.nimg, settings, group.device, labelled=bool(state.average(EMA).label_dim)
         )
         with contextlib.nullcontext() if part is rows[-1] else state.local_gradients():
             losses = method.losses(state.trained, batch)

@@ -130,15 +130,15 @@ def _fresh_student(leg: StudentLeg, dataset: ImageDataset, group: Group) -> _Fre
 
 def _state(fresh: _Fresh, settings: TrainingSettings, group: Group) -> TrainingState:
     """Return the state of a run at image 0, its networks on the group's device."""
-    averages = [*settings.emas(), *fresh.method.decays(0)]
+    own = list(fresh.method.decays(0))
     torch.manual_seed(seed_of(settings.seed, "parts", 0))
     parts = {MAIN: Part(fresh.net, settings.optimizer_options()), **fresh.method.parts()}
     trained = {}
     for name, part in parts.items():
         net = part.net.to(group.device).train().requires_grad_(True)
         copies = {
-            average: copy.deepcopy(fresh.net).to(group.device).eval().requires_grad_(False)
-            for average in (averages if name == MAIN else [])
+            average: copy.deepcopy(net).train(average in own).requires_grad_(False)
+            for average in ([*settings.emas(), *own] if name == MAIN else [])
         }
         by_hand = not isinstance(net, EDMPrecond)  # small, so that DDP's overlap would gain nothing
         trained[name] = TrainedNetwork(net, copies, part.options, group.mean if by_hand else None)

@@ -45,7 +45,7 @@ def write_snapshot(
         "run": folder.fingerprint,
         **inherited,
     }
-    for name, net in state.main.averages.items():
-        save_network(partial / f"{name}.safetensors", net, {**about, "ema": name})
+    for name in leg.settings.emas():
+        save_network(partial / f"{name}.safetensors", state.average(name), {**about, "ema": name})
     attempts.check_newest()
     partial.rename(leg.finished)

@@ -42,7 +42,7 @@ class TrainedNetwork:
     """
 
     net: torch.nn.Module
-    averages: dict[str, EDMPrecond]
+    averages: Mapping[str, torch.nn.Module]
     options: OptimizerOptions = OptimizerOptions()
     mean: Callable[[torch.Tensor], torch.Tensor] | None = None
     changed: int = 0
@@ -80,10 +80,9 @@ class TrainingState:
         """The network that is averaged, sampled and exported."""
         return self.trained[MAIN]
 
-    @property
-    def sampled(self) -> EDMPrecond:
-        """MAIN's network."""
-        net = self.main.net
+    def average(self, name: str) -> EDMPrecond:
+        """Return an average of MAIN's network."""
+        net = self.main.averages[name]
         assert isinstance(net, EDMPrecond)
         return net
 

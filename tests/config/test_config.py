@@ -15,6 +15,7 @@ from mscd.diffusion.ema import reach
 from mscd.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
+PUBLISHED_STUDENT = {"source": "student.pkl", "segments": 2, "snapshot_kimg": 1}
 PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["teacher"]["network"]}
 
 
@@ -41,6 +42,14 @@ PUBLISHED = {"source": "https://example.org/teacher.pkl", "network": SETTINGS["t
         ("name", "../up", "config: name: must consist of letters, digits"),
         ("teacher.learning_rate", float("nan"), "config: teacher.learning_rate: must be a finite number (got nan)"),
         ("scoring.seed_blocks", [], "config: scoring.seed_blocks: must not be empty"),
+        ("students.s8.nodes", "cosine", "config: students.s8.nodes: must be one of 'karras' or 'karras-drop-last' (got 'c"),
+        ("students.s8.nodes", [80, -1], "config: students.s8.nodes.1: must be greater than 0 (got -1)"),
+        ("students.s8.nodes", [], "config: students.s8.nodes: must not be empty"),
+        ("students.s8.nodes", 3, "config: students.s8.nodes: must be one of 'karras' or 'karras-drop-last' (got 3)"),
+        ("students.s8.method", "magic", "config: students.s8.method: must be one of 'consistency', "),
+        ("students.s8.method", ["magic"], "config: students.s8.method: must be one of 'consistency', "),
+        ("students.s8.sampler", "ancestral", "config: students.s8.sampler: must be one of 'ddim' (got 'ancestral')"),
+        ("students.s8.betas", [0.9, 1], "config: students.s8.betas.1: must be less than 1 (got 1)"),
     ],
 )
 def test_wrong_value_is_reported_in_one_line(where, value, line):
@@ -69,6 +78,13 @@ def test_wrong_value_is_reported_in_one_line(where, value, line):
         ("scoring.teacher_samplers", [{"sampler": "heun", "steps": 8}] * 2, "scoring: teacher_samplers lists heun-8 "),
         ("scoring.teacher_samplers.0.S_churn", 1, "scoring.teacher_samplers.0: S_churn is an option of the heun"),
         ("students.s8.sigma_max_anchor", 0.6, None),
+        ("students.s4.nodes", [80, 1.1], "students.s4: nodes lists 2 noise levels, but segments is 4: one per segment is"),
+        ("students.s4.nodes", [80, 10, 10, 1], "students.s4: nodes must fall from the first to the last, but 10 follows 10"),
+        ("students.s4.nodes", [1, 2, 3, 4], "students.s4: nodes must fall from the first to the last, but 2 follows 1"),
+        ("students.s4.nodes", [80, 10, 1, 0.001], "students.s4: nodes: 0.001 is below 0.002, where images are finished"),
+        ("published_students", {"p": {**PUBLISHED_STUDENT, "nodes": [1]}}, "published_students.p: nodes lists 1 noise le"),
+        ("students.s8.weight_decay", 0.1, "students.s8: weight_decay is an option of adamw, not of adam"),
+        ("students.s8.lr_rampup_kimg", 2, "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 2"),
     ],
 )
 def test_impossible_combination_is_reported_in_one_line(where, value, line):
@@ -77,6 +93,8 @@ def test_impossible_combination_is_reported_in_one_line(where, value, line):
         settings["students"]["s8"]["node_anchor"] = 0.6
     else:
         settings = changed(where, value)
+    if "lr_anneal" in line:
+        settings["students"]["s8"]["lr_anneal_kimg"] = 2
     with pytest.raises(UserError) as error:
         load_config(settings)
     assert str(error.value).startswith(f"config: {line}") and "\n" not in str(error.value)
@@ -187,16 +205,40 @@ OPERATIONAL = "duration_kimg snapshot_kimg tick_kimg state_kimg validate_kimg va
 OPERATIONAL += ["max_nonfinite_steps", "replicates"]
 
 
-def test_identity_excludes_only_operational_settings_and_unset_compile():
+# Settings that runs of earlier versions did not have, with a value other than the default.
+ADDED = {
+    "compile": "default",
+    "lr_anneal_kimg": 4.0,
+    "lr_decay_kimg": 4.0,
+    "optimizer": "radam",
+    "betas": [0.0, 0.99],
+    "eps": 1e-6,
+    "clip_norm": 1.0,
+    "nodes": "karras-drop-last",
+    "hop": "data",
+    "addim_eta": 0.5,
+    "target_halflife_kimg": 1.0,
+}
+
+
+def test_identity_excludes_only_operational_settings_and_unset_added_ones():
     student = load_config(SETTINGS).students["s8"]
-    assert set(student.identity()) == set(type(student).model_fields) - {*OPERATIONAL, "compile"}
+    unset = {*ADDED, "weight_decay", "method", "sampler"}
+    assert set(student.identity()) == set(type(student).model_fields) - {*OPERATIONAL, *unset}
 
 
-def test_compile_is_part_of_the_identity_if_set():
-    plain, compiled = (
-        load_config(changed("students.s8.compile", mode)).students["s8"].identity() for mode in (None, "default")
-    )
-    assert compiled == {**plain, "compile": "default"}
+@pytest.mark.parametrize("key", ADDED)
+def test_added_setting_is_part_of_the_identity_if_set(key):
+    plain = load_config(SETTINGS).students["s8"].identity()
+    assert load_config(changed(f"students.s8.{key}", ADDED[key])).students["s8"].identity() == plain | {key: ADDED[key]}
+
+
+def test_identities_of_existing_runs_never_change():
+    """The digests of version 0.1, before students had a method: with others, finished training would be repeated."""
+    config = load_config(REPOSITORY / "config/imagenet64.yaml")
+    assert (digest(config.students["s8"]), digest(config.teacher)) == ("318cd96cbc47a721", "4b04d9e1e1d8e562")
+    settings = load_config(SETTINGS)
+    assert (digest(settings.students["s8"]), digest(settings.teacher)) == ("a4318460d6a6ca4f", "475269a0898de6be")
 
 
 @pytest.mark.parametrize("key", OPERATIONAL)

@@ -71,7 +71,7 @@ class Stepping:
     def step(self):
         """Take one step."""
         start = self.start
-        return training_step(self.state, start.objective, self.batches, start.rows, self.group, self.settings)
+        return training_step(self.state, start.method, self.batches, start.rows, self.group, self.settings)
 
 
 def snapshot(run_dir, kimg=3):

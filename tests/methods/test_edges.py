@@ -63,7 +63,7 @@ def test_edge_weights_equal_golden(key):
 @pytest.mark.parametrize("case", sorted({k.split("/")[0] for k in golden_edges}))
 def test_edge_table_equals_golden(case):
     segments, steps = (int(part[1:]) for part in case.split("_"))
-    table = edges.edge_table(segments, steps, **GRID)
+    table = edges.edge_table(sigmas.student_sigmas(segments, **GRID), steps, **GRID)
     for ours, name in [
         (table.segment, "step_j"),
         (table.is_terminal, "is_terminal"),
@@ -79,9 +79,12 @@ def test_edge_table_equals_golden(case):
 
 
 tables = st.builds(
-    lambda segments, extra, **options: edges.edge_table(segments, segments + extra, **options),
+    lambda segments, extra, nodes, **options: edges.edge_table(
+        sigmas.node_sigmas(nodes, segments), segments + extra, **options
+    ),
     st.integers(1, 10),
     st.integers(0, 200),
+    st.sampled_from(["karras", "karras-drop-last"]),
     sampling=st.sampled_from(["edm", "vp", "uniform"]),
     terminal_anchor=st.booleans(),
     sigma_max_anchor=st.sampled_from([0.0, 0.1]),
@@ -100,18 +103,18 @@ def test_every_edge_is_in_its_segment_and_probabilities_sum_to_one(table):
 
 
 def test_terminal_edge_gets_one_over_T():
-    table = edges.edge_table(8, 64)
+    table = edges.edge_table(sigmas.student_sigmas(8), 64)
     assert float(table.probability[-1]) == 1 / len(table)
 
 
 def test_uniform_sampling_draws_every_segment_equally_often():
-    table = edges.edge_table(8, 64, sampling="uniform")
+    table = edges.edge_table(sigmas.student_sigmas(8), 64, sampling="uniform")
     shares = torch.zeros(8, dtype=torch.float64).index_add_(0, table.segment, table.probability)
     assert torch.allclose(shares, torch.full_like(shares, 1 / 8), rtol=1e-12, atol=0)
 
 
 def test_node_anchor_gives_its_share_to_edges_from_the_student_nodes():
-    plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, node_anchor=0.25)
+    plain, table = edges.edge_table(sigmas.student_sigmas(8), 64), edges.edge_table(sigmas.student_sigmas(8), 64, node_anchor=0.25)
     extra = table.rows(torch.arange(len(plain), len(table)))
     assert extra.sigma_t.tolist() == sigmas.student_sigmas(8)[:-1].tolist()
     assert float(extra.probability.sum()) == pytest.approx(0.25, rel=1e-12)
@@ -119,10 +122,10 @@ def test_node_anchor_gives_its_share_to_edges_from_the_student_nodes():
 
 
 def test_sigma_max_anchor_adds_to_the_first_edge():
-    plain, table = edges.edge_table(8, 64), edges.edge_table(8, 64, sigma_max_anchor=0.1)
+    plain, table = edges.edge_table(sigmas.student_sigmas(8), 64), edges.edge_table(sigmas.student_sigmas(8), 64, sigma_max_anchor=0.1)
     assert float(table.probability[0]) == float(plain.probability[0] * 0.9 + 0.1)
 
 
 def test_unknown_sampling_is_refused():
     with pytest.raises(ValueError, match="edge sampling"):
-        edges.edge_table(2, 8, sampling="cosine")
+        edges.edge_table(sigmas.student_sigmas(2), 8, sampling="cosine")

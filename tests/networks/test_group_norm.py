@@ -72,3 +72,42 @@ def test_an_image_does_not_depend_on_the_rest_of_its_batch():
     changed = x.clone()
     changed[1:] = 5
     assert torch.equal(norm(x)[0], norm(changed)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    channels=st.sampled_from([4, 32, 96]),
+    width=st.integers(2, 5),
+    mean=st.sampled_from([0.0, 30.0]),
+    formats=st.tuples(st.sampled_from(list(FORMATS)), st.sampled_from(list(FORMATS))),
+    seed=st.integers(0, 2**31),
+)
+def test_forward_mode_derivative_equals_pytorchs_in_float64_up_to_rounding(n, channels, width, mean, formats, seed):
+    torch.manual_seed(seed)
+    norm = layer(channels)
+    x, dx = (torch.randn(n, channels, width, width + 1).contiguous(memory_format=FORMATS[name]) for name in formats)
+    x = x + mean
+    with torch.no_grad():
+        y, dy = torch.func.jvp(norm, (x,), (dx,))
+        plain = norm(x)
+    weight, bias = norm.weight.detach().double(), norm.bias.detach().double()
+    _, expected = torch.func.jvp(
+        lambda x: F.group_norm(x, norm.groups, weight, bias, norm.eps),
+        (x.double().contiguous(),),
+        (dx.double().contiguous(),),
+    )
+    assert (y - plain).abs().max() <= (2e-6 + 1e-6 * mean) * max(1.0, float(y.abs().max()))
+    assert (dy - expected).abs().max() <= (4e-6 + 2e-6 * mean) * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_forward_mode_keeps_dtype_and_memory_format(memory_format, dtype):
+    torch.manual_seed(0)
+    norm, x = layer(32), torch.randn(2, 32, 4, 4).to(dtype).contiguous(memory_format=FORMATS[memory_format])
+    with torch.no_grad():
+        results = torch.func.jvp(norm, (x,), (torch.randn_like(x),))
+    assert all(one.dtype == dtype and one.is_contiguous(memory_format=FORMATS[memory_format]) for one in results)
+    if memory_format == "channels_last":  # contiguous memory uses PyTorch's own function outside forward mode
+        assert torch.equal(results[0], norm(x))

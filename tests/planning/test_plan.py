@@ -7,6 +7,7 @@ import torch
 
 from mscd.config.loading import load_config
 from mscd.data import packing
+from mscd.diffusion.sigmas import student_sigmas
 from mscd.errors import UserError
 from mscd.methods.consistency.edges import edge_table
 from mscd.methods.consistency.loss import consistency_loss
@@ -79,7 +80,7 @@ def test_a_distilled_image_takes_as_many_evaluations_as_the_loss_makes():
         calls.append(torch.is_grad_enabled())
         return x
 
-    edges = edge_table(2, 8, sigma_min=0.002, sigma_max=80.0, rho=7.0).rows(torch.tensor([0, 1]))
+    edges = edge_table(student_sigmas(2), 8).rows(torch.tensor([0, 1]))
     images = torch.zeros(2, 1, 8, 8)
     consistency_loss(denoiser, denoiser, denoiser, images, None, torch.ones_like(images), edges)
     assert stages(planned)["train s2"].nfe == len(calls)

@@ -26,7 +26,7 @@ from mscd.reporting.file_info import as_text, describe, verify
 from mscd.reporting.score_table import BASIC, write_table
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import write_samples
-from mscd.training.state import MAIN, StateFolder, TrainedNetwork, TrainingState
+from mscd.training.state import StateFolder, TrainedNetwork, TrainingState
 
 PICKLES = Path(__file__).parents[1] / "golden/pickles"
 GRID = {"segments": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
@@ -85,9 +85,8 @@ def test_an_undamaged_network_is_verified(network):
 def test_a_training_state_is_shown_with_its_progress_and_code(tmp_path, net):
     net = copy.deepcopy(net)
     averages = ("ema", "phema-0.050")
-    state = TrainingState(
-        {MAIN: TrainedNetwork(net, {name: copy.deepcopy(net) for name in averages})}, nimg=512, steps=2
-    )
+    state = TrainingState({MAIN: TrainedNetwork(net, {name: copy.deepcopy(net) for name in averages})}, nimg=512)
+    state.main.optimizer.steps = 2
     path = tmp_path / "state.safetensors"
     StateFolder(tmp_path, "fingerprint").save(state, path, score=1.5)
     facts = describe(path)

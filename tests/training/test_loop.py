@@ -14,7 +14,6 @@ import types
 
 import pytest
 import torch
-from mscd.training.objectives import student_objective
 from training_runs import STUDENT, launch_leg, snapshot, student_leg, teacher_leg, train
 
 from mscd.checkpoints import network_file, tensor_file
@@ -22,9 +21,11 @@ from mscd.data import packing
 from mscd.errors import UserError
 from mscd.files.event_log import read_events
 from mscd.methods import randomness
+from mscd.methods.consistency.training import Consistency
+from mscd.methods.interface import MAIN, MicroBatch
 from mscd.parallel.group import Group
 from mscd.parallel.stop_request import StopRequest
-from mscd.training.batches import MicroBatch, index_stream, micro_batch_rows
+from mscd.training.batches import index_stream, micro_batch_rows
 from mscd.training.loop import Interrupted, train_leg
 
 
@@ -247,12 +248,12 @@ def test_the_two_student_passes_share_one_dropout_mask():
     batch = MicroBatch(torch.zeros(4, 1, 8, 8), None, slice(0, 4), 400, 4)
     teacher = torch.nn.Module()
     teacher.sigma_data, teacher.forward = 0.5, lambda x, sigma, labels: x * 0
-    trained = types.SimpleNamespace(net=Recorder(), wrapped=Recorder())
-    objective = student_objective(STUDENT, teacher, trained)
-    objective(batch)
+    trained = types.SimpleNamespace(net=Recorder(), wrapped=Recorder(), averages={})
+    method = Consistency(STUDENT, lambda tensor: tensor, teacher)
+    method.losses({MAIN: trained}, batch)
     first, second = masks
     assert torch.equal(first, second)
-    objective(dataclasses.replace(batch, nimg=404))
+    method.losses({MAIN: trained}, dataclasses.replace(batch, nimg=404))
     assert not torch.equal(masks[2], first)
 
 

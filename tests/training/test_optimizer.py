@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mscd.networks import EDMPrecond
-from mscd.training.optimizer import ALIGNMENT, AdamWithAverages
+from mscd.config.training import OptimizerOptions
+from mscd.training.optimizer import ALIGNMENT, Optimizer
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 BETAS = {"ema": 0.5, "phema-0.100": 0.9}
@@ -40,11 +41,11 @@ def test_updates_equal_pytorchs_guarded_adam_and_averages_of_each_tensor(nets, p
     net, averages = nets
     plain, plain_averages = copy.deepcopy(net), copy.deepcopy(averages)
     optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
-    updates = AdamWithAverages(net, averages)
+    updates = Optimizer(net, averages, OptimizerOptions())
     for step in range(4):
         set_gradients(net, step, poison and step == 1)
         set_gradients(plain, step, poison and step == 1)
-        updates.step(1e-3 * (step + 1), BETAS, step)
+        updates.step(1e-3 * (step + 1), BETAS)
         for parameter in plain.parameters():
             torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
         optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
@@ -63,39 +64,39 @@ def test_updates_equal_pytorchs_guarded_adam_and_averages_of_each_tensor(nets, p
 
 def test_the_norm_is_of_the_gradient_before_the_guard(nets):
     net, averages = nets
-    updates = AdamWithAverages(net, averages)
+    updates = Optimizer(net, averages, OptimizerOptions())
     set_gradients(net, 0)
     expected = torch.cat([parameter.grad.flatten() for parameter in net.parameters()]).double().norm()
-    assert float(updates.step(1e-3, BETAS, 0)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(updates.step(1e-3, BETAS)) == pytest.approx(float(expected), rel=1e-5)
     before = tensors(net)
     set_gradients(net, 1, poison=True)
-    assert not updates.step(1e-3, BETAS, 1).isfinite()
+    assert not updates.step(1e-3, BETAS).isfinite()
     assert all(parameter.isfinite().all() for parameter in net.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, tensors(net), strict=True))
 
 
 def test_gradients_are_cleared_and_a_missing_one_counts_as_zero(nets):
     net, averages = nets
-    updates, (first, *_) = AdamWithAverages(net, averages), net.parameters()
+    updates, (first, *_) = Optimizer(net, averages, OptimizerOptions()), net.parameters()
     set_gradients(net, 0)
     first.grad = None
     before = first.detach().clone()
-    updates.step(1e-3, BETAS, 0)
+    updates.step(1e-3, BETAS)
     assert torch.equal(first, before) and all(parameter.grad is None for parameter in net.parameters())
     set_gradients(net, 1)
-    updates.step(1e-3, BETAS, 1)
+    updates.step(1e-3, BETAS)
     moment = updates.moments()["exp_avg." + next(net.named_parameters())[0]]
     before = moment.clone()
     set_gradients(net, 2)
     first.grad = None
-    updates.step(1e-3, BETAS, 2)
+    updates.step(1e-3, BETAS)
     assert torch.allclose(moment, before * 0.9)
 
 
 def test_parameters_are_aligned_views_that_keep_their_values_and_names(nets):
     net, averages = nets
     before, state = tensors(net), copy.deepcopy(net.state_dict())
-    AdamWithAverages(net, averages)
+    Optimizer(net, averages, OptimizerOptions())
     for parameter, value in zip(net.parameters(), before, strict=True):
         assert torch.equal(parameter, value) and parameter.is_contiguous() and parameter.is_leaf
         assert parameter.storage_offset() % ALIGNMENT == 0 and parameter.requires_grad
@@ -121,9 +122,9 @@ def test_the_number_of_kernels_does_not_grow_with_the_number_of_parameters():
     counts = []
     for blocks in (1, 3):
         net = EDMPrecond(8, 1, 0, **{**OPTIONS, "num_blocks": blocks})
-        updates = AdamWithAverages(net, {name: copy.deepcopy(net) for name in BETAS})
+        updates = Optimizer(net, {name: copy.deepcopy(net) for name in BETAS}, OptimizerOptions())
         set_gradients(net, 0)
         with Kernels() as kernels:
-            updates.step(1e-3, BETAS, 0)
+            updates.step(1e-3, BETAS)
         counts.append(len(kernels.names))
     assert counts[0] == counts[1] <= 8

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from mscd.methods.interface import MAIN
 from mscd.networks import EDMPrecond
-from mscd.training.state import MAIN, StateFolder, TrainedNetwork, TrainingState
+from mscd.training.state import StateFolder, TrainedNetwork, TrainingState
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
 
@@ -21,7 +22,7 @@ def state():
     net = EDMPrecond(8, 1, 0, **OPTIONS)
     state = training_state(net)
     net(torch.randn(2, 1, 8, 8), torch.ones(2)).square().sum().backward()
-    state.update(1e-3, {"ema": 0.5}, 100)
+    state.update([MAIN], 1e-3, {"ema": 0.5}, 100)
     return state
 
 
@@ -51,7 +52,7 @@ def test_a_resumed_state_equals_the_saved_one_with_adams_moments(state, tmp_path
     net = EDMPrecond(8, 1, 0, **OPTIONS)
     other = training_state(net)
     assert folder.resume(other, 0, 1000).path == folder.rolling_state(100)
-    assert (other.nimg, other.steps) == (100, 1)
+    assert (other.nimg, other.main.optimizer.steps, other.main.changed) == (100, 1, 100)
     expected = state.tensors()
     assert expected.keys() == other.tensors().keys()
     assert all(torch.equal(value, expected[name]) for name, value in other.tensors().items())

@@ -14,14 +14,16 @@ from mscd.checkpoints import tensor_file
 from mscd.config.network import NetworkSettings
 from mscd.config.training import TeacherSettings
 from mscd.data import packing
+from mscd.methods.consistency import training as consistency
 from mscd.methods.consistency.settings import ConsistencySettings
+from mscd.methods.interface import MAIN
 from mscd.networks import EDMPrecond
 from mscd.networks.precision import choose_repeatable_kernels
 from mscd.parallel.group import Group
 from mscd.reporting.file_info import describe
-from mscd.training import objectives
+from mscd.training.denoising import Denoising
 from mscd.training.diagnostics import TickDiagnostics
-from mscd.training.state import MAIN, TrainedNetwork
+from mscd.training.state import TrainedNetwork
 
 NETWORK = NetworkSettings(model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1, label_dropout=0.1)
 COMMON = {
@@ -152,15 +154,31 @@ def test_steps_do_not_leak_memory(short_teacher, tmp_path):
 
 
 def test_edges_are_rebuilt_only_when_the_number_of_teacher_steps_changes(short_teacher, tmp_path, monkeypatch):
-    made, original = [], objectives.edge_table
-    monkeypatch.setattr(objectives, "edge_table", lambda **how: (made.append(how["steps"]), original(**how))[1])
-    objectives._cached_table.cache_clear()
+    made, original = [], consistency.edge_table
+
+    def counted(student, steps, **options):
+        made.append(steps)
+        return original(student, steps, **options)
+
+    monkeypatch.setattr(consistency, "edge_table", counted)
+    consistency._cached_table.cache_clear()
     run, asked = begun(short_teacher, tmp_path, "student", batch_per_process=16, anneal_kimg=0.8), []
     for _ in range(60):
-        asked.append(objectives.teacher_steps(run.settings, run.state.nimg))
+        asked.append(consistency.teacher_steps(run.settings, run.state.nimg))
         run.step()
     assert asked[0] == 8 and asked[-1] == 32
     assert made == sorted(set(asked)) and len(made) == 25
+
+
+class Twice(Denoising):
+    """Trains a second network like the first, with the same draws."""
+
+    def losses(self, networks, batch):
+        losses = {name: super(Twice, self).losses({MAIN: network}, batch)[MAIN] for name, network in networks.items()}
+        return losses
+
+    def updated(self, step):
+        return [MAIN, "second"]
 
 
 def test_a_second_network_trains_alongside_and_is_part_of_the_state(short_teacher, tmp_path):
@@ -169,9 +187,7 @@ def test_a_second_network_trains_alongside_and_is_part_of_the_state(short_teache
     second = TrainedNetwork(EDMPrecond(**run.state.main.net.init_kwargs).train(), {})
     run.state.trained["second"] = second
     before = [parameter.clone() for parameter in second.net.parameters()]
-    of_first, of_second = run.start.objective, objectives.teacher_objective(run.settings, second)
-    both = dataclasses.replace(run.start, objective=lambda batch: {**of_first(batch), "second": of_second(batch)[MAIN]})
-    run.start = both
+    run.start = dataclasses.replace(run.start, method=Twice(run.settings, run.group.sum))
     for _ in range(2):
         alone.step()
         run.step()

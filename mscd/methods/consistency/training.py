@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mscd.diffusion.ema import ema_beta
-from mscd.diffusion.sigmas import annealed_steps, node_sigmas
+from mscd.diffusion.sigmas import STUDENT_GRID, annealed_steps, node_sigmas
 from mscd.methods.consistency.edges import EdgeTable, edge_table
 from mscd.methods.consistency.loss import Hop, consistency_loss
 from mscd.methods.consistency.settings import ConsistencySettings
@@ -76,8 +76,8 @@ def _cached_table(
     steps: int,
     device: torch.device,
 ) -> tuple[EdgeTable, torch.Tensor]:
-    highest = {} if isinstance(nodes, str) else {"sigma_max": nodes[0]}
-    table = edge_table(node_sigmas(nodes, segments), steps, **highest, **dict(options))
+    sigma_max = STUDENT_GRID["sigma_max"] if isinstance(nodes, str) else nodes[0]
+    table = edge_table(node_sigmas(nodes, segments), steps, sigma_max=sigma_max, **dict(options))
     cumulative = table.probability.cumsum(0)
     return table.to(device), send_to(device, cumulative / cumulative[-1])
 

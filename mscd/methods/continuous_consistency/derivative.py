@@ -57,9 +57,10 @@ class _ConstantWeights(TorchFunctionMode):
     ) -> Any:
         options = kwargs or {}
         if func in self.LAYERS:
-            x, weight, *bias = args
-            x, dx = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
-            if dx is not None:
-                y, dy = func(x, weight, *bias, **options), func(dx, weight, **options)
-                return forward_ad.make_dual(y, dy)  # type: ignore[no-untyped-call]
+            x, weight, *rest = args
+            value, tangent = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+            if tangent is not None:
+                without_bias = {name: option for name, option in options.items() if name != "bias"}
+                derivative = func(tangent, weight, None, *rest[1:], **without_bias)
+                return forward_ad.make_dual(func(value, weight, *rest, **options), derivative)  # type: ignore[no-untyped-call]
         return func(*args, **options)

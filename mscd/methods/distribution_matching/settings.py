@@ -1,0 +1,65 @@
+"""Settings of distribution matching."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mscd.config.base import Fraction, NonNegative, Positive, Width, operational
+from mscd.config.training import Evaluations, StudentSettings
+
+
+class DistributionMatchingSettings(StudentSettings):
+    """Distribution matching (DMD2, Yin et al. 2024): the student's images are to be distributed as the teacher's at
+    every noise level. A critic follows the student's distribution, and a head on the teacher's features tells training
+    images from the student's. `loss: sid` is score identity distillation (SiD, Zhou et al. 2024) instead. Best at 1
+    evaluation, and the only method here that can surpass its teacher."""
+
+    title: ClassVar[str] = "distribution matching ([Yin et al. 2024](https://arxiv.org/abs/2405.14867))"
+    method: Literal["distribution-matching"] = Field("distribution-matching", description="The method.")
+    sampler: Literal["renoise", "ddim"] = operational("renoise", "How the student is sampled.")
+    loss: Literal["dmd2", "sid"] = Field("dmd2", description="Loss of the student (`sid` without head).")
+    student_every: int = Field(
+        5, ge=1, description="One step in so many trains the student, the others its critic and the head."
+    )
+    gan_weight: NonNegative = Field(
+        3e-3, description="Weight of the adversarial loss in the student's loss (`dmd2` only); 0: no head."
+    )
+    gan_widths: Annotated[list[Width], Field(min_length=1)] = Field(
+        [8], description="Widths of the teacher's feature maps that a head sees, in pixels: one head each."
+    )
+    divergence: Literal["rkl", "kl", "js", "sf", "neyman", "sh", "jf"] = Field(
+        "rkl",
+        description="Divergence that the student minimises (f-distill, Xu et al. 2025): `rkl` is DMD2's; the others "
+        "weight each image by the head's estimate of the density ratio.",
+    )
+    divergence_decay: Fraction = Field(
+        0.0, description="Decay per step of the mean density ratio of a noise level, by which ratios are divided."
+    )
+    sid_alpha: Positive = Field(1.2, description="Constant α of SiD's loss (`sid` only).")
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> DistributionMatchingSettings:
+        if self.divergence != "rkl" and not self.has_head:
+            raise ValueError(f"divergence {self.divergence} needs the head: loss dmd2 and a gan_weight above 0")
+        if len(set(self.gan_widths)) != len(self.gan_widths):
+            raise ValueError("gan_widths lists a width twice")
+        return self
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head is trained."""
+        return self.loss == "dmd2" and self.gan_weight > 0
+
+    def evaluations(self) -> Evaluations:
+        """Network evaluations per training image: student, critic and teacher in the student's steps; student and critic
+        in the others, and the teacher's encoder, half a network, for real and generated images."""
+        others = self.student_every - 1
+        if self.loss == "sid":
+            return Evaluations(others / self.student_every, (3 + others) / self.student_every)
+        return Evaluations((2 + others * (2 if self.has_head else 1)) / self.student_every, 1)
+
+    def widths(self) -> dict[str, list[int]]:
+        """Widths of feature maps that the settings name, by key; the network must have them."""
+        return super().widths() | ({"gan_widths": self.gan_widths} if self.has_head else {})
