@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict, assert_never
@@ -81,7 +82,7 @@ def sample(net: EDMPrecond, seeds: range, sampling: Sampling) -> tuple[torch.Ten
         case "euler":
             images = samplers.euler(net, noise, labels, sigmas)
         case "heun":
-            churn = sampling.churn or {}
+            churn = sampling.churn or Churn(S_churn=0.0, S_min=0.0, S_max=math.inf, S_noise=1.0)
             images = samplers.heun(net, noise, labels, sigmas, randn_like=draws.randn_like, **churn)
         case "dpm2m":
             images = samplers.dpm(net, noise, labels, sigmas, order=2)

@@ -2,23 +2,22 @@
 
 import functools
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from golden_data import load
+from golden_networks import golden_network
+from mixture import Mixture
 
 from mscd.diffusion import samplers, steps
 from mscd.diffusion.sigmas import student_sigmas
 from mscd.diffusion.steps import per_image
 from mscd.methods.continuous_consistency import loss as scm
 from mscd.methods.continuous_consistency.derivative import value_and_derivative
-from mscd.networks import EDMPrecond
 
 golden, info = load("scm")
 T = torch.as_tensor
 SIGMA_DATA = 0.5
-MIXTURE = ("means", "logits", "log_s")
 LOGVAR = ("logvar_a", "logvar_b")
 
 
@@ -66,36 +65,23 @@ def gaussian(mu, s):
     return lambda x, sigma, labels: mu + s**2 / (s**2 + per_image(sigma) ** 2) * (x - mu)
 
 
-def mixture(p):
-    """Return D(x; sigma) of a mixture of Gaussians."""
-
-    def denoised(x, sigma, labels):
-        s2, x = (2 * p.log_s).exp(), x.double()
-        v = s2 + sigma.double().reshape(-1, 1) ** 2
-        offset = x[:, None] - p.means
-        weight = p.logits.log_softmax(0) - x[0].numel() / 2 * v.log() - offset.square().flatten(2).sum(2) / (2 * v)
-        pull = (s2 / v)[..., None, None, None] * offset
-        return (weight.softmax(1)[..., None, None, None] * (p.means + pull)).sum(1)
-
-    return denoised
-
-
-def parameters(name):
-    return SimpleNamespace(**{key: numbers(f"gm/{name}/{key}").requires_grad_() for key in MIXTURE})
+def denoiser(name):
+    """Return the mixture that is the teacher or the student."""
+    return Mixture(golden, f"gm/{name}")
 
 
 def case(mode, *, iteration=10_000, boundaries=None, kappa=0.0, kind="l2", term="per_pixel", offset=0.0):
     """Return the losses of the mixture on the inputs below `loss/`, and what they are differentiated by."""
-    p, t, options = parameters("student"), numbers("loss/t"), info["loss"]
-    variables = {key: getattr(p, key) for key in MIXTURE}
+    gm, t, options = denoiser("student"), numbers("loss/t"), info["loss"]
+    variables = dict(gm.parameters)
     variables |= {key: torch.tensor(options[key], dtype=torch.float64, requires_grad=True) for key in LOGVAR}
     t_k = torch.zeros_like(t) if boundaries is None else boundaries[scm.segment_of(t, boundaries)]
-    unconditional = scm.trigflow(raw(mixture(p)))
+    unconditional = scm.trigflow(raw(gm))
 
     def student(X, t, labels):
         return unconditional(X, t, labels) + kappa * per_image(t_k.sin()) * X
 
-    teacher = scm.trigflow(raw(mixture(parameters("teacher")))) if mode == "scd" else None
+    teacher = scm.trigflow(raw(denoiser("teacher"))) if mode == "scd" else None
     logvar = variables["logvar_a"] + variables["logvar_b"] * t + offset
     r = scm.warmup(iteration, options["warmup"])
     inputs = numbers("loss/images"), None, numbers("loss/eps"), t, t_k, logvar
@@ -211,7 +197,7 @@ def test_loss_and_gradients_of_a_mixture_equal_golden(mode, iteration):
 )
 def test_central_differences_equal_golden_and_the_exact_derivative(key, h, tolerance):
     result, t = case("scd")[0], numbers("loss/t")
-    F = scm.trigflow(raw(mixture(parameters("student"))))
+    F = scm.trigflow(raw(denoiser("student")))
     dt = t.cos() * t.sin()
     dX = per_image(dt) * result.V
     central = (F(result.X + h * dX, t + h * dt, None) - F(result.X - h * dX, t - h * dt, None)) / (2 * h)
@@ -221,7 +207,7 @@ def test_central_differences_equal_golden_and_the_exact_derivative(key, h, toler
 
 def test_fastgens_difference_along_the_datas_path_equals_golden():
     t, y, noise = (numbers(f"loss/{name}") for name in ("t", "images", "eps"))
-    F = scm.trigflow(raw(mixture(parameters("student"))))
+    F = scm.trigflow(raw(denoiser("student")))
     h = 1e-3 * t
 
     def at(t):
@@ -279,7 +265,7 @@ def test_loss_and_gradients_with_segments_equal_golden(name, mode):
 
 def test_samplers_in_trigflow_coordinates_are_those_by_sigma():
     """Order 1 is DDIM and order 2 is EDM's Heun sampler, on the same grid."""
-    net, grid = mixture(parameters("teacher")), student_sigmas(info["sampler"]["trigflow"]["num_steps"])
+    net, grid = denoiser("teacher"), student_sigmas(info["sampler"]["trigflow"]["num_steps"])
     latents = numbers("sampler/latents")
     for order, sampler in enumerate((samplers.euler, samplers.heun), start=1):
         out = sampler(net, latents, None, grid)
@@ -293,7 +279,7 @@ def test_the_scm_sampler_renoises_to_the_sigma_of_its_angle(count):
     assert middle == pytest.approx(0.98238, abs=1e-5)
     draws = iter(numbers(f"sampler/scm{count}/noise"))
     out = samplers.renoise(
-        mixture(parameters("student")),
+        denoiser("student"),
         numbers("sampler/latents"),
         None,
         torch.tensor([80.0, *[middle] * (count - 1), 0.0], dtype=torch.float64),
@@ -308,7 +294,7 @@ def test_multistep_sampling_is_ddim_on_the_segments_boundaries(name):
     count = int(name.removeprefix("ms").split("_")[0])
     spacing = "uniform_log_snr" if name.endswith("log_snr") else "uniform_t"
     boundaries = scm.segment_boundaries(count, spacing)
-    denoised, kappa = mixture(parameters("student")), info["sampler"]["ms"]["kappa"]
+    denoised, kappa = denoiser("student"), info["sampler"]["ms"]["kappa"]
 
     def conditioned(x, sigma, labels):
         """Find t_k from the noise level, as a student with several segments does; F gains kappa sin t_k X."""
@@ -324,13 +310,7 @@ def test_multistep_sampling_is_ddim_on_the_segments_boundaries(name):
 @pytest.fixture(scope="module")
 def networks():
     """Return teacher and student as F(X, t, labels), and the student's parameters by name."""
-    nets, options = load("nets_dhariwal_small")
-    students, _ = load("loss")
-    made = []
-    for arrays, prefix in ((nets, "b/sd/"), (students, "student/sd/")):
-        net = EDMPrecond(**{k: v for k, v in options["b/kwargs"].items() if k != "class_name"}).eval()
-        net.load_state_dict({k.removeprefix(prefix): T(v) for k, v in arrays.items() if k.startswith(prefix)})
-        made.append(net)
+    made = [golden_network(role) for role in ("teacher", "student")]
     return *[scm.trigflow(functools.partial(net, raw=True)) for net in made], dict(made[1].named_parameters())
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from golden_data import load
+from mixture import Mixture
 
 from mscd.diffusion.denoising import denoising_loss
 from mscd.diffusion.losses import loss_weight
@@ -14,25 +15,12 @@ from mscd.methods.distribution_matching.head import DiscriminatorHead
 golden, info = load("dmd2")
 T = torch.as_tensor
 G = {key: T(value) for key, value in golden.items()}
-PARAMETERS = ("means", "logits", "log_s")
 PER_IMAGE = (-1, 1, 1, 1)
 
 
-class Mixture:
-    """The denoiser of an isotropic mixture of Gaussians, in float64, with parameters that have gradients."""
-
-    def __init__(self, name):
-        self.parameters = {key: G[f"gm/{name}/{key}"].clone().requires_grad_() for key in PARAMETERS}
-
-    def __call__(self, x, sigma, labels=None):
-        means, logits, log_s = self.parameters.values()
-        s2 = (2 * log_s).exp()
-        v = s2 + sigma.double().reshape(-1, 1) ** 2  # [N or 1, J]
-        difference = x.double()[:, None] - means  # [N, J, C, H, W]
-        n = means[0].numel()
-        density = logits.log_softmax(0) - n / 2 * v.log() - difference.flatten(2).square().sum(2) / (2 * v)
-        posterior = means + (s2 / v)[..., None, None, None] * difference
-        return (density.softmax(1)[..., None, None, None] * posterior).sum(1)
+def denoiser(name):
+    """Return the mixture that is the teacher, the critic or the student."""
+    return Mixture(golden, f"gm/{name}")
 
 
 def close(ours, key, tolerance):
@@ -60,7 +48,7 @@ def noised(x, sigma, noise):
 
 def dm_images():
     """Return the student, its images with gradient, and the noisy images."""
-    student = Mixture("student")
+    student = denoiser("student")
     x = student(80 * G["dm/eps"], T(80.0))
     return student, x, noised(x.detach(), G["dm/sigma"], G["dm/noise"])
 
@@ -89,7 +77,7 @@ def test_default_nodes_equal_golden(k):
 
 def test_direction_and_loss_equal_golden_from_dmd2():
     student, x, z = dm_images()
-    D_real, D_fake = (Mixture(name)(z, G["dm/sigma"]) for name in ("teacher", "critic"))
+    D_real, D_fake = (denoiser(name)(z, G["dm/sigma"]) for name in ("teacher", "critic"))
     images = {"dm/x": x, "dm/z": z, "dm/D_real": D_real, "dm/D_fake": D_fake}
     assert all(near(image, key, 1e-9) for key, image in images.items())
     assert close(matching.normaliser(x, D_real), "dm/a", 1e-9)
@@ -131,7 +119,7 @@ def test_direction_is_finite_where_the_references_divide_by_zero():
 
 @pytest.mark.parametrize(("reference", "kind"), [("tianweiy", "karras"), ("fastgen", "uniform")])
 def test_critic_loss_equals_golden(reference, kind):
-    critic, x, sigma = Mixture("critic"), G["dm/x"].clone().requires_grad_(), G["critic/sigma"]
+    critic, x, sigma = denoiser("critic"), G["dm/x"].clone().requires_grad_(), G["critic/sigma"]
     weight = loss_weight(kind, sigma, sigma)
     if reference == "tianweiy":
         assert close(weight, "critic/tianweiy/weight", 1e-6)
@@ -219,11 +207,11 @@ def test_limits_of_the_density_ratio_equal_golden():
 
 def sid_images():
     """Return the student, its images, the noisy images, and the denoised images of teacher and critic."""
-    student = Mixture("student")
+    student = denoiser("student")
     x = student(G["sid/z"], T(info["sid"]["sigma_init"]))
     sigma = matching.sid_sigmas(G["sid/u"])
     z = noised(x, sigma, G["sid/noise"])
-    return student, x, sigma, z, Mixture("teacher")(z, sigma), Mixture("critic")(z, sigma)
+    return student, x, sigma, z, denoiser("teacher")(z, sigma), denoiser("critic")(z, sigma)
 
 
 @pytest.mark.parametrize("alpha", info["sid"]["alpha"])
@@ -249,7 +237,7 @@ def test_sid_loss_equals_golden_pixel_by_pixel(alpha):
 
 
 def test_sid_critic_equals_golden():
-    critic = Mixture("critic")
+    critic = denoiser("critic")
     result = denoising_loss(critic, G["sid/x"], None, G["sid/critic/noise"], G["sid/critic/z"])
     assert close(result.loss, "sid/critic/loss", 1e-8)
     assert close(result.loss.mean(), "sid/critic/scalar", 1e-8)
@@ -275,7 +263,7 @@ def test_adversarial_sid_loss_and_gradients_equal_golden():
 
 def test_adversarial_sid_critic_equals_golden():
     noise, z = G["sid/critic/noise"], G["sid/critic/z"]
-    score = denoising_loss(Mixture("critic"), G["sid/x"], None, noise, z)
+    score = denoising_loss(denoiser("critic"), G["sid/x"], None, noise, z)
     real, fake = (logit_map(noised(images, score.sigma, noise)) for images in (G["sida/critic/real"], G["sid/x"]))
     weight = loss_weight("edm", score.sigma, score.sigma)
     loss_gan = weight * matching.discriminator_loss(real, fake).mean() / 2

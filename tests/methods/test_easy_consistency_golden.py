@@ -3,53 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from closeness import norm_relative, relative
 from golden_data import load
+from golden_networks import golden_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixture import Mixture
 
 from mscd.diffusion.losses import distance, loss_weight
 from mscd.diffusion.steps import euler_hop, per_image
 from mscd.methods.easy_consistency import loss as easy
-from mscd.networks import EDMPrecond
 
 golden, info = load("ect")
 T = torch.as_tensor
 FASTGEN_MIN = 0.002  # FastGen's lower limit of r, and of t
 
 
-def relative(ours, expected, tolerance):
-    ours, expected = T(ours).detach().double(), T(expected).double()
-    return bool(((ours - expected).abs() <= tolerance * expected.abs().clamp(min=1e-30)).all())
-
-
-def norm_relative(ours, expected, tolerance):
-    ours, expected = T(ours).double(), T(expected).double()
-    return bool((ours - expected).norm() <= tolerance * expected.norm())
-
-
-class Mixture:
-    """The analytic denoiser of the golden numbers: the posterior mean under an isotropic Gaussian mixture, float64."""
-
-    def __init__(self, prefix="gm"):
-        names = ("means", "logits", "log_s")
-        self.parameters = {name: T(golden[f"{prefix}/{name}"]).clone().requires_grad_() for name in names}
-
-    def __call__(self, x, sigma, labels=None):
-        means, logits, log_s = self.parameters.values()
-        offset = x.double()[:, None] - means  # [N, J, C, H, W]
-        s2 = (2 * log_s).exp()
-        v = s2 + sigma.double()[:, None] ** 2
-        dims = (2, 3, 4)
-        logit = logits.log_softmax(0) - offset[0, 0].numel() / 2 * v.log() - offset.square().sum(dims) / (2 * v)
-        shape = (len(x), -1, 1, 1, 1)
-        image = means + (s2 / v).reshape(shape) * offset
-        return (logit.softmax(1).reshape(shape) * image).sum(1)
-
-    def gradients_equal(self, loss, prefix, tolerance):
-        """Whether the gradients of the mean loss are golden[prefix/grad/*]."""
-        gradients = torch.autograd.grad(loss.mean(), list(self.parameters.values()), retain_graph=True)
-        pairs = zip(self.parameters, gradients, strict=True)
-        return all(norm_relative(gradient, golden[f"{prefix}/grad/{name}"], tolerance) for name, gradient in pairs)
+def gradients_equal(gm, loss, prefix, tolerance):
+    """Whether the gradients of the mean loss by the mixture's parameters are golden[prefix/grad/*]."""
+    gradients = gm.gradients(loss.mean()).items()
+    return all(norm_relative(gradient, golden[f"{prefix}/grad/{name}"], tolerance) for name, gradient in gradients)
 
 
 # ---- times
@@ -126,7 +99,7 @@ def test_loss_and_gradient_of_an_analytic_denoiser_equal_golden(name):
     t = easy.lognormal_times(normal, options["P_mean"], options["P_std"])
     r = easy.lower_times(t, easy.stage_ratio(options["stage"], options["q"]))
     assert relative(t, golden[f"{case}/t"], 1e-8) and relative(r, golden[f"{case}/r"], 1e-8)
-    gm = Mixture()
+    gm = Mixture(golden)
     result = easy.easy_consistency_loss(
         gm, gm, images, None, noise, t, r, c=options["c"], weight_kind=kind, sigma_data=options["sigma_data"]
     )
@@ -136,7 +109,7 @@ def test_loss_and_gradient_of_an_analytic_denoiser_equal_golden(name):
     assert result.loss.dtype == torch.float64 and not result.target.requires_grad
     for precision, loss_tolerance, gradient_tolerance in (("f64", 1e-8, 1e-8), ("ref", 2e-4, 1e-3)):
         assert relative(result.loss, golden[f"{name}/{precision}/loss"], loss_tolerance)
-        assert gm.gradients_equal(result.loss, f"{name}/{precision}", gradient_tolerance)
+        assert gradients_equal(gm, result.loss, f"{name}/{precision}", gradient_tolerance)
 
 
 FASTGEN_WEIGHTS = {
@@ -154,7 +127,7 @@ def test_fastgen_losses_and_gradients_equal_golden(name):
     options = info[name]
     images, noise = (T(golden[f"analytic/{key}"]) for key in ("images", "eps"))
     t, r = fastgen_pair(T(golden[f"{name}/t"]), options["ratio"])
-    gm, teacher = Mixture(), Mixture("gm_teacher")
+    gm, teacher = Mixture(golden), Mixture(golden, "gm_teacher")
     student = target = lambda x, sigma, labels: gm(x.float(), sigma)
     if name.endswith("/cd"):
         x_t = (images.double() + per_image(t) * noise.double()).float()  # as FastGen rounds it before the step
@@ -169,17 +142,12 @@ def test_fastgen_losses_and_gradients_equal_golden(name):
     loss = unweighted * FASTGEN_WEIGHTS[options["weighting"]](t, r)
     assert relative(unweighted, golden[f"{name}/unweighted"], 1e-5)
     assert relative(loss, golden[f"{name}/loss"], 1e-5)
-    assert gm.gradients_equal(loss, name, 1e-4)
+    assert gradients_equal(gm, loss, name, 1e-4)
 
 
 @pytest.fixture(scope="module")
 def student():
-    _, options = load("nets_dhariwal_small")
-    weights, _ = load("loss")
-    net = EDMPrecond(**{k: v for k, v in options["b/kwargs"].items() if k != "class_name"}).eval()
-    prefix = "student/sd/"
-    net.load_state_dict({k.removeprefix(prefix): T(v) for k, v in weights.items() if k.startswith(prefix)})
-    return net
+    return golden_network("student")
 
 
 @pytest.mark.parametrize("case", sorted(k for k in info if k.startswith("net/")))

@@ -29,6 +29,10 @@ def grids(case):
     return student, sigmas.teacher_sigmas(steps, student, **GRID)
 
 
+def karras_table(segments, steps, **options):
+    return edges.edge_table(sigmas.student_sigmas(segments, **GRID), steps, **GRID, **options)
+
+
 def cases(prefix, name=None):
     found = {k.split("/")[1] for k in golden if k.startswith(prefix + "/")}
     return sorted(found)
@@ -63,7 +67,7 @@ def test_edge_weights_equal_golden(key):
 @pytest.mark.parametrize("case", sorted({k.split("/")[0] for k in golden_edges}))
 def test_edge_table_equals_golden(case):
     segments, steps = (int(part[1:]) for part in case.split("_"))
-    table = edges.edge_table(sigmas.student_sigmas(segments, **GRID), steps, **GRID)
+    table = karras_table(segments, steps)
     for ours, name in [
         (table.segment, "step_j"),
         (table.is_terminal, "is_terminal"),
@@ -78,22 +82,33 @@ def test_edge_table_equals_golden(case):
         assert rel(ours, golden_edges[f"{case}/{name}"]) <= 1e-12
 
 
-tables = st.builds(
-    lambda segments, extra, nodes, **options: edges.edge_table(
+OPTIONS = {
+    "sampling": st.sampled_from(["edm", "vp", "uniform"]),
+    "terminal_anchor": st.booleans(),
+    "sigma_max_anchor": st.sampled_from([0.0, 0.1]),
+    "node_anchor": st.sampled_from([0.0, 0.5, 1.0]),
+}
+of_grids = st.builds(
+    lambda nodes, segments, extra, **options: edges.edge_table(
         sigmas.node_sigmas(nodes, segments), segments + extra, **options
     ),
+    st.sampled_from(["karras", "karras-drop-last"]),
     st.integers(1, 10),
     st.integers(0, 200),
-    st.sampled_from(["karras", "karras-drop-last"]),
-    sampling=st.sampled_from(["edm", "vp", "uniform"]),
-    terminal_anchor=st.booleans(),
-    sigma_max_anchor=st.sampled_from([0.0, 0.1]),
-    node_anchor=st.sampled_from([0.0, 0.5, 1.0]),
+    **OPTIONS,
+)
+of_lists = st.builds(
+    lambda nodes, steps, **options: edges.edge_table(
+        sigmas.node_sigmas(sorted(nodes, reverse=True), len(nodes)), steps, sigma_max=max(nodes), **options
+    ),
+    st.lists(st.floats(0.003, 80), min_size=1, max_size=8, unique=True),
+    st.integers(8, 200),
+    **OPTIONS,
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(tables)
+@settings(max_examples=100, deadline=None)
+@given(of_grids | of_lists)
 def test_every_edge_is_in_its_segment_and_probabilities_sum_to_one(table):
     assert abs(float(table.probability.sum()) - 1) < 1e-12 and (table.probability >= 0).all()
     assert (table.sigma_boundary <= table.sigma_s).all() and (table.sigma_s < table.sigma_t).all()
@@ -103,18 +118,18 @@ def test_every_edge_is_in_its_segment_and_probabilities_sum_to_one(table):
 
 
 def test_terminal_edge_gets_one_over_T():
-    table = edges.edge_table(sigmas.student_sigmas(8), 64)
+    table = karras_table(8, 64)
     assert float(table.probability[-1]) == 1 / len(table)
 
 
 def test_uniform_sampling_draws_every_segment_equally_often():
-    table = edges.edge_table(sigmas.student_sigmas(8), 64, sampling="uniform")
+    table = karras_table(8, 64, sampling="uniform")
     shares = torch.zeros(8, dtype=torch.float64).index_add_(0, table.segment, table.probability)
     assert torch.allclose(shares, torch.full_like(shares, 1 / 8), rtol=1e-12, atol=0)
 
 
 def test_node_anchor_gives_its_share_to_edges_from_the_student_nodes():
-    plain, table = edges.edge_table(sigmas.student_sigmas(8), 64), edges.edge_table(sigmas.student_sigmas(8), 64, node_anchor=0.25)
+    plain, table = karras_table(8, 64), karras_table(8, 64, node_anchor=0.25)
     extra = table.rows(torch.arange(len(plain), len(table)))
     assert extra.sigma_t.tolist() == sigmas.student_sigmas(8)[:-1].tolist()
     assert float(extra.probability.sum()) == pytest.approx(0.25, rel=1e-12)
@@ -122,10 +137,10 @@ def test_node_anchor_gives_its_share_to_edges_from_the_student_nodes():
 
 
 def test_sigma_max_anchor_adds_to_the_first_edge():
-    plain, table = edges.edge_table(sigmas.student_sigmas(8), 64), edges.edge_table(sigmas.student_sigmas(8), 64, sigma_max_anchor=0.1)
+    plain, table = karras_table(8, 64), karras_table(8, 64, sigma_max_anchor=0.1)
     assert float(table.probability[0]) == float(plain.probability[0] * 0.9 + 0.1)
 
 
 def test_unknown_sampling_is_refused():
     with pytest.raises(ValueError, match="edge sampling"):
-        edges.edge_table(sigmas.student_sigmas(2), 8, sampling="cosine")
+        karras_table(2, 8, sampling="cosine")

@@ -3,52 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from closeness import absolute, norm_relative, relative
 from golden_data import load
+from golden_networks import golden_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixture import Mixture
 
 from mscd.diffusion import sigmas, steps
 from mscd.methods.consistency.edges import EdgeTable, edge_table
 from mscd.methods.consistency.loss import Hop, consistency_loss
-from mscd.networks import EDMPrecond
 
 golden, info = load("ect")
 sde, _ = load("sde")
 T = torch.as_tensor
 DATA = Hop("data")
-
-
-def relative(ours, expected, tolerance):
-    ours, expected = T(ours).detach().double(), T(expected).double()
-    return bool(((ours - expected).abs() <= tolerance * expected.abs().clamp(min=1e-30)).all())
-
-
-def absolute(ours, expected, tolerance):
-    return bool((T(ours).detach().double() - T(expected).double()).abs().max() <= tolerance)
-
-
-def norm_relative(ours, expected, tolerance):
-    ours, expected = T(ours).double(), T(expected).double()
-    return bool((ours - expected).norm() <= tolerance * expected.norm())
-
-
-class Mixture:
-    """The analytic denoiser of the golden numbers: the posterior mean under an isotropic Gaussian mixture, float64."""
-
-    def __init__(self, arrays):
-        names = ("means", "logits", "log_s")
-        self.parameters = {name: T(arrays[f"gm/{name}"]).clone().requires_grad_() for name in names}
-
-    def __call__(self, x, sigma, labels=None):
-        means, logits, log_s = self.parameters.values()
-        offset = x.double()[:, None] - means  # [N, J, C, H, W]
-        s2 = (2 * log_s).exp()
-        v = s2 + sigma.double()[:, None] ** 2
-        dims = (2, 3, 4)
-        logit = logits.log_softmax(0) - offset[0, 0].numel() / 2 * v.log() - offset.square().sum(dims) / (2 * v)
-        shape = (len(x), -1, 1, 1, 1)
-        image = means + (s2 / v).reshape(shape) * offset
-        return (logit.softmax(1).reshape(shape) * image).sum(1)
 
 
 def recorded(network, calls):
@@ -113,20 +82,15 @@ def test_data_hop_of_an_analytic_denoiser_equals_golden(kind, edges):
         (result.loss, f"{kind}/loss"),
     ):
         assert relative(ours, golden[f"mct/analytic/{key}"], 1e-7), key
-    gradients = torch.autograd.grad(result.loss.mean(), list(gm.parameters.values()))
-    for gradient, name in zip(gradients, gm.parameters, strict=True):
+    for name, gradient in gm.gradients(result.loss.mean()).items():
         assert norm_relative(gradient, golden[f"mct/analytic/{kind}/grad/{name}"], 1e-7), name
 
 
 @pytest.fixture(scope="module")
 def network():
     """The student of the golden networks, and the inputs that belong to it."""
-    _, options = load("nets_dhariwal_small")
     arrays, _ = load("loss")
-    net = EDMPrecond(**{k: v for k, v in options["b/kwargs"].items() if k != "class_name"}).eval()
-    prefix = "student/sd/"
-    net.load_state_dict({k.removeprefix(prefix): T(v) for k, v in arrays.items() if k.startswith(prefix)})
-    return net, {key: T(arrays[key]) for key in ("images", "labels", "eps")}
+    return golden_network("student"), {key: T(arrays[key]) for key in ("images", "labels", "eps")}
 
 
 @pytest.mark.parametrize("kind", KINDS)

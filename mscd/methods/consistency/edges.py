@@ -61,7 +61,8 @@ def edge_table(
     """Return the edges of the teacher's grid, assigned to the student's segments, with the probability of drawing each.
 
     student: the student's grid, its nodes and 0, float64 [S + 1] (`sigmas.node_sigmas`). steps: T. sigma_min, sigma_max
-    and rho: of the teacher's grid, which begins where the student's does. sampling: "edm", "vp" or "uniform" (see `edge_weights`; "uniform" here draws a segment, then one of its edges).
+    and rho: of the teacher's grid, which begins where the student's does. sampling: "edm", "vp" or "uniform" (see
+    `edge_weights`; "uniform" here draws a segment, then one of its edges).
     terminal_anchor: whether the terminal edge gets exactly 1/T (not for "uniform").
     sigma_max_anchor: with this probability, the first edge is drawn instead.
     node_anchor: with this probability, an edge is drawn instead that starts exactly at one of the student's own nodes,

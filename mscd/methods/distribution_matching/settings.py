@@ -53,8 +53,8 @@ class DistributionMatchingSettings(StudentSettings):
         return self.loss == "dmd2" and self.gan_weight > 0
 
     def evaluations(self) -> Evaluations:
-        """Network evaluations per training image: student, critic and teacher in the student's steps; student and critic
-        in the others, and the teacher's encoder, half a network, for real and generated images."""
+        """Network evaluations per training image: student, critic and teacher in the student's steps; in the others
+        student and critic, and the teacher's encoder, half a network, for real and generated images."""
         others = self.student_every - 1
         if self.loss == "sid":
             return Evaluations(others / self.student_every, (3 + others) / self.student_every)

@@ -49,7 +49,7 @@ class Heads(torch.nn.ModuleList):
 
 
 class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
-    """Every `student_every`-th step trains the student, beginning with the first; the others its critic and the head."""
+    """Every `student_every`-th step trains the student, the first one too; the others its critic and the head."""
 
     def parts(self) -> dict[str, Part]:
         free = dataclasses.replace(self.settings.optimizer_options(), clip_norm=None)

@@ -11,8 +11,8 @@ from mscd.config.training import Evaluations, StudentSettings
 
 
 class EasyConsistencySettings(StudentSettings):
-    """Easy consistency tuning (ECT, Geng et al. 2024): the teacher's network is tuned to agree with itself at ever closer
-    noise levels of one image, without evaluating the teacher. For 1 or 2 evaluations; the cheapest method."""
+    """Easy consistency tuning (ECT, Geng et al. 2024): the teacher's network is tuned to agree with itself at two noise
+    levels of an image, which move closer with each stage. The teacher is not evaluated. For 1 or 2 evaluations."""
 
     title: ClassVar[str] = "easy consistency tuning ([Geng et al. 2024](https://arxiv.org/abs/2406.14548))"
     method: Literal["easy-consistency"] = Field("easy-consistency", description="The method.")

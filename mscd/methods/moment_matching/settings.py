@@ -18,7 +18,7 @@ class MomentMatchingSettings(StudentSettings):
     title: ClassVar[str] = "moment matching ([Salimans et al. 2024](https://arxiv.org/abs/2406.04103))"
     method: Literal["moment-matching"] = Field("moment-matching", description="The method.")
     sampler: Literal["ancestral", "renoise"] = operational("ancestral", "How the student is sampled.")
-    weight: Literal["edm", "vlike", "flat", "uniform", "snr", "snr+1", "karras", "sqrt_karras", "truncated-snr"] = Field(
+    weight: Literal["edm", "sqrt_karras", "karras", "vlike", "snr+1", "snr", "truncated-snr", "uniform"] = Field(
         "edm", description="Weight of both losses as a function of the lower noise level."
     )
     betas: tuple[Beta, Beta] = Field((0.0, 0.99), description="Decays of the optimiser's two moments per step.")
@@ -26,5 +26,5 @@ class MomentMatchingSettings(StudentSettings):
     clip_norm: Positive | None = Field(1.0, description="Largest norm of a network's gradient; null: not clipped.")
 
     def evaluations(self) -> Evaluations:
-        """Network evaluations per training image: student, auxiliary denoiser and teacher, one of them with gradients."""
+        """Network evaluations per training image: student, auxiliary and teacher, one of the first two with gradients."""
         return Evaluations(2, 1)
