@@ -158,7 +158,8 @@ def learning_rate(settings: TrainingSettings, nimg: int) -> float:
     if settings.lr_anneal_kimg is None:
         factor = min(nimg / ramp, 1.0) if ramp else 1.0
     else:
-        factor = linear_factor(*(int(n // settings.batch_size) for n in (nimg, ramp, settings.lr_anneal_kimg * 1000)))
+        images = (nimg, round(ramp), round(settings.lr_anneal_kimg * 1000))
+        factor = linear_factor(*(count // settings.batch_size for count in images))
     if settings.lr_decay_kimg is not None:
         factor /= math.sqrt(max(nimg / (settings.lr_decay_kimg * 1000), 1.0))
     return settings.learning_rate * factor

@@ -28,6 +28,6 @@ def norm_relative(ours, expected, tolerance: float) -> bool:
 
 
 def _both(ours, expected) -> tuple[torch.Tensor, torch.Tensor]:
-    ours, expected = (torch.as_tensor(values).detach().double() for values in (ours, expected))
+    ours, expected = (torch.as_tensor(values, dtype=torch.float64).detach() for values in (ours, expected))
     assert ours.shape == expected.shape
     return ours, expected

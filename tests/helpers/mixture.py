@@ -32,3 +32,22 @@ class Mixture:
         """Return the gradients of a scalar, whose graph is kept, by the names of the parameters."""
         found = torch.autograd.grad(scalar, list(self.parameters.values()), retain_graph=True)
         return dict(zip(self.parameters, found, strict=True))
+
+
+class MixtureNetwork(torch.nn.Module):
+    """The same denoiser as a network with EDM's preconditioning: with `raw`, it returns F of D = c_skip x + c_out F."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str = "gm", sigma_data: float = 0.5) -> None:
+        super().__init__()
+        mixture = Mixture(arrays, prefix)
+        self.weights = torch.nn.ParameterDict({name: value.detach() for name, value in mixture.parameters.items()})
+        self.sigma_data = sigma_data
+
+    def forward(
+        self, x: torch.Tensor, sigma: torch.Tensor, labels: object = None, *, raw: bool = False
+    ) -> torch.Tensor:
+        mixture = Mixture.__new__(Mixture)
+        mixture.parameters = {name: self.weights[name] for name in ("means", "logits", "log_s")}
+        denoised, variance = mixture(x, sigma), (sigma**2 + self.sigma_data**2).reshape(-1, 1, 1, 1)
+        c_out = sigma.reshape(-1, 1, 1, 1) * self.sigma_data / variance.sqrt()
+        return (denoised - self.sigma_data**2 / variance * x) / c_out if raw else denoised

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from segment_boundaries import segment_boundaries
 
 from mscd.diffusion import steps
 from mscd.diffusion.steps import per_image
@@ -52,7 +53,7 @@ def test_time_and_sigma_are_inverse(sigma, sigma_data):
 @quick
 @given(st.integers(1, 16), st.sampled_from(["uniform_t", "uniform_log_snr"]), st.lists(st.floats(0, 1.57), min_size=1))
 def test_every_time_is_after_the_start_of_its_segment_and_up_to_its_end(count, spacing, drawn):
-    boundaries = scm.segment_boundaries(count, spacing)
+    boundaries = segment_boundaries(count, spacing)
     assert boundaries[0] == 0 and float(boundaries[-1]) == pytest.approx(T_MAX) and (boundaries.diff() > 0).all()
     t = torch.tensor(drawn, dtype=torch.float64)
     k = scm.segment_of(t, boundaries)
@@ -63,7 +64,7 @@ def test_every_time_is_after_the_start_of_its_segment_and_up_to_its_end(count, s
 @quick
 @given(st.integers(2, 16), st.sampled_from(["uniform_t", "uniform_log_snr"]))
 def test_a_boundary_that_went_through_its_sigma_is_the_end_of_its_segment(count, spacing):
-    boundaries = scm.segment_boundaries(count, spacing)
+    boundaries = segment_boundaries(count, spacing)
     again = scm.time_of(scm.sigma_of(boundaries[1:]))
     assert torch.equal(scm.segment_of(again, boundaries), torch.arange(count))
 
@@ -136,16 +137,6 @@ def test_weights_have_no_derivative():
         lambda X, t: F.conv2d(X, weight), X, torch.zeros(1), torch.ones_like(X), torch.zeros(1)
     )
     assert torch.equal(derivative, torch.ones_like(X))
-
-
-def test_a_compiled_function_is_differentiated_uncompiled():
-    function = torch.compile(lambda X, t: (X * per_image(t)).sin(), backend="eager", fullgraph=True)
-    X, t, dX, dt = draws(0, (2, 1, 2, 2), (2,), (2, 1, 2, 2), (2,))
-    expected = function(X, t)
-    value, derivative = value_and_derivative(function, X, t, dX, dt)
-    assert torch.allclose(value, expected, rtol=1e-12)
-    inner = X * per_image(t)
-    assert torch.allclose(derivative, inner.cos() * (dX * per_image(t) + X * per_image(dt)), rtol=1e-12)
 
 
 NETWORKS = {

@@ -8,6 +8,7 @@ import torch
 from golden_data import load
 from golden_networks import golden_network
 from mixture import Mixture
+from segment_boundaries import segment_boundaries
 
 from mscd.diffusion import samplers, steps
 from mscd.diffusion.sigmas import student_sigmas
@@ -131,7 +132,7 @@ def test_drawn_times_equal_golden(name):
 
 
 def test_warmup_equals_golden():
-    assert [scm.warmup(step) for step in golden["warmup/iteration"].tolist()] == golden["warmup/r"].tolist()
+    assert [scm.warmup(step, 10_000) for step in golden["warmup/iteration"].tolist()] == golden["warmup/r"].tolist()
 
 
 def test_derivatives_of_a_gaussian_equal_golden():
@@ -235,7 +236,7 @@ def test_fastgens_weightings_are_shifts_of_the_logvar(name):
 @pytest.mark.parametrize("name", names("ms/", 1))
 def test_segments_equal_golden(name):
     segments, spacing = name.removeprefix("M").split("_", 1)
-    boundaries = scm.segment_boundaries(int(segments), spacing)
+    boundaries = segment_boundaries(int(segments), spacing)
     torch.testing.assert_close(boundaries, numbers(f"ms/{name}/boundaries"), rtol=1e-9, atol=0)
     g = below(f"ms/{name}/lookup/")
     k = scm.segment_of(g["t"], boundaries)
@@ -249,7 +250,7 @@ def test_segments_equal_golden(name):
 )
 def test_loss_and_gradients_with_segments_equal_golden(name, mode):
     segments, spacing = name.removeprefix("M").split("_", 1)
-    prefix, boundaries = f"ms/{name}/{mode}", scm.segment_boundaries(int(segments), spacing)
+    prefix, boundaries = f"ms/{name}/{mode}", segment_boundaries(int(segments), spacing)
     result, variables = case(mode, boundaries=boundaries, kappa=info["loss"]["kappa"])
     k = scm.segment_of(numbers("loss/t"), boundaries)
     assert torch.equal(k, numbers(f"{prefix}/k"))
@@ -293,7 +294,7 @@ def test_the_scm_sampler_renoises_to_the_sigma_of_its_angle(count):
 def test_multistep_sampling_is_ddim_on_the_segments_boundaries(name):
     count = int(name.removeprefix("ms").split("_")[0])
     spacing = "uniform_log_snr" if name.endswith("log_snr") else "uniform_t"
-    boundaries = scm.segment_boundaries(count, spacing)
+    boundaries = segment_boundaries(count, spacing)
     denoised, kappa = denoiser("student"), info["sampler"]["ms"]["kappa"]
 
     def conditioned(x, sigma, labels):
@@ -329,7 +330,7 @@ def network_case(networks, mode, t_k=None):
         *inputs,
         torch.zeros_like(t) if t_k is None else t_k,
         logvar,
-        r=scm.warmup(options["iteration"]),
+        r=scm.warmup(options["iteration"], 10_000),
     )
 
 
@@ -356,7 +357,7 @@ def test_loss_and_gradients_of_a_network_equal_golden(networks, mode):
 
 
 def test_loss_of_a_network_with_segments_equals_golden(networks):
-    boundaries, t = scm.segment_boundaries(4), numbers("net/t")
+    boundaries, t = segment_boundaries(4), numbers("net/t")
     k = scm.segment_of(t, boundaries)
     assert torch.equal(k, numbers("net/ms4/k"))
     torch.testing.assert_close(boundaries[k], numbers("net/ms4/t_k"), rtol=1e-9, atol=0)

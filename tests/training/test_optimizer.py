@@ -1,4 +1,4 @@
-"""The update against PyTorch's optimiser, tensor by tensor, and the memory layout of the parameters."""
+"""The update against PyTorch's optimisers, tensor by tensor, and the memory layout of the parameters."""
 
 import copy
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mscd.networks import EDMPrecond
 from mscd.config.training import OptimizerOptions
-from mscd.training.optimizer import ALIGNMENT, Optimizer
+from mscd.networks import EDMPrecond
+from mscd.training.optimizer import ALIGNMENT, LARGEST_GRADIENT, Optimizer
 
 OPTIONS = {"model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1}
 BETAS = {"ema": 0.5, "phema-0.100": 0.9}
@@ -36,30 +36,48 @@ def tensors(net):
     return [parameter.detach().clone() for parameter in net.parameters()]
 
 
+OPTIMIZERS = {
+    "adam": (OptimizerOptions(), torch.optim.Adam),
+    "adam, other moments": (OptimizerOptions(betas=(0.0, 0.99), eps=1e-12), torch.optim.Adam),
+    "adam, clipped": (OptimizerOptions(clip_norm=10.0), torch.optim.Adam),
+    "adamw": (OptimizerOptions("adamw", weight_decay=0.1), torch.optim.AdamW),
+    "adamw, clipped": (OptimizerOptions("adamw", (0.9, 0.99), 1e-6, 0.01, 3.0), torch.optim.AdamW),
+    "radam": (OptimizerOptions("radam"), torch.optim.RAdam),
+    "radam, other moments": (OptimizerOptions("radam", (0.8, 0.95), 1e-6), torch.optim.RAdam),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("poison", [False, True])
-def test_updates_equal_pytorchs_guarded_adam_and_averages_of_each_tensor(nets, poison):
+def test_updates_equal_pytorchs_guarded_optimizer_and_averages_of_each_tensor(nets, poison, name):
     net, averages = nets
+    options, of_pytorch = OPTIMIZERS[name]
     plain, plain_averages = copy.deepcopy(net), copy.deepcopy(averages)
-    optimizer = torch.optim.Adam(plain.parameters(), betas=(0.9, 0.999), eps=1e-8, fused=True)
-    updates = Optimizer(net, averages, OptimizerOptions())
-    for step in range(4):
+    decay = {"weight_decay": options.weight_decay} if options.weight_decay else {}
+    optimizer = of_pytorch(plain.parameters(), betas=options.betas, eps=options.eps, **decay)
+    largest = LARGEST_GRADIENT if options.clip_norm is None else 0.0
+    updates = Optimizer(net, averages, options)
+    for step in range(8):  # RAdam's first five differ from those after
         set_gradients(net, step, poison and step == 1)
         set_gradients(plain, step, poison and step == 1)
         updates.step(1e-3 * (step + 1), BETAS)
         for parameter in plain.parameters():
-            torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+            torch.nan_to_num_(parameter.grad, nan=0.0, posinf=largest, neginf=-largest)
+        if options.clip_norm is not None:
+            assert torch.nn.utils.clip_grad_norm_(plain.parameters(), options.clip_norm) > options.clip_norm
         optimizer.param_groups[0]["lr"] = 1e-3 * (step + 1)
         optimizer.step()
-        for name, beta in BETAS.items():
-            torch._foreach_lerp_(list(plain_averages[name].parameters()), list(plain.parameters()), 1 - beta)
-    pairs = [(net, plain), *((averages[name], plain_averages[name]) for name in BETAS)]
+        for average, beta in BETAS.items():
+            torch._foreach_lerp_(list(plain_averages[average].parameters()), list(plain.parameters()), 1 - beta)
+    assert updates.steps == 8
+    pairs = [(net, plain), *((averages[average], plain_averages[average]) for average in BETAS)]
     for flat, separate in pairs:
-        for (name, one), other in zip(flat.named_parameters(), separate.parameters(), strict=True):
-            assert torch.allclose(one, other, rtol=1e-6, atol=1e-7), name
-    for name, parameter in plain.named_parameters():
+        for (parameter, one), other in zip(flat.named_parameters(), separate.parameters(), strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, atol=1e-6), parameter
+    for key, parameter in plain.named_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
-            ours = updates.moments()[f"{moment}.{name}"]
-            assert torch.allclose(ours, optimizer.state[parameter][moment], rtol=1e-5, atol=1e-9), name
+            ours = updates.moments()[f"{moment}.{key}"]
+            assert torch.allclose(ours, optimizer.state[parameter][moment], rtol=1e-5, atol=1e-9), key
 
 
 def test_the_norm_is_of_the_gradient_before_the_guard(nets):
@@ -128,3 +146,29 @@ def test_the_number_of_kernels_does_not_grow_with_the_number_of_parameters():
             updates.step(1e-3, BETAS)
         counts.append(len(kernels.names))
     assert counts[0] == counts[1] <= 8
+
+
+def test_gradients_are_replaced_by_their_mean_over_processes_before_they_are_used(nets):
+    net, averages = nets
+    seen = []
+
+    def mean(gradient):
+        seen.append(gradient.clone())
+        return gradient.mul_(0.5)
+
+    updates = Optimizer(net, averages, OptimizerOptions(clip_norm=1.0), mean)
+    set_gradients(net, 0)
+    norm = torch.cat([parameter.grad.flatten() for parameter in net.parameters()]).norm()
+    assert float(updates.step(1e-3, BETAS)) == pytest.approx(0.5 * float(norm), rel=1e-5)
+    assert len(seen) == 1 and float(seen[0].norm()) == pytest.approx(float(norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimizer_waits_for_the_device(nets, name):
+    net, averages = nets
+    updates = Optimizer(net, averages, OPTIMIZERS[name][0])
+    for step in range(7):
+        set_gradients(net, step)
+        with Kernels() as kernels:
+            updates.step(1e-3, BETAS)
+        assert not {"_local_scalar_dense", "item", "is_nonzero", "equal"} & set(kernels.names)

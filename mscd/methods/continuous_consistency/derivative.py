@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,20 +22,12 @@ def value_and_derivative(
     """Return function(X, t) and its derivative along (dX, dt), both without gradient and in the function's dtype.
 
     X and dX are [N, C, H, W], t and dt [N], all of one dtype. What else the function depends on, such as labels and
-    weights, is constant. The derivative costs little more than one further evaluation. Blocks compiled by torch.compile
-    run uncompiled here, because compiled code has no forward mode; they then draw another dropout mask.
+    weights, is constant. The derivative costs little more than one further evaluation. Compiled code has none.
     """
     # Only attention that is written out has a forward mode.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _uncompiled(), _ConstantWeights():
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _ConstantWeights():
         value, derivative = torch.func.jvp(function, (X, t), (dX, dt))  # type: ignore[misc]
     return value, derivative
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Run compiled blocks uncompiled. Without the compiler, which takes seconds to load, there are none."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 class _ConstantWeights(TorchFunctionMode):

@@ -12,7 +12,6 @@ dtype of the student's output. Nothing waits for the device.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -24,11 +23,9 @@ from mscd.methods.continuous_consistency.derivative import value_and_derivative
 TrigFlow = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """F(X [N, C, H, W], t [N], labels [N, K] or None) -> [N, C, H, W]."""
 
-SegmentSpacing = Literal["uniform_t", "uniform_log_snr"]
 TangentNorm = Literal["l2", "rms"]
 LogvarTerm = Literal["per_pixel", "per_image"]
 
-FIRST_LOG_SNR_TIME = 1e-6  # where boundaries that are uniform in log-SNR begin; the first is then moved to 0
 TANGENT_CONSTANT = 0.1
 
 
@@ -63,22 +60,6 @@ def trigflow(
     return F
 
 
-def segment_boundaries(
-    segments: int, spacing: SegmentSpacing = "uniform_t", sigma_max: float = 80.0, sigma_data: float = 0.5
-) -> torch.Tensor:
-    """Return the boundaries of the segments in time, float64 [segments + 1], ascending from 0 to the time of sigma_max.
-
-    They are uniform in t, or uniform in ln tan t from t = 1e-6 with the first one then moved to 0. Their noise levels,
-    in descending order, are the student's grid for `samplers.euler`.
-    """
-    t_max = math.atan(sigma_max / sigma_data)
-    if spacing == "uniform_t":
-        return torch.linspace(0, t_max, segments + 1, dtype=torch.float64)
-    low, high = math.log(math.tan(FIRST_LOG_SNR_TIME)), math.log(math.tan(t_max))
-    inner = torch.linspace(low, high, segments + 1, dtype=torch.float64)[1:-1].exp().arctan()
-    return torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), t_max)])
-
-
 def segment_of(t: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
     """Return the segment k of each time, int64 [N], with b_k < t <= b_(k+1) for boundaries b [M + 1].
 
@@ -89,9 +70,9 @@ def segment_of(t: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
     return k.clamp(0, len(boundaries) - 2)
 
 
-def warmup(step: int, steps: int = 10_000) -> float:
-    """Return the factor r of the tangent's second term, which rises linearly from 0 to 1 over `steps`."""
-    return min(1.0, step / steps)
+def warmup(nimg: int, length: float) -> float:
+    """Return the factor r of the tangent's second term, which rises linearly from 0 to 1 over `length` images."""
+    return min(1.0, nimg / length) if length else 1.0
 
 
 def tangent(

@@ -44,7 +44,7 @@ class ContinuousConsistencySettings(StudentSettings):
     @model_validator(mode="after")
     def _check_derivative(self) -> ContinuousConsistencySettings:
         if self.compile is not None:
-            raise ValueError("compile: this method needs forward-mode derivatives, which compiled code lacks; leave it out")
+            raise ValueError("compile: this method needs forward-mode derivatives, which compiled code lacks")
         if self.segmented and self.sampler != "ddim":
             raise ValueError(f"sampler: a segmented student is sampled with ddim, not with {self.sampler}")
         return self

@@ -16,6 +16,7 @@ from mscd.methods.continuous_consistency.loss import (
     tangent_norm,
     time_of,
     trigflow,
+    warmup,
 )
 from mscd.methods.continuous_consistency.settings import ContinuousConsistencySettings
 from mscd.methods.interface import MAIN, InTraining, Losses, Mean, MicroBatch, Part, StudentMethod
@@ -85,9 +86,7 @@ class ContinuousConsistency(StudentMethod[ContinuousConsistencySettings]):
         return {"tangent_warmup": self._warmup(nimg)}
 
     def _warmup(self, nimg: int) -> float:
-        """Return the factor of the derivative's term in the step that begins at image nimg."""
-        length = self.settings.tangent_warmup_kimg * 1000
-        return min(1.0, nimg / length) if length else 1.0
+        return warmup(nimg, self.settings.tangent_warmup_kimg * 1000)
 
     def _segment_starts(self, t: torch.Tensor) -> torch.Tensor:
         """Return the time, float64 [N], at which each time's segment starts: 0 unless the student is segmented."""
