@@ -143,10 +143,13 @@ class TrainingSettings(Settings):
             raise ValueError("phema_stds lists a value twice")
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay is an option of adamw, not of {self.optimizer}")
-        if self.lr_anneal_kimg is not None and self.lr_anneal_kimg <= self.lr_rampup_kimg:
-            raise ValueError(
-                f"lr_anneal_kimg {self.lr_anneal_kimg:g} must exceed lr_rampup_kimg {self.lr_rampup_kimg:g}"
-            )
+        if self.lr_anneal_kimg is not None:
+            ramp, end = (round(1000 * kimg) // self.batch_size for kimg in (self.lr_rampup_kimg, self.lr_anneal_kimg))
+            if end <= ramp:
+                raise ValueError(
+                    f"lr_anneal_kimg {self.lr_anneal_kimg:g} must exceed lr_rampup_kimg {self.lr_rampup_kimg:g} by a "
+                    "step or more"
+                )
         return self
 
     def optimizer_options(self) -> OptimizerOptions:

@@ -169,7 +169,7 @@ def linear_factor(step: int, ramp: int, end: int | None) -> float:
     """Return the factor of a rate that rises from 0 to 1 at step `ramp` and falls to 0 at step `end` (None: stays)."""
     if step < ramp:
         return step / ramp
-    return 1.0 if end is None else max(0.0, 1 - (step - ramp) / (end - ramp))
+    return 1.0 if end is None else min(max(0.0, 1 - (step - ramp) / (end - ramp)), 1.0)
 
 
 def averaging_betas(settings: TrainingSettings, nimg_before: int, elapsed: int) -> dict[str, float]:

@@ -84,7 +84,8 @@ def test_wrong_value_is_reported_in_one_line(where, value, line):
         ("students.s4.nodes", [80, 10, 1, 0.001], "students.s4: nodes: 0.001 is below 0.002, where images are finished"),
         ("published_students", {"p": {**PUBLISHED_STUDENT, "nodes": [1]}}, "published_students.p: nodes lists 1 noise le"),
         ("students.s8.weight_decay", 0.1, "students.s8: weight_decay is an option of adamw, not of adam"),
-        ("students.s8.lr_rampup_kimg", 2, "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 2"),
+        ("students.s8.lr_rampup_kimg", 3, "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 3 by a step or more"),
+        ("students.s8.lr_rampup_kimg", 1.99, "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 1.99 by a step"),
     ],
 )
 def test_impossible_combination_is_reported_in_one_line(where, value, line):
@@ -93,7 +94,7 @@ def test_impossible_combination_is_reported_in_one_line(where, value, line):
         settings["students"]["s8"]["node_anchor"] = 0.6
     else:
         settings = changed(where, value)
-    if "lr_anneal" in line:
+    if where.endswith("lr_rampup_kimg"):
         settings["students"]["s8"]["lr_anneal_kimg"] = 2
     with pytest.raises(UserError) as error:
         load_config(settings)
