@@ -49,7 +49,7 @@ def model_card(
     scores: the rows of the student and its teacher, from `scores_of_network`, or None.
     """
     asked = "" if solver == student_solver(student) else f" --sampler {solver}"
-    sections = [_header(metadata), _title(metadata, student), _USE.format(asked=asked)]
+    sections = [_header(metadata, student), _title(metadata, student), _USE.format(asked=asked)]
     if scores is not None:
         sections.append(_scores(scores))
     sections += [_making(metadata, student, solver, sigmas), _limits(student), _license(metadata)]
@@ -66,12 +66,13 @@ def hub_license(metadata: NetworkMetadata) -> dict[str, str]:
     return {"license": "other", "license_name": "as-of-the-original", "license_link": "README.md"}
 
 
-def _header(metadata: NetworkMetadata) -> str:
+def _header(metadata: NetworkMetadata, student: StudentFacts) -> str:
+    method = student.get("method", "consistency-distillation")
     header = {
         **hub_license(metadata),
         "library_name": "mscd",
         "pipeline_tag": "unconditional-image-generation",
-        "tags": ["consistency-distillation", "few-step", "edm", "pytorch", "safetensors"],
+        "tags": [method, "few-step", "edm", "pytorch", "safetensors"],
     }
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 

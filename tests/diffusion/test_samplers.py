@@ -146,7 +146,13 @@ def test_noise_is_drawn_between_evaluations_only(sampler, steps):
         drawn.append(x.shape)
         return torch.full_like(x, torch.inf)  # would show in the result
 
-    out = sampler(lambda x, sigma, labels: torch.zeros_like(x), torch.randn(2, 1, 4, 4), None, student_sigmas(steps), randn_like=draw)
+    out = sampler(
+        lambda x, sigma, labels: torch.zeros_like(x),
+        torch.randn(2, 1, 4, 4),
+        None,
+        student_sigmas(steps),
+        randn_like=draw,
+    )
     assert drawn == [(2, 1, 4, 4)] * (steps - 1) and not out.any()
 
 

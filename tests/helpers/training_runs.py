@@ -1,6 +1,10 @@
 """A tiny teacher and its student, and ways to train their legs."""
 
+import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from mscd.checkpoints import tensor_file
@@ -43,6 +47,27 @@ def launch_leg(leg, processes, log_dir):
     """Train the leg in `processes` processes on this machine."""
     resources = Resources(processes=processes)
     run_leg.run_leg(leg, resources, log_dir=log_dir, events=Path(leg.run_dir) / "e.jsonl")
+
+
+def start(leg, processes, log_dir):
+    """Train the leg through submitit in its own process group."""
+    pickled = pickle.dumps(leg).hex()
+    code = (
+        "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Resources\n"
+        "from mscd.errors import UserError\n"
+        f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
+        f"files = dict(log_dir={str(log_dir)!r}, events=leg.run_dir + '/e.jsonl')\n"
+        f"try: run_leg(leg, Resources(processes={processes}), **files)\n"
+        "except UserError as error: sys.exit(f'refused: {error}')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out waiting for the condition"
+        time.sleep(0.01)
 
 
 def _files(base, run_dir, start, end):

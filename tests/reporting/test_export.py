@@ -21,10 +21,12 @@ from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.diffusion import samplers
 from mscd.diffusion.sigmas import student_sigmas
+from mscd.diffusion.solvers import STUDENT_SOLVERS
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.provenance.licenses import CC_BY_NC_SA
 from mscd.reporting.export import export_student
+from mscd.reporting.model_card import SAMPLER_NAMES
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
 
@@ -157,7 +159,17 @@ def test_the_config_holds_what_is_needed_to_sample(network, tmp_path):
         None,
         student_sigmas(**STUDENT),
     )
-    assert config["sigmas"] == [*levels, 0.0] and net.sigma_min < levels[-1]
+    assert config["sigmas"] == [*levels, 0.0] and net.sigma_min < levels[-1] and config["sampler"] == "euler"
+
+
+def test_the_config_holds_the_nodes_and_sampler_that_the_file_states_or_the_sampler_asked_for(tmp_path):
+    facts = {"nodes": [80.0, 1.1, 0.25], "sampler": "ancestral"}
+    student_file(tmp_path / "ema.safetensors", student={**STUDENT, **facts})
+    for asked, found in ((None, "ancestral"), ("renoise", "renoise")):
+        folder = export_student(tmp_path / "ema.safetensors", tmp_path / "export", sampler=asked)
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["sigmas"], config["sampler"]) == ([80.0, 1.1, 0.25, 0.0], found)
+        assert config["student"] == {**STUDENT, **facts}
 
 
 def test_the_noise_levels_stay_within_the_networks_range(tmp_path):
@@ -216,11 +228,38 @@ def test_the_student_inherits_the_teachers_licence(tmp_path, license, header):
 
 
 def test_the_card_says_how_the_student_was_made(network, tmp_path):
-    body = exported_card(network, tmp_path)[1]
+    header, body = exported_card(network, tmp_path)
     metadata = read_metadata(network)
+    assert header["tags"][0] == "consistency-distillation"
     for fact in (metadata["digest"], "cd" * 32, "7 thousand images", "from 40 to 0.01 with rho 5", mscd.__version__):
         assert fact in body
     assert "# s3: 8×8 images in 3 network evaluations" in body and "grey images of 10 classes" in body
+    assert "by multistep consistency distillation ([Heek et al. 2024]" in body
+    assert "- segments: 3, on the Karras grid" in body and "- sampler: Euler (DDIM) at noise levels 40, " in body
+    assert "`mscd generate model.safetensors` gives the same" in body
+
+
+def test_the_card_names_nodes_sampler_and_method_of_any_student(tmp_path):
+    facts = {"nodes": [80.0, 1.1, 0.25], "sampler": "ancestral", "method": "moment-matching"}
+    student_file(tmp_path / "ema.safetensors", student={**STUDENT, **facts})
+    header, body = exported_card(tmp_path / "ema.safetensors", tmp_path)
+    assert header["tags"][:2] == ["moment-matching", "few-step"]
+    assert "- segments: 3\n" in body and "Karras grid" not in body
+    assert "- sampler: ancestral sampling at noise levels 80, 1.1, 0.25, 0\n" in body
+    assert "by moment matching ([Salimans et al. 2024]" in body and "consistency" not in body.partition("## Use")[0]
+    assert "`mscd generate model.safetensors` gives the same" in body
+    body = exported_card(tmp_path / "ema.safetensors", tmp_path, sampler="renoise")[1]
+    assert "- sampler: denoising and new noise at noise levels" in body
+    assert "`mscd generate model.safetensors --sampler renoise` gives the same" in body
+
+
+def test_the_card_names_a_method_that_is_not_mscds(tmp_path):
+    student_file(tmp_path / "ema.safetensors", student={**STUDENT, "method": "new-one"})
+    assert "by the method `new-one`." in exported_card(tmp_path / "ema.safetensors", tmp_path)[1]
+
+
+def test_the_card_names_every_solver_of_a_student():
+    assert set(SAMPLER_NAMES) == set(STUDENT_SOLVERS.values())
 
 
 def test_the_card_says_what_is_not_recorded(tmp_path):

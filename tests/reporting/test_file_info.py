@@ -21,6 +21,7 @@ from mscd.evaluation.feature_statistics import FeatureStatistics
 from mscd.evaluation.features import write_features
 from mscd.evaluation.reference import save_reference
 from mscd.evaluation.training_features import make_training_features
+from mscd.methods.interface import MAIN
 from mscd.networks import EDMPrecond
 from mscd.reporting.file_info import as_text, describe, verify
 from mscd.reporting.score_table import BASIC, write_table

@@ -4,17 +4,15 @@ import dataclasses
 import json
 import logging
 import os
-import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 
 import pytest
 import torch
-from training_runs import STUDENT, launch_leg, snapshot, student_leg, teacher_leg, train
+from training_runs import STUDENT, launch_leg, snapshot, start, student_leg, teacher_leg, train, wait_for
 
 from mscd.checkpoints import network_file, tensor_file
 from mscd.data import packing
@@ -46,27 +44,6 @@ def test_handed_states_rotate_and_a_leg_retrains_what_a_lost_state_held(base, un
     (tmp_path / "2/state.safetensors").unlink()
     train(student_leg(base, tmp_path, 2, 3))
     assert snapshot(tmp_path) == undisturbed and "the training before it is repeated" in caplog.text
-
-
-def start(leg, processes, log_dir):
-    """Train the leg through submitit in its own process group."""
-    pickled = pickle.dumps(leg).hex()
-    code = (
-        "import pickle, sys; from mscd.launch.run_leg import run_leg; from mscd.launch.resources import Resources\n"
-        "from mscd.errors import UserError\n"
-        f"leg = pickle.loads(bytes.fromhex('{pickled}'))\n"
-        f"files = dict(log_dir={str(log_dir)!r}, events=leg.run_dir + '/e.jsonl')\n"
-        f"try: run_leg(leg, Resources(processes={processes}), **files)\n"
-        "except UserError as error: sys.exit(f'refused: {error}')"
-    )
-    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out waiting for the condition"
-        time.sleep(0.01)
 
 
 LONG = {"duration_kimg": 6, "snapshot_kimg": 6}

@@ -7,8 +7,8 @@ import os
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import Stepping, student_leg, teacher_leg, train
+from waiting import Waits
 
 from mscd.checkpoints import tensor_file
 from mscd.config.network import NetworkSettings
@@ -38,8 +38,6 @@ COMMON = {
 }
 TEACHER = TeacherSettings(network=NETWORK, **COMMON)
 STUDENT = ConsistencySettings(segments=4, teacher_steps_start=8, teacher_steps_end=32, anneal_kimg=2, **COMMON)
-# Operations whose result, or its shape, the host needs before it can continue.
-WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +60,6 @@ def begun(short_teacher, run_dir, kind, device="cpu", batch_per_process=8, **cha
     run = Stepping(leg, Group(device=torch.device(device)), batch_per_process)
     run.batches = itertools.cycle([tuple(part.clone() for part in next(run.batches)) for _ in range(8)])
     return run
-
-
-class Waits(TorchDispatchMode):
-    """Records each call of an operation in WAITING, even on CPU tensors, which stand in for GPU tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.overloadpacket.__name__ in WAITING:
-            self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])

@@ -56,7 +56,7 @@ class DistributionMatchingSettings(StudentSettings):
         """Network evaluations per training image: student, critic and teacher in the student's steps; in the others
         student and critic, and the teacher's encoder, half a network, for real and generated images."""
         others = self.student_every - 1
-        if self.loss == "sid":
+        if self.loss == "sid":  # the student's gradient goes through all three
             return Evaluations(others / self.student_every, (3 + others) / self.student_every)
         return Evaluations((2 + others * (2 if self.has_head else 1)) / self.student_every, 1)
 
