@@ -69,7 +69,9 @@ def parts_of(run: StudentRun) -> dict[str, Callable[[], object]]:
 
 def grid_row() -> Row:
     """Time to build the table of edges for another T."""
-    times = medians(in_turns({"table": lambda: edge_table(student_sigmas(8), 1280, node_anchor=0.5)}, rounds=25, warmup=3))
+    times = medians(
+        in_turns({"table": lambda: edge_table(student_sigmas(8), 1280, node_anchor=0.5)}, rounds=25, warmup=3)
+    )
     return Row("step", "grids and edges at T = 1280", times["table"] * 1e3, 5, unit="ms")
 
 

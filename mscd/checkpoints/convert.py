@@ -39,7 +39,7 @@ def convert(
     "teacher". A student needs segments, given here or stated in the file; a teacher must not have any.
     snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments override what the file states. For a teacher, the
     snapshot_kimg in the file is ignored. nodes (as in sigmas.node_sigmas) and sampler: of the student that segments
-    are given for.
+    are given for; at their defaults, what the file states stays.
     origin: where the file came from; a network file that states its own origin keeps it.
     expected: EDMPrecond's keyword arguments that the network must have been built with.
     The same file gives the same bytes. Raises UserError naming the file if it does not hold such a network.
@@ -57,7 +57,7 @@ def convert(
     if ema is not None:
         facts["ema"] = ema
     if segments is not None:
-        facts["student"] = _student(facts["student"], segments, nodes, sampler)
+        facts["student"] = _student(source, facts["student"], segments, nodes, sampler)
     _check_kind(source, model, facts["student"])
     if origin is not None:
         facts.setdefault("origin", origin)
@@ -74,11 +74,21 @@ def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, Networ
     return net, cast(NetworkFacts, {name: value for name, value in metadata.items() if name not in SET_BY_SAVING})
 
 
-def _student(stated: StudentFacts | None, segments: int, nodes: str | list[float], sampler: Solver) -> StudentFacts:
+def _student(
+    source: str | os.PathLike[str],
+    stated: StudentFacts | None,
+    segments: int,
+    nodes: str | list[float],
+    sampler: Solver,
+) -> StudentFacts:
     """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
     facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments})
     if nodes != "karras":
         facts["nodes"] = node_sigmas(nodes, segments)[:-1].tolist()
+    if "nodes" in facts and len(facts["nodes"]) != segments:
+        raise UserError(
+            f"{source}: its student has {len(facts['nodes'])} nodes; segments must be as many, not {segments}"
+        )
     if sampler != "euler":
         facts["sampler"] = sampler
     return facts

@@ -34,12 +34,12 @@ from mscd.diffusion.solvers import SOLVERS, Solver
 @click.option(
     "--seeds", type=Seeds(), default="0-63", help="Seeds, one per image; each image depends on its seed alone."
 )
-@click.option("--sampler", type=click.Choice(SOLVERS), help="Solver.  [default: heun; for a student, euler]")
+@click.option("--sampler", type=click.Choice(SOLVERS), help="Solver.  [default: heun; for a student, its own]")
 @click.option(
     "--steps",
     type=Count(1),
-    help="Steps of the solver. N steps take N network evaluations with euler, "
-    "2N-1 with heun.  [default: 18; for a student, its segments]",
+    help="Steps of the solver. N steps take 2N-1 network evaluations with heun, "
+    "N with any other.  [default: 18 with heun; for a student, its segments]",
 )
 @click.option(
     "--class", "label", type=Count(0), help="Class of all images, as a number; by default, each seed draws its own."

@@ -13,9 +13,12 @@ from mscd.metrics.names import LEAST_IMAGES, Metric
 
 
 class SamplerSettings(Settings):
-    """How the teacher is sampled. Per image, `euler` takes `steps` network evaluations and `heun` 2·`steps` − 1."""
+    """How the teacher is sampled. Per image, `heun` takes 2·`steps` − 1 network evaluations, any other `steps`."""
 
-    sampler: Solver = Field(description="ODE solver.")
+    sampler: Solver = Field(
+        description="Solver of the ODE (`euler`, `heun`, or multistep DPM-Solver++ of order 2 or 3, `dpm2m` and "
+        "`dpm3m`), or a sampler that adds noise between evaluations (`ancestral`, `renoise`)."
+    )
     steps: int = Field(ge=1, description="Number of solver steps.")
     S_churn: NonNegative = Field(0.0, description="Amount of churn: noise added while sampling (`heun` only).")
     S_min: NonNegative = Field(0.0, description="Lowest sigma at which churn acts.")
@@ -51,7 +54,7 @@ class ScoringSettings(Settings):
         description="Seed blocks to score. Block b has seeds b·images to (b+1)·images − 1, the same for all models.",
     )
     teacher_samplers: Annotated[list[SamplerSettings], Field(min_length=1)] = Field(
-        description="Samplers of the teacher, as a list of sections (see below). A student always takes S Euler steps."
+        description="Samplers of the teacher, as a list of sections (see below). A student has its own (`students`)."
     )
     metrics: Annotated[list[Metric], Field(min_length=1)] = Field(
         ["fd", "fd_inf", "kid", "pr", "dc", "memorised"],

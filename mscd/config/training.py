@@ -221,9 +221,9 @@ Nodes = Annotated[
     Discriminator(_nodes_tag),
 ]
 NODES_MEANING = (
-    "Noise levels at which the student is evaluated: `karras-drop-last`, the Karras grid of S + 1 levels from 80 to 0.002 "
-    "without the last; `karras`, the one of S levels, of which the last is 0.002, where an evaluation does nothing; or "
-    "a falling list of S levels, such as [80, 1.1]."
+    "Noise levels at which the student is evaluated: `karras-drop-last`, the Karras grid of S + 1 levels from 80 to "
+    "0.002 without the last; `karras`, the one of S levels, of which the last is 0.002, where an evaluation does "
+    "nothing; or a falling list of S levels, such as [80, 1.1]."
 )
 
 

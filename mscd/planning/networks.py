@@ -60,7 +60,7 @@ def networks_in_training(settings: TeacherSettings | StudentSettings, net: EDMPr
 
 
 def memory_in_training(config: Config, net: EDMPrecond) -> list[Memory]:
-    """Return what a process holds for each training of the run: weights, gradients, two moments per weight, averages."""
+    """Return what a process holds for each training: weights, gradients, two moments per weight, and averages."""
     held = []
     for model, settings in {**config.all_teachers(), **config.all_students()}.items():
         if not isinstance(settings, TeacherSettings | StudentSettings):

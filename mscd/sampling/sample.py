@@ -33,8 +33,8 @@ class Churn(TypedDict):
 class Sampling:
     """How to sample.
 
-    churn: None for no churn; grid: the noise levels, falling to 0, float64 [steps + 1]; None: the Karras grid of `steps`
-    levels. classes: class per seed where it overrides the one that the seed draws.
+    churn: None for no churn; grid: the noise levels, falling to 0, float64 [steps + 1], or None for the Karras grid of
+    `steps` levels; classes: class per seed where it overrides the one that the seed draws.
     """
 
     sampler: Solver

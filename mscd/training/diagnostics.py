@@ -88,7 +88,7 @@ class TickDiagnostics:
 
 
 def _add(sums: dict[str, torch.Tensor], name: str, values: torch.Tensor, where: torch.Tensor | None = None) -> None:
-    """Add the number and the sum of the values, float64 of any shape, to those of `name`; only where `where` is true."""
+    """Add number and sum of the values, float64 of any shape, to those of `name`; only where `where` is true."""
     counted = torch.ones_like(values) if where is None else where.double()
     kept = values if where is None else torch.where(where, values, 0.0)
     pair = torch.stack([counted.sum(), kept.sum()])

@@ -51,6 +51,19 @@ def test_a_pickled_students_segments_and_images_can_be_overridden(tmp_path):
     assert (result["student"], result["snapshot_kimg"], result["ema"]) == ({"segments": 4, **GRID}, 100, "phema-0.050")
 
 
+def test_nodes_and_sampler_of_a_student_can_be_given_and_stay_if_they_are_not(tmp_path):
+    source, dest = GOLDEN / "student_phema.pkl", tmp_path / "n.safetensors"
+    assert convert(source, dest, segments=2, nodes="karras", sampler="euler")["student"] == {"segments": 2, **GRID}
+    made = convert(source, dest, segments=2, nodes=[80.0, 1.1], sampler="renoise")
+    stated = {"segments": 2, **GRID, "nodes": [80.0, 1.1], "sampler": "renoise"}
+    assert made["student"] == stated and metadata.read_metadata(dest)["student"] == stated
+    assert convert(dest, tmp_path / "again", segments=2)["student"] == stated
+    other = convert(dest, tmp_path / "again", segments=3, nodes="karras-drop-last")["student"]
+    assert len(other["nodes"]) == 3 and other["nodes"][0] == pytest.approx(80) and other["nodes"][-1] > 0.002
+    with pytest.raises(UserError, match="n.safetensors: its student has 2 nodes; segments must be as many, not 4"):
+        convert(dest, tmp_path / "again", segments=4)
+
+
 def test_a_snapshot_without_segments_keeps_its_images_except_as_a_teacher(tmp_path):
     write_pickle(tmp_path / "n.pkl", small_net(), nimg=5000_400)
     said = read_edm_pickle(tmp_path / "n.pkl").facts(model="n")

@@ -65,7 +65,7 @@ def test_each_detector_gives_the_metrics_that_it_can(project):
     measured = {"classifier": common | {"is", "is_std"}, "inception": common | {"is", "is_std", "sfid"}}
     measured |= {"dinov2": common, "clip": {"cmmd"}}
     for detector, names in measured.items():
-        for model in ("teacher/ema/heun-2", "b-r2-1/ema/euler-1"):
+        for model in ("teacher/ema/heun-2", "b-r2-1/ema/ancestral-1"):
             found = score(project, detector, model)
             assert {*found["blocks"][0]["values"], *found["pooled"]} == names
 
@@ -85,9 +85,9 @@ def test_a_replicate_is_another_run_of_the_same_student(project):
 
 
 def test_replicates_have_samples_and_scores_of_their_own_and_share_a_row_for_people(project):
-    samples = [project.results / f"samples/{name}/ema/euler-1/seeds-0-63.npz" for name in ("b-1", "b-r2-1")]
+    samples = [project.results / f"samples/{name}/ema/ancestral-1/seeds-0-63.npz" for name in ("b-1", "b-r2-1")]
     assert not np.array_equal(*(read_samples(path)[0] for path in samples))
-    scores = [score(project, "classifier", f"{name}/ema/euler-1")["pooled"]["fd_inf"] for name in ("b-1", "b-r2-1")]
+    scores = [score(project, "classifier", f"{name}/ema/ancestral-1")["pooled"]["fd_inf"] for name in ("b-1", "b-r2-1")]
     rows = [(row["replicate"], float(row["fd_inf"])) for row in table(project) if row["model"] == "b"]
     assert rows == [("1", scores[0]), ("2", scores[1])]
     text = (project.results / "fid_table.md").read_text()

@@ -60,8 +60,8 @@ def test_damaged_network_is_named_in_one_line_on_terminal_and_in_the_log(project
     network = project.results / "students/b/1/ema.safetensors"
     network.write_bytes(network.read_bytes()[:-100])
     project.configure(lambda settings: settings["scoring"].update(seed_blocks=[1]))
-    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
-    log = project.results / "logs/generate/b-1.ema.euler-1.seeds-64-127.log"
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/ancestral-1.json")
+    log = project.results / "logs/generate/b-1.ema.ancestral-1.seeds-64-127.log"
     told = log.read_text().splitlines()[-1]
     assert ran.returncode == 1 and "students/b/1/ema.safetensors" in told
     assert ran.stderr.count(told) == 1 and "Traceback" not in ran.stderr

@@ -29,9 +29,9 @@ def test_scores_equal_those_of_one_job_per_block(finished, project):
 
 def test_kept_samples_are_one_file_per_job_with_unchanged_images(project, tmp_path):
     project.configure(share(48, keep_samples=True, seed_blocks=[1]))
-    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/ancestral-1.json")
     assert ran.returncode == 0, ran.stderr
-    folder = project.results / "samples/b-1/ema/euler-1"
+    folder = project.results / "samples/b-1/ema/ancestral-1"
     kept = [folder / "seeds-64-111.npz", folder / "seeds-112-127.npz"]
     assert set(project.results.glob("samples/**/*.npz")) == set(kept)
     network = project.results / "students/b/1/ema.safetensors"

@@ -8,7 +8,7 @@ from project import RESULTS
 SAMPLES = {
     "teacher": {"teacher ema euler-2", "teacher ema heun-2"},
     "a": {f"a-{kimg} {ema} euler-2" for kimg in (1, 2) for ema in ("ema", "phema-0.100")},
-    "b": {f"b-1 {ema} euler-1" for ema in ("ema", "phema-0.100")},
+    "b": {f"b-1 {ema} ancestral-1" for ema in ("ema", "phema-0.100")},
 }
 LEGS = {"a": {("distill", "a 1"), ("distill", "a 2")}, "b": {("distill", "b 1")}}
 TEACHER = {("train_teacher", "teacher 1"), ("teacher_network", "teacher")}
@@ -73,6 +73,26 @@ def test_learning_rate_of_a_student_retrains_that_student_only(project):
     assert project.planned() == LEGS["a"] | sampled_and_scored("a") | RESULTS
 
 
+def test_a_method_setting_of_a_student_retrains_that_student_only(project):
+    project.configure(lambda settings: settings["students"]["b"].update(weight="snr+1"))
+    assert project.planned() == LEGS["b"] | sampled_and_scored("b") | RESULTS
+
+
+def test_another_method_retrains_that_student_only(project):
+    changes = {"method": "easy-consistency", "stage_kimg": 1, "sampler": "ddim"}
+    project.configure(lambda settings: settings["students"]["b"].update(changes))
+    jobs = {f"b-1 {ema} euler-1" for ema in EMAS}
+    made = {("generate", f"{job} 0 63") for job in jobs} | {("score", f"classifier {job}") for job in jobs}
+    assert project.planned() == LEGS["b"] | made | RESULTS
+
+
+def test_another_sampler_of_a_student_trains_nothing(project):
+    project.configure(lambda settings: settings["students"]["b"].update(sampler="renoise"))
+    jobs = {f"b-1 {ema} renoise-1" for ema in EMAS}
+    made = {("generate", f"{job} 0 63") for job in jobs} | {("score", f"classifier {job}") for job in jobs}
+    assert project.planned() == made | RESULTS
+
+
 def test_learning_rate_of_the_teacher_retrains_all_but_the_detector(project):
     project.configure(lambda settings: settings["teacher"].update(learning_rate=2e-3))
     again = TEACHER | LEGS["a"] | LEGS["b"]
@@ -105,17 +125,17 @@ def test_metrics_of_features_that_are_gone_sample_again_and_train_nothing(projec
     project.configure(lambda settings: settings["scoring"].update(metrics=["fd", "pr", "memorised"]))
     again = sampled_and_scored("teacher", "a", "b") | {("score_real_images", "classifier")}
     assert project.planned() == again | RESULTS
-    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/ancestral-1.json")
     assert ran.returncode == 0
     line = next(line for line in ran.stderr.splitlines() if line.startswith("sampled again for their scores"))
-    assert "b-1 ema euler-1" in line and "scoring.keep_features" in line
+    assert "b-1 ema ancestral-1" in line and "scoring.keep_features" in line
 
 
 @pytest.mark.slow
 def test_images_of_a_new_network_are_not_sampled_again(project):
     shutil.rmtree(project.results / "features")
     project.configure(lambda settings: settings["students"]["b"].update(seed=8))
-    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/euler-1.json")
+    ran = project.snakemake("results/tiny/scores/classifier/b-1/ema/ancestral-1.json")
     assert ran.returncode == 0 and "sampled again" not in ran.stderr
 
 
@@ -127,7 +147,7 @@ def test_a_metric_of_other_outputs_makes_the_features_again(project):
 
 def test_a_replicate_more_repeats_nothing(project):
     project.configure(lambda settings: settings["students"]["b"].update(replicates=2))
-    jobs = {f"b-r2-1 {ema} euler-1" for ema in EMAS}
+    jobs = {f"b-r2-1 {ema} ancestral-1" for ema in EMAS}
     new = {("distill", "b-r2 1")} | {("generate", f"{job} 0 63") for job in jobs}
     assert project.planned() == new | {("score", f"classifier {job}") for job in jobs} | RESULTS
 
@@ -165,8 +185,8 @@ def test_settings_that_only_monitor_training_retrain_nothing(project, key):
 
 def test_another_student_leaves_the_others_alone(project):
     project.configure(lambda settings: settings["students"].update(c=settings["students"]["b"] | {"seed": 9}))
-    made = {("generate", f"c-1 {ema} euler-1 0 63") for ema in EMAS}
-    made |= {("score", f"classifier c-1 {ema} euler-1") for ema in EMAS}
+    made = {("generate", f"c-1 {ema} ancestral-1 0 63") for ema in EMAS}
+    made |= {("score", f"classifier c-1 {ema} ancestral-1") for ema in EMAS}
     assert project.planned() == {("distill", "c 1"), ("score_vs_kimg", "c"), ("export", "c")} | made | RESULTS
 
 

@@ -26,5 +26,5 @@ class MomentMatchingSettings(StudentSettings):
     clip_norm: Positive | None = Field(1.0, description="Largest norm of a network's gradient; null: not clipped.")
 
     def evaluations(self) -> Evaluations:
-        """Network evaluations per training image: student, auxiliary and teacher, one of the first two with gradients."""
+        """Network evaluations per training image: student, auxiliary and teacher, one of those two with gradients."""
         return Evaluations(2, 1)
