@@ -222,7 +222,7 @@ def test_scores_are_renewed_after_a_call_that_only_retrained(project):
 
 def test_another_config_file_replaces_the_default_one(project):
     other = project.folder / "config/other.yaml"
-    text = project.config_file.read_text().replace("name: tiny", "name: other").replace("\n  a: &", "\n  c: &")
+    text = project.config_file.read_text().replace("name: tiny", "name: other").replace("\n  a: #", "\n  c: #")
     other.write_text(text)
     jobs = project.planned("--configfile", "config/other.yaml")
     assert ("distill", "c 1") in jobs and ("distill", "a 1") not in jobs
