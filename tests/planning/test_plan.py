@@ -29,7 +29,7 @@ TINY = {
         **TRAINING,
     },
     "students": {
-        "s2": {"segments": 2, "anneal_kimg": 1, "phema_stds": [0.1, 0.05], **TRAINING},
+        "s2": {"segments": 2, "nodes": "karras-drop-last", "anneal_kimg": 1, "phema_stds": [0.1, 0.05], **TRAINING},
         "s4": {"segments": 4, "anneal_kimg": 1, "phema_stds": [0.1, 0.05], **TRAINING},
     },
     "scoring": {"images": 50, "teacher_samplers": [{"sampler": "heun", "steps": 3}, {"sampler": "euler", "steps": 4}]},
@@ -112,6 +112,16 @@ def test_scores_are_counted_by_network_average_sampler_and_seed_block():
 def test_scores_inside_a_run_are_counted_as_the_loop_makes_them(validate, tick, count):
     settings = load_config(TINY).students["s2"].model_copy(update={"validate_kimg": validate, "tick_kimg": tick})
     assert count_validations(settings) == count
+
+
+def test_memory_holds_weights_gradients_moments_averages_and_the_teacher():
+    planned = plan(load_config(TINY))
+    size = 4 * parameter_count(planned.net)
+    # Weights, gradients and two moments; one average of the teacher, and three of a student.
+    expected = {"teacher": {"net": 5 * size}} | dict.fromkeys(("s2", "s4"), {"teacher": size, "net": 7 * size})
+    assert {held.model: held.networks for held in planned.memory} == expected
+    (row,) = [line for line in markdown(planned).splitlines() if line.startswith("| s2 ") and "teacher, net" in line]
+    assert row.split("|")[-2].strip() == f"{quantity(8 * size)}B"
 
 
 # ---- disk

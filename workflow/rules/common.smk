@@ -240,9 +240,7 @@ def score_files(detector):
         made.append((f"{name}-{student.snapshot_kimg}", ema_names.EMA, student.sampler_label))
     for name, student in students.items():
         made += [
-            (f"{name}-{kimg}", ema, student.sampler_label)
-            for kimg in student.snapshots()
-            for ema in student.emas()
+            (f"{name}-{kimg}", ema, student.sampler_label) for kimg in student.snapshots() for ema in student.emas()
         ]
     return [paths.score(detector, *scored) for scored in made] + [
         paths.real_score(detector, what) for what in real_images
