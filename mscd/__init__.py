@@ -23,8 +23,8 @@ What is here:
     load_config, plan                   the settings of a run and what it will cost
     UserError                           raised for every user mistake, in one line: what is wrong, where, what to do
 
-The packages, from the bottom up: files, parallel; diffusion (losses, samplers), provenance; networks, config;
-checkpoints, data; sampling; evaluation; training, reporting; launch, planning; cli. Each package's docstring says what
+The packages, from the bottom up: files, parallel; diffusion (samplers, steps), metrics, provenance; networks, config;
+checkpoints, data; sampling; evaluation; methods; training, reporting; launch, planning; cli. Each package's docstring says what
 it contains.
 """
 
