@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mscd.config.base import Fraction, NonNegative, Positive, added
-from mscd.config.training import NODES_MEANING, Evaluations, Nodes, StudentSettings
+from mscd.config.training import NODES_MEANING, SIGMA_MIN, Evaluations, Nodes, StudentSettings
 
 
 class ConsistencySettings(StudentSettings):
@@ -78,7 +79,21 @@ class ConsistencySettings(StudentSettings):
             )
         if self.sigma_max_anchor + self.node_anchor > 1:
             raise ValueError("sigma_max_anchor and node_anchor are probabilities but add up to more than 1")
+        if not isinstance(self.nodes, str):
+            self._check_segments(self.nodes)
         return self
+
+    def _check_segments(self, nodes: list[float]) -> None:
+        """Raise ValueError for a segment in which the teacher's shortest grid has no step."""
+        high, low, steps = nodes[0] ** (1 / 7), SIGMA_MIN ** (1 / 7), self.teacher_steps_start
+        teacher = [(high + i / max(steps - 1, 1) * (low - high)) ** 7 for i in range(1, steps)]
+        for upper, lower in itertools.pairwise([*nodes[1:], 0.0]):
+            highest = upper * (1 - 1e-5 if lower else 1 + 1e-5)  # only the last node stays in the teacher's grid
+            if not any(lower < sigma < highest for sigma in teacher):
+                raise ValueError(
+                    f"nodes: with teacher_steps_start {steps}, the teacher's grid has no step between {upper:g} and "
+                    f"{lower:g}; raise it, or move the nodes apart"
+                )
 
     def evaluations(self) -> Evaluations:
         """Network evaluations per training image: those of the teacher's hop, of the target, and one with gradients."""
