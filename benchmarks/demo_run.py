@@ -78,16 +78,22 @@ def student_run(net: EDMPrecond, settings: StudentSettings, group: Group | None 
     """A run whose student and teacher both start as `net`, in the processes of `group` (None: this process alone)."""
     group = group or Group(device=default_device())
     teacher = copy.deepcopy(net).eval().requires_grad_(False)
-    trained = TrainedNetwork(net.train(), {name: copy.deepcopy(teacher) for name in settings.emas()})
+    method = student_method(settings, group.sum, teacher)
+    averages = {name: copy.deepcopy(teacher) for name in [*settings.emas(), *method.decays(0)]}
+    trained = {MAIN: TrainedNetwork(net.train(), averages, settings.optimizer_options())}
     images, _, labels = batch_of(net, settings.batch_size // group.size)
     pixels = (images.cpu() * 40 + 128).clip(0, 255).to(torch.uint8)
-    trained.wrapped = distributed(net, group, len(pixels))
+    for name, part in method.parts().items():
+        trained[name] = TrainedNetwork(part.net.to(group.device).train(), {}, part.options)
+    for network in trained.values():
+        if isinstance(network.net, EDMPrecond):
+            network.wrapped = distributed(network.net, group, len(pixels))
     return StudentRun(
         settings=settings,
         group=group,
-        state=TrainingState({MAIN: trained}),
+        state=TrainingState(trained),
         teacher=teacher,
-        method=student_method(settings, group.sum, teacher),
+        method=method,
         rows=micro_batch_rows(settings.batch_size, group, None),
         batches=itertools.repeat((pixels, labels.cpu())),
     )

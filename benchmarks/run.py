@@ -18,7 +18,7 @@ import torch
 from harness import RESULTS, Row, machine, table
 
 HERE = Path(__file__).parent
-PARTS = ("step", "network", "updates", "sampling", "scoring", "data", "startup", "scale")
+PARTS = ("step", "methods", "network", "updates", "sampling", "scoring", "data", "startup", "scale")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from mscd.files.atomic import write_whole
 from mscd.reporting.scores import ROW, has_posthoc_average
 from mscd.reporting.summary import AVERAGED, NETWORK, lowest, summarize
 from mscd.reporting.table_text import table_markdown
+from mscd.reporting.training_cost import TRAINING, Training, with_training
 
 if TYPE_CHECKING:
     from mscd.checkpoints.metadata import NetworkMetadata
@@ -26,23 +27,31 @@ if TYPE_CHECKING:
 RENAMED = {"network_digest": "network", "reference_digest": "reference"}
 BASIC = [*NETWORK, "images", "metric", "min", "mean", "std", *RENAMED.values()]
 MEASURED = ["fd_inf", "fd_inf_low", "fd_inf_high", "ratio", "ratio_low", "ratio_high", *AVERAGED]
-TYPES = {**dict.fromkeys(["model", "ema", *RENAMED.values()], "str"), "snapshot_kimg": "Int64"}  # a name may be "8"
+WHOLE = ["snapshot_kimg", "training_evaluations"]  # numbers that a row may lack
+TYPES = {**dict.fromkeys(["model", "ema", *RENAMED.values()], "str"), **dict.fromkeys(WHOLE, "Int64")}  # "8" is a name
 
 
-def fid_table(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame] | None = None) -> pd.DataFrame:
+def fid_table(
+    scores: pd.DataFrame,
+    further: Mapping[str, pd.DataFrame] | None = None,
+    trained: Mapping[str, Training] | None = None,
+) -> pd.DataFrame:
     """Return the score table: one row per network, EMA and sampler of `read_scores`, in the same order.
 
-    Columns: BASIC, `replicate`, and MEASURED as far as measured; min, mean and std (sample standard deviation, empty
-    for a single block) are those of the Fréchet distance over the seed blocks; `images` is the number per block.
-    further: scores with other detectors, by detector, whose columns begin with its name. Of a model's post-hoc
-    averages, only the one with the best score has a row.
+    Columns: BASIC, `replicate`, TRAINING if `trained` is given, and MEASURED as far as measured; min, mean and std
+    (sample standard deviation, empty for a single block) are those of the Fréchet distance over the seed blocks;
+    `images` is the number per block. further: scores with other detectors, by detector, whose columns begin with its
+    name; trained: how models were trained, by name (`trainings`). Of a model's post-hoc averages, only the one with the
+    best score has a row.
     """
     table = summarize(scores, ROW).rename(columns=RENAMED)
     posthoc = table[has_posthoc_average(table)]
     best = pd.Index(posthoc.groupby(["model", "replicate"], sort=False)["score"].idxmin())
     table = table.drop(posthoc.index.difference(best)).reset_index(drop=True)
-    columns = [*BASIC, "replicate", *(name for name in MEASURED if name in table and table[name].notna().any())]
-    table = table[columns]
+    measured = [name for name in MEASURED if name in table and table[name].notna().any()]
+    if trained is not None:
+        table = with_training(table, trained)
+    table = table[[*BASIC, "replicate", *(name for name in TRAINING if name in table), *measured]]
     for detector, others in (further or {}).items():
         table = table.merge(_columns_of(detector, others), on=[*NETWORK, "replicate"], how="left")
     return table.astype({"snapshot_kimg": "Int64"})
@@ -131,11 +140,15 @@ def teacher_euler(table: pd.DataFrame, nfe: int) -> pd.DataFrame:
 
 
 def write_table(
-    scores: pd.DataFrame, csv: str | Path, md: str | Path, further: Mapping[str, pd.DataFrame] | None = None
+    scores: pd.DataFrame,
+    csv: str | Path,
+    md: str | Path,
+    further: Mapping[str, pd.DataFrame] | None = None,
+    trained: Mapping[str, Training] | None = None,
 ) -> None:
-    """Write `fid_table(scores, further)` as CSV (full precision) and as Markdown (for people).
+    """Write `fid_table(scores, further, trained)` as CSV (full precision) and as Markdown (for people).
 
     If the table is long, the Markdown shows only the best and last snapshots, and says so.
     """
-    write_whole(csv, fid_table(scores, further).to_csv(index=False, lineterminator="\n").encode())
-    write_whole(md, table_markdown(scores, further or {}, Path(csv).name).encode())
+    write_whole(csv, fid_table(scores, further, trained).to_csv(index=False, lineterminator="\n").encode())
+    write_whole(md, table_markdown(scores, further or {}, Path(csv).name, trained or {}).encode())

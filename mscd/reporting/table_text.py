@@ -13,6 +13,7 @@ from mscd.metrics.resampling import compare
 from mscd.reporting.conclusions import conclusions
 from mscd.reporting.scores import decimals_for, has_posthoc_average, seed_ranges, with_interval
 from mscd.reporting.summary import NETWORK, distance_decimals, lowest, summarize
+from mscd.reporting.training_cost import Training, has_several_methods, in_millions, with_training
 
 LONGEST = 60  # most rows of a full Markdown table; a longer one shows the BEST_SHOWN best and last per average
 BEST_SHOWN = 3
@@ -36,9 +37,17 @@ FURTHER = [
 SHORT = ("precision", "recall", "is", "sfid", "cmmd")
 
 
-def table_markdown(scores: pd.DataFrame, further: Mapping[str, pd.DataFrame], csv: str) -> str:
-    """Return the table of scores, and of those with `further` detectors, as Markdown; csv: name of the whole table."""
-    networks = summarize(scores, NETWORK)
+def table_markdown(
+    scores: pd.DataFrame,
+    further: Mapping[str, pd.DataFrame],
+    csv: str,
+    trained: Mapping[str, Training] | None = None,
+) -> str:
+    """Return the table of scores, and of those with `further` detectors, as Markdown.
+
+    csv: name of the whole table; trained: how models were trained, by name, which is shown if students differ in it.
+    """
+    networks = with_training(summarize(scores, NETWORK), trained or {})
     best = best_networks(networks)
     sentences = "\n".join(f"- {sentence}" for sentence in conclusions(networks, best, scores))
     sections = [_about(scores, networks), _short(networks, best), sentences]
@@ -117,16 +126,20 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
     first, extrapolated = winner(best), is_extrapolated(networks)
     metric, images = networks["metric"].iloc[0], networks["images"].iloc[0]
     further = [column for column in FURTHER if column[0] in SHORT and _measured(networks, column[0])]
-    header = ["network", "evaluations"]
+    several = has_several_methods(networks)
+    header = ["network", "method", "evaluations", "training"] if several else ["network", "evaluations"]
     header += [distance_label(metric, True)] if extrapolated else []
     header += ["× teacher's best"] if _measured(best, "ratio") else []
     header += [f"{metric} of {images}"] if _measured(networks, "mean") else []
-    decimals = distance_decimals(best)
+    decimals, shown = distance_decimals(best), pd.concat([best, real])
+    costs = in_millions(shown["training_evaluations"]) if several else [""] * len(shown)
     rows = []
-    for _, row in pd.concat([best, real]).iterrows():
+    for (_, row), cost in zip(shown.iterrows(), costs, strict=True):
         label = network_label(row)
         cells = [f"**{label}**" if first is not None and row.name == first.name else label]
+        cells += [row["method"]] if several else []
         cells.append("" if row["model"] == REAL else str(row["nfe"]))
+        cells += [cost] if several else []
         cells += [_distance_cell(row, decimals)] if extrapolated else []
         cells += [_ratio_cell(row)] if _measured(best, "ratio") else []
         cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []
@@ -134,7 +147,7 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
         if any(cells[1:]):  # nothing is left of real images where all depends on their number
             rows.append(cells)
     header += [heading for _, heading, _ in further]
-    return "\n".join(markdown_table(header, rows, right=range(1, len(header))))
+    return "\n".join(markdown_table(header, rows, right=range(header.index("evaluations"), len(header))))
 
 
 def _measured(networks: pd.DataFrame, name: str) -> bool:
@@ -220,6 +233,11 @@ def _conventions(networks: pd.DataFrame) -> str:
         "the weights. min, mean and std: the Fréchet distance over the seed blocks.",
         f"best: of lowest {'FD∞' if is_extrapolated(networks) else 'mean'}.",
     ]
+    if has_several_methods(networks):
+        notes.append(
+            "training: network evaluations in one training up to this snapshot, with and without gradients (M: "
+            "millions), those of the teacher and of further networks included."
+        )
     if _measured(networks, "kid"):
         notes.append("KID: unbiased, cubic kernel, subsets of up to 1,000 images (Bińkowski et al. 2018).")
     if _measured(networks, "precision"):
