@@ -24,8 +24,8 @@ What is here:
     UserError                           raised for every user mistake, in one line: what is wrong, where, what to do
 
 The packages, from the bottom up: files, parallel; diffusion (samplers, steps), metrics, provenance; networks, config;
-checkpoints, data; sampling; evaluation; methods; training, reporting; launch, planning; cli. Each package's docstring says what
-it contains.
+checkpoints, data; sampling; evaluation; methods; training, reporting; launch, planning; cli. Each package's docstring
+says what it contains.
 """
 
 from __future__ import annotations

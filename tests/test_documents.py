@@ -1,5 +1,6 @@
 """What the documents promise: links lead somewhere, commands and settings are accepted, examples are those that run."""
 
+import json
 import re
 import runpy
 import shutil
@@ -16,7 +17,11 @@ from snakemake.cli import get_argument_parser
 
 import mscd
 from mscd.config.loading import load_config
+from mscd.config.run_paths import RunPaths
 from mscd.errors import UserError
+from mscd.reporting.score_table import write_table
+from mscd.reporting.scores import read_scores
+from mscd.reporting.training_cost import Training
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted(
@@ -181,6 +186,93 @@ def test_pages_show_what_showcase_writes():
     block = re.compile(r"<!-- results: make showcase -->\n(.*?)<!-- /results -->", re.DOTALL)
     readme, index = (block.search((REPOSITORY / page).read_text())[1] for page in ("README.md", "docs/index.md"))
     assert without_pictures(index) == without_pictures(readme) and readme.count("| student s") == 2
+
+
+SCORED = [  # of a run by several methods: folder of the scores, average, solver, steps, FD∞
+    ("teacher", "ema", "heun", 18, 1.0),
+    ("teacher", "ema", "euler", 1, 90.0),
+    ("teacher", "ema", "euler", 4, 30.0),
+    ("teacher", "ema", "euler", 8, 12.0),
+    ("m4-50", "ema", "ancestral", 4, 2.0),
+    ("m4-r2-50", "ema", "ancestral", 4, 3.0),
+    ("m4-100", "ema", "ancestral", 4, 2.6),
+    ("m4-r2-100", "ema", "ancestral", 4, 2.2),
+    ("c4-100", "ema", "euler", 4, 5.0),
+    ("c4-100", "phema-0.100", "euler", 4, 4.0),
+    ("d1-50", "ema", "euler", 1, 3.0),
+]
+LEFT = [  # files that the settings no longer name, or of a further detector
+    ("classifier", "c4-100", "ema", "ancestral", 4, 0.1),
+    ("classifier", "gone-50", "ema", "euler", 4, 0.1),
+    ("dinov2", "m4-50", "ema", "ancestral", 4, 0.1),
+]
+
+
+def put_score(run: RunPaths, detector, folder, ema, sampler, steps, fd_inf) -> Path:
+    """Write a score of two blocks of images whose FD∞ varies with its groups of seeds."""
+    model, kimg = ("teacher", 300) if folder == "teacher" else folder.rsplit("-", 1)
+    values = {"fd": fd_inf + 1, "precision": 0.9, "recall": 0.8}
+    score = {
+        "blocks": [{"seeds": [100 * k, 100 * k + 99], "images": 100, "values": values} for k in range(2)],
+        "pooled": {"fd_inf": fd_inf, "fd_inf_se": 0.1},
+        "left_out": [fd_inf * factor for factor in (0.99, 1.02, 0.98, 1.01)],
+        **{"nearest": [], "churn": None, "metric": f"FD({detector})", "reference_digest": detector},
+        **{"model": model, "snapshot_kimg": int(kimg), "ema": ema, "sampler": sampler, "steps": steps},
+        **{"nfe": 2 * steps - 1 if sampler == "heun" else steps, "network_digest": f"{folder}{ema}"},
+        "detector": {"name": detector, "digest": detector},
+    }
+    path = run.score(detector, folder, ema, f"{sampler}-{steps}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(score))
+    return path
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of the first table in Markdown, without its heading."""
+    lines = [line for line in text.split("| ---", 1)[1].split("\n\n")[0].splitlines()[1:] if line.startswith("|")]
+    return [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_showcase_writes_the_methods_table_with_the_numbers_of_the_runs_own(tmp_path):
+    showcase = runpy.run_path(str(REPOSITORY / "docs/showcase.py"))
+    run, page = RunPaths(tmp_path / "results/methods"), tmp_path / "docs/methods.md"
+    page.parent.mkdir()
+    page.write_text("before\n\n<!-- results of config/methods.yaml: make showcase -->\nold\n<!-- /results -->\nafter\n")
+    files = [put_score(run, "classifier", *of) for of in SCORED]
+    trained = {
+        "teacher": Training("denoising", {300: 300_032}),
+        "m4": Training("moment-matching", {50: 150_000, 100: 300_000}),
+        "c4": Training("consistency", {50: 200_000, 100: 400_000}),
+        "d1": Training("distribution-matching", {50: 1_850_000}),
+    }
+    write_table(read_scores(files), run.table, run.table_markdown, None, trained)
+    for of in LEFT:
+        put_score(run, *of)
+    with pytest.raises(UserError, match="run `make demo` first"):  # after the page is written
+        showcase["main"](tmp_path, 2)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\n<!-- /results -->\nafter\n") and "old" not in text
+    rows = cells(text)
+    assert [(row[0], row[1], row[2], row[7]) for row in rows] == [
+        ("teacher, its best sampler", "denoising", "35", "0.30 M"),
+        ("teacher, only 4 evaluations", "denoising", "4", "0.30 M"),
+        ("teacher, only 1 evaluation", "denoising", "1", "0.30 M"),
+        ("student m4, 2 replicates", "moment-matching", "4", "0.30 M"),  # better on average at 100 kimg than at 50
+        ("student c4", "consistency", "4", "0.40 M"),
+        ("student d1", "distribution-matching", "1", "1.85 M"),
+    ]
+    own = {tuple(row[1:6]) for row in cells(run.table_markdown.read_text())}  # method, nfe, cost, FD∞, ratio
+    assert {(row[1], row[2], row[7], row[3], row[4]) for row in rows} == own
+    assert rows[3][3].startswith("2.40 [") and rows[3][5:7] == ["0.90", "0.80"]
+
+
+def test_showcase_asks_for_a_table_that_names_methods(tmp_path):
+    showcase = runpy.run_path(str(REPOSITORY / "docs/showcase.py"))
+    run = RunPaths(tmp_path / "results/methods")
+    scores = read_scores([put_score(run, "classifier", *of) for of in SCORED])
+    write_table(scores, run.table, run.table_markdown)
+    with pytest.raises(UserError, match="fid_table.csv: has no column method; make it again"):
+        showcase["main"](tmp_path, 2)
 
 
 def test_citation_names_the_version():

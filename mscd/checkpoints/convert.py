@@ -11,6 +11,7 @@ from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network, save_network
 from mscd.config.run_paths import TEACHER
+from mscd.config.training import check_nodes
 from mscd.diffusion.sigmas import STUDENT_GRID, node_sigmas
 from mscd.diffusion.solvers import Solver
 from mscd.errors import UserError
@@ -83,6 +84,10 @@ def _student(
 ) -> StudentFacts:
     """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
     facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments})
+    try:
+        check_nodes(nodes, segments)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
     if nodes != "karras":
         facts["nodes"] = node_sigmas(nodes, segments)[:-1].tolist()
     if "nodes" in facts and len(facts["nodes"]) != segments:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mscd.cli.options import Command, Count, Digest, new, obtain
+from mscd.cli.options import Command, Count, Digest, Nodes, new, obtain
+from mscd.diffusion.solvers import STUDENT_SOLVERS, Solver
 
 
 @click.command(
@@ -22,6 +23,10 @@ from mscd.cli.options import Command, Count, Digest, new, obtain
             "A student's snapshot that does not state its number of segments:",
             "mscd convert network-snapshot-157698.pkl student.safetensors --model s8 --segments 8",
         ),
+        (
+            "A student of two evaluations that adds new noise between them:",
+            "mscd convert ect.pkl student.safetensors --model e2 --nodes 80,0.821 --sampler renoise",
+        ),
     ],
 )
 @click.argument("source")
@@ -35,6 +40,19 @@ from mscd.cli.options import Command, Count, Digest, new, obtain
     "--segments",
     type=Count(1),
     help="A student's number of segments (its evaluations per image), if the file does not state it.",
+)
+@click.option(
+    "--nodes",
+    type=Nodes(),
+    help="The noise levels at which a student is evaluated, if the file does not state them: karras, karras-drop-last, "
+    "or a falling list such as 80,1.1, whose length is the number of segments.  [default: karras]",
+    show_default=False,
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(list(STUDENT_SOLVERS.values())),
+    default="euler",
+    help="How a student is sampled between its nodes, if the file does not state it.",
 )
 @click.option(
     "--snapshot-kimg",
@@ -58,6 +76,8 @@ def convert(
     dest: Path,
     model: str | None,
     segments: int | None,
+    nodes: str | list[float] | None,
+    sampler: Solver,
     snapshot_kimg: int | None,
     ema: str | None,
     sha256: str | None,
@@ -77,7 +97,9 @@ def convert(
         path,
         dest,
         model=model,
-        segments=segments,
+        segments=len(nodes) if segments is None and isinstance(nodes, list) else segments,
+        nodes=nodes or "karras",
+        sampler=sampler,
         snapshot_kimg=snapshot_kimg,
         ema=ema,
         origin=origin if is_pickle(path) or is_address(source) else None,

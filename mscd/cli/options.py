@@ -60,6 +60,23 @@ class Seeds(click.ParamType[range]):
         return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
+class Nodes(click.ParamType[str | list[float]]):
+    """A student's noise levels: the name of a grid, or the levels themselves with commas between them."""
+
+    name = "sigmas"
+
+    def convert(
+        self, value: str | list[float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | list[float]:
+        """Return the name or the levels."""
+        if not isinstance(value, str) or value in ("karras", "karras-drop-last"):
+            return value
+        try:
+            return [float(level) for level in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} are not noise levels; give karras, karras-drop-last, or e.g. 80,1.1", param, ctx)
+
+
 class Size(click.ParamType[int | tuple[int, int]]):
     """A size in pixels: a width, or WIDTHxHEIGHT."""
 

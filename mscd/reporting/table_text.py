@@ -135,11 +135,9 @@ def _short(networks: pd.DataFrame, best: pd.DataFrame) -> str:
     costs = in_millions(shown["training_evaluations"]) if several else [""] * len(shown)
     rows = []
     for (_, row), cost in zip(shown.iterrows(), costs, strict=True):
-        label = network_label(row)
-        cells = [f"**{label}**" if first is not None and row.name == first.name else label]
-        cells += [row["method"]] if several else []
-        cells.append("" if row["model"] == REAL else str(row["nfe"]))
-        cells += [cost] if several else []
+        label, nfe = network_label(row), "" if row["model"] == REAL else str(row["nfe"])
+        label = f"**{label}**" if first is not None and row.name == first.name else label
+        cells = [label, row["method"], nfe, cost] if several else [label, nfe]
         cells += [_distance_cell(row, decimals)] if extrapolated else []
         cells += [_ratio_cell(row)] if _measured(best, "ratio") else []
         cells += [_cell(row["mean"], decimals)] if _measured(networks, "mean") else []

@@ -96,6 +96,19 @@ def test_a_student_without_segments_and_a_teacher_with_them_are_refused(tmp_path
     assert made["student"] == {"segments": 8, **GRID}
 
 
+@pytest.mark.parametrize(
+    ("segments", "nodes", "message"),
+    [
+        (3, [80.0, 1.0], "nodes lists 2 noise levels, but segments is 3"),
+        (2, [1.0, 80.0], "nodes must fall from the first to the last, but 80 follows 1"),
+        (2, [80.0, 0.001], "nodes: 0.001 is below 0.002"),
+    ],
+)
+def test_impossible_nodes_are_refused(segments, nodes, message, tmp_path):
+    with pytest.raises(UserError, match=f"teacher_adm.pkl: {message}"):
+        convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="e", segments=segments, nodes=nodes)
+
+
 @pytest.mark.parametrize("wanted", [{"channel_mult": [1, 2]}, {"img_resolution": 64}, {"channel_mult_emb": 2}])
 def test_an_unexpected_network_is_refused_by_the_option_that_differs(wanted, tmp_path):
     (name,) = wanted

@@ -115,6 +115,7 @@ def test_an_error_of_the_user_is_one_line_and_exit_status_1(here):
         ["generate", "x", "--seeds", "1,2"],
         ["pack", "digits", "x.zip", "--resolution", "8by8"],
         ["convert", "x.pkl", "x.safetensors", "--sha256", "abc"],
+        ["convert", "x.pkl", "x.safetensors", "--nodes", "80,low"],
         ["reference", "--detector", "x", "--out", "y"],
         ["reference", "--detector", "x", "--out", "y", "--published", "z"],
     ],
@@ -182,6 +183,18 @@ def test_convert_recognises_a_student_and_takes_its_name(here):
     named = read_metadata("b.safetensors")
     assert (named["model"], named["ema"], named["snapshot_kimg"]) == ("s8", "phema-0.050", 157698)
     assert named["student"]["segments"] == 8
+
+
+def test_convert_states_nodes_and_sampler_of_a_student_by_which_it_is_then_sampled(here):
+    how = ["--model", "e2", "--nodes", "80,0.8", "--sampler", "renoise"]
+    mscd("convert", PICKLES / "teacher_adm.pkl", "s.safetensors", *how)
+    facts = read_metadata("s.safetensors")["student"]
+    assert (facts["segments"], facts["nodes"], facts["sampler"]) == (2, [80.0, 0.8], "renoise")
+    mscd("generate", "s.safetensors", "--seeds", "0-1", "--out", "s.npz")
+    mscd("generate", "s.safetensors", "--seeds", "0-1", "--out", "ddim.npz", "--sampler", "euler")
+    (ours, about), (ddim, other) = (read_samples(f"{name}.npz") for name in ("s", "ddim"))
+    assert (about["sampler"], other["sampler"]) == ("renoise", "euler")
+    assert ours.shape == ddim.shape and (ours != ddim).any()
 
 
 def test_convert_gives_a_network_made_here_no_origin(here, folder):

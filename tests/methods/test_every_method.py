@@ -118,7 +118,7 @@ def test_three_legs_killed_at_random_equal_one_undisturbed_leg(base, tmp_path, n
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_like_one_up_to_rounding(base, tmp_path, name):
-    # Only dropout depends on how a batch is split; without a larger eps, rounding would decide the sign of some updates.
+    # Only dropout depends on how a batch is split. Without a larger eps, rounding would decide the sign of updates.
     settings = method_settings(name, dropout=0.0, eps=1e-4)
     launch_leg(student_leg(base, tmp_path / "two", 0, 1, settings), 2, tmp_path / "logs")
     train(student_leg(base, tmp_path / "one", 0, 1, settings))

@@ -27,6 +27,20 @@ def test_every_result_is_there(finished):
     assert source["made_from"] == "results/tiny/teacher/1/ema.safetensors"
 
 
+def test_the_table_has_the_method_and_the_cost_of_each_training(finished):
+    with open(finished.results / "fid_table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["model"], row["snapshot_kimg"], row["method"], row["training_evaluations"]) for row in rows} == {
+        ("teacher", "1", "denoising", "1000"),
+        ("a", "1", "consistency", "4000"),
+        ("a", "2", "consistency", "8000"),
+        ("b", "1", "moment-matching", "3000"),
+        ("real", "", "", ""),
+    }
+    text = (finished.results / "fid_table.md").read_text()
+    assert text.splitlines()[2].split()[:6] == ["|", "network", "|", "method", "|", "evaluations"]
+
+
 def test_every_job_leaves_a_log_and_events(finished):
     logs = {path.with_suffix("") for path in finished.results.glob("logs/*/*.log")}
     events = {path.with_suffix("").with_suffix("") for path in finished.results.glob("logs/*/*.events.jsonl")}
