@@ -1,4 +1,4 @@
-"""Few-step image generators from diffusion models, by multistep consistency distillation.
+"""Few-step image generators from diffusion models, by consistency, moment matching or distribution matching.
 
 The workflow trains the networks: `snakemake all` (see the README), with settings in config/. Use the results from
 Python, for example after `make demo`:
