@@ -149,7 +149,7 @@ class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
             sid = denoising_loss(critic, x, batch.labels, *normals, sigma_data=self.teacher.sigma_data)
             return {CRITIC: Losses(sid.loss, sid.sigma)}
         z, sigma, _ = self._noisy(x, batch, "critic")
-        weight = loss_weight("uniform", sigma, sigma)
+        weight = loss_weight(settings.critic_weight, sigma, sigma, self.teacher.sigma_data)
         losses = {CRITIC: Losses(critic_loss(critic(z, sigma, batch.labels), x, weight), sigma)}
         if settings.has_head:
             real, sigma_real, _ = self._noisy(batch.images, batch, "real")
