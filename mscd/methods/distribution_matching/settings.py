@@ -25,8 +25,8 @@ class DistributionMatchingSettings(StudentSettings):
     )
     critic_weight: Literal["edm", "uniform"] = Field(
         "edm",
-        description="Weight of the critic's loss as a function of sigma (`dmd2` only): EDM's, as in DMD2's code, or none, "
-        "as in FastGen's, which hardly trains the critic at low noise.",
+        description="Weight of the critic's loss as a function of sigma (`dmd2` only): EDM's, as in DMD2's code, or "
+        "none, as in FastGen's, which hardly trains the critic at low noise.",
     )
     gan_weight: NonNegative = Field(
         3e-3, description="Weight of the adversarial loss in the student's loss (`dmd2` only); 0: no head."
