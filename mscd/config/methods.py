@@ -5,25 +5,29 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union
 
 from pydantic import Discriminator, Tag
 
 from mscd.config.training import StudentSettings
 
-DEFAULT = "consistency"  # what a student without the key `method` is trained by
+DEFAULT: str = StudentSettings.model_fields["method"].default  # what a student without the key `method` is trained by
 FOLDER = Path(__file__).parents[1] / "methods"
 
 
-def _settings_of(name: str) -> type[StudentSettings]:
-    """Return the settings defined in the module of a method."""
-    module = importlib.import_module(f"mscd.methods.{name}.settings")
-    defined = (value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__)
-    return next(value for value in defined if isinstance(value, type) and issubclass(value, StudentSettings))
+Class = TypeVar("Class")
+
+
+def class_in(module_name: str, base: type[Class]) -> type[Class]:
+    """Return the subclass of `base` that a module defines."""
+    members = vars(importlib.import_module(module_name)).values()
+    classes = (value for value in members if isinstance(value, type) and issubclass(value, base))
+    return next(value for value in classes if value.__module__ == module_name)
 
 
 def _by_method() -> dict[str, type[StudentSettings]]:
-    found = [_settings_of(path.parent.name) for path in sorted(FOLDER.glob("*/settings.py"))]
+    modules = [f"mscd.methods.{path.parent.name}.settings" for path in sorted(FOLDER.glob("*/settings.py"))]
+    found = [class_in(module, StudentSettings) for module in modules]  # type: ignore[type-abstract]
     return {settings.model_fields["method"].default: settings for settings in found}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -54,6 +55,11 @@ class Evaluations:
 
     forward: float
     backward: float
+
+    @property
+    def total(self) -> float:
+        """All of them, each counted once."""
+        return self.forward + self.backward
 
 
 class TrainingSettings(Settings):
@@ -284,9 +290,9 @@ class StudentSettings(TrainingSettings):
         """Name of the solver and its steps in paths, e.g. `euler-8`."""
         return f"{self.solver}-{self.segments}"
 
+    @abc.abstractmethod
     def evaluations(self) -> Evaluations:
-        """Network evaluations per training image, on average over the steps. Every method states its own."""
-        raise NotImplementedError
+        """Network evaluations per training image, on average over the steps."""
 
     def widths(self) -> dict[str, list[int]]:
         """Widths of feature maps that the settings name, by key; the network must have them."""

@@ -45,7 +45,7 @@ def heun_hop(
 ) -> torch.Tensor:
     """Take one Heun step of the probability-flow ODE from sigma_t to sigma_s (Karras et al. 2022, algorithm 1).
 
-    x_t is [N, C, H, W], the sigmas are float64 [N], and the denoiser receives float32. Where sigma_s is 0, the step is
+    x_t is [N, C, H, W], the sigmas are float64 [N], and the denoiser receives float64. Where sigma_s is 0, the step is
     an Euler step, which ends at D(x_t; sigma_t). Computed in float64, returned in x_t's dtype.
     """
     t, s = per_image(sigma_t), per_image(sigma_s)
@@ -94,15 +94,6 @@ def addim_step(
     mean_square = direction.square().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-20)
     added = (1 - s / t).square() * per_image(variance) / mean_square
     return (clean + (s.square() + added).sqrt() * direction).to(x.dtype)
-
-
-def analytic_variance(sigma_t: torch.Tensor, sigma_data: float) -> torch.Tensor:
-    """Return the variance [N] for `addim_step` that needs no data: 0.1 / (1 / sigma_data^2 + 1 / sigma_t^2).
-
-    It is a tenth of the posterior variance of a pixel whose prior is normal with variance sigma_data^2, for which
-    Heek et al. 2024 (arXiv:2403.06807) use 1/2.
-    """
-    return 0.1 / (1 / sigma_data**2 + 1 / sigma_t.square())
 
 
 def posterior_step(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from mscd.config.methods import class_in
 from mscd.config.training import OptimizerOptions, StudentSettings, TrainingSettings
 from mscd.methods.randomness import generator, seed_dropout
 from mscd.networks import EDMPrecond
@@ -198,8 +198,6 @@ def student_method(
     settings: StudentSettings, total: Callable[[torch.Tensor], torch.Tensor], teacher: EDMPrecond
 ) -> StudentMethod[Any]:
     """Return the method that the settings belong to: the one defined in the `training` module next to theirs."""
-    module = importlib.import_module(type(settings).__module__.replace(".settings", ".training"))
-    defined = (value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__)
-    method = next(value for value in defined if isinstance(value, type) and issubclass(value, StudentMethod))
-    made: StudentMethod[Any] = method(settings, total, teacher)
-    return made
+    module = type(settings).__module__.replace(".settings", ".training")
+    method = class_in(module, StudentMethod)  # type: ignore[type-abstract]
+    return method(settings, total, teacher)

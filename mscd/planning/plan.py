@@ -170,8 +170,7 @@ def _training(config: Config, cost: Cost, detector: Cost) -> list[Stage]:
             score_nfe = solver_nfe("heun", HEUN_STEPS)
             stages += _trained(name, teacher, 1, cost.forward_backward, score_nfe, cost, detector)
     for name, student in config.all_students().items():
-        evaluations, flops = student.evaluations(), _distillation(student, cost)
-        nfe = evaluations.forward + evaluations.backward
+        nfe, flops = student.evaluations().total, _distillation(student, cost)
         stages += _trained(name, student, nfe, flops, student.segments, cost, detector)
     return stages
 

@@ -36,8 +36,7 @@ def trainings(config: Config) -> dict[str, Training]:
     teacher = config.trained_teacher
     made = {TEACHER: _training(DENOISING, teacher, 1)} if teacher else {}
     for name, student in config.students.items():
-        each = student.evaluations()
-        made[name] = _training(student.method, student, each.forward + each.backward)
+        made[name] = _training(student.method, student, student.evaluations().total)
     return made
 
 

@@ -7,7 +7,7 @@ WAITING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "mas
 
 
 class Waits(TorchDispatchMode):
-    """Records each call of an operation in WAITING, even on CPU tensors, which stand in for GPU tensors."""
+    """Records the calls of operations in WAITING, on CPU tensors, too: these stand in for GPU tensors."""
 
     def __init__(self):
         super().__init__()

@@ -100,13 +100,6 @@ def test_sid_sigmas_are_at_the_positions_of_the_noise_levels():
     assert torch.allclose(matching.sid_sigmas(u), levels[:800], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 6, 7, 8, 16])
-def test_default_nodes_descend_from_index_998_and_end_at_zero(k):
-    nodes = matching.default_nodes(k)
-    assert nodes.shape == (k + 1,) and nodes.dtype == torch.float64
-    assert nodes[0] == matching.noise_levels()[998] and nodes[-1] == 0 and (nodes.diff() < 0).all()
-
-
 @quickly
 @given(seeds, st.sampled_from(sorted(divergence.DIVERGENCES)), st.sampled_from([0.0, 0.5]))
 def test_divergence_weights_have_mean_one_and_no_gradient(seed, kind, decay):

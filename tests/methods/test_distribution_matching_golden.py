@@ -63,16 +63,16 @@ def test_noise_levels_and_their_ranges_equal_golden():
     levels = matching.noise_levels()
     assert levels.dtype == torch.float64 and close(levels, "grid/fastgen/sigmas", 1e-12)
     assert close(levels, "grid/tianweiy/sigmas", 2e-5)
-    for part in ("student", "critic", "gan"):
-        assert getattr(matching.DMD2_RANGES, part) == tuple(golden[f"grid/tianweiy/{part}_range"])
-        assert getattr(matching.FASTGEN_RANGES, part) == tuple(golden["grid/fastgen/range"])
+    assert tuple(golden["grid/fastgen/range"]) == matching.INDEX_RANGE
     assert close(levels[G["dm/index"]], "dm/sigma", 2e-5)
     assert close(levels[G["critic/index"]], "critic/sigma", 2e-5)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
-def test_default_nodes_equal_golden(k):
-    assert close(matching.default_nodes(k), f"grid/fastgen/t_list/{k}", 1e-12)
+def test_fastgens_nodes_are_levels_at_equal_distances(k):
+    low, high = matching.INDEX_RANGE
+    nodes = matching.noise_levels()[low + (high - low) * torch.arange(k, 0, -1) // k]
+    assert close(torch.cat([nodes, nodes.new_zeros(1)]), f"grid/fastgen/t_list/{k}", 1e-12)
 
 
 def test_direction_and_loss_equal_golden_from_dmd2():

@@ -53,7 +53,8 @@ def test_nodes_that_the_teachers_grid_reaches_are_accepted(nodes):
 
 
 def test_sid_needs_no_level_for_a_head():
-    load_config(changed("students.s8", {**MATCHING, "loss": "sid", "gan_widths": [16], "nodes": [2.5]}))
+    student = {**MATCHING, "loss": "sid", "gan_widths": [16], "nodes": [2.5]}
+    assert load_config(changed("students.s8", student)).students["s8"].widths() == {"dropout_resolutions": []}
 
 
 def test_a_student_without_a_method_is_distilled_by_consistency_with_the_identity_of_before():

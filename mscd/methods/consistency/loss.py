@@ -16,7 +16,6 @@ from mscd.diffusion.denoising import Denoiser
 from mscd.diffusion.losses import distance, loss_weight
 from mscd.diffusion.steps import (
     addim_step,
-    analytic_variance,
     ddim_step,
     euler_hop,
     heun_hop,
@@ -32,13 +31,12 @@ class Hop:
 
     kind: "heun", "euler" or "addim" for a step of the teacher; "data" for x_s = y + sigma_s e, with the image y and the
     noise e of x_t, which needs no teacher (consistency training).
-    variance: that of `addim_step`; "data" for the mean square of D(x_t; sigma_t) - y per image (Heek et al. 2024,
-    algorithm 1), "analytic" for `analytic_variance`. eta: its factor.
+    eta: factor of the variance for `addim_step`, which is the mean square of D(x_t; sigma_t) - y per image (Heek et al.
+    2024, algorithm 1).
     """
 
     kind: Literal["heun", "euler", "addim", "data"] = "heun"
     eta: float = 1.0
-    variance: Literal["data", "analytic"] = "data"
 
 
 HEUN_HOP = Hop()
@@ -92,7 +90,7 @@ def consistency_loss(
     terminal, boundary = per_image(edges.is_terminal), per_image(edges.is_boundary)
     with torch.no_grad():
         x_t = images.double() + per_image(sigma_t) * noise.double()
-        x_s = _hopped(hop, teacher, x_t, images, labels, noise, edges, sigma_data)
+        x_s = _hopped(hop, teacher, x_t, images, labels, noise, edges)
         # Terminal edges do not use this pass at sigma_s = 0; sigma_t keeps their rows finite.
         safe_s = torch.where(edges.is_terminal, sigma_t, sigma_s)
         denoised_s = target_student(x_s, safe_s, labels)
@@ -117,7 +115,6 @@ def _hopped(
     labels: torch.Tensor | None,
     noise: torch.Tensor,
     edges: EdgeTable,
-    sigma_data: float,
 ) -> torch.Tensor:
     """Return x_s, float64 [N, C, H, W]. Raises ValueError for a hop that lacks its teacher."""
     sigma_t, sigma_s = edges.sigma_t, edges.sigma_s
@@ -130,10 +127,7 @@ def _hopped(
     if hop.kind == "euler":
         return euler_hop(teacher, x_t, sigma_t, sigma_s, labels)
     denoised = teacher(x_t, sigma_t, labels).double()
-    if hop.variance == "data":
-        variance = (denoised - images.double()).square().mean(dim=(1, 2, 3))
-    else:
-        variance = analytic_variance(sigma_t, sigma_data)
+    variance = (denoised - images.double()).square().mean(dim=(1, 2, 3))
     # A terminal edge ends at the teacher's image, without noise.
     variance = torch.where(sigma_s == 0, 0.0, hop.eta * variance)
     return addim_step(x_t, denoised, sigma_t, sigma_s, variance)

@@ -92,6 +92,10 @@ class ContinuousConsistency(StudentMethod[ContinuousConsistencySettings]):
         """Return the time, float64 [N], at which each time's segment starts: 0 unless the student is segmented."""
         if not self.settings.segmented:
             return torch.zeros_like(t)
+        return self._boundaries[segment_of(t, self._boundaries)]
+
+    @functools.cached_property
+    def _boundaries(self) -> torch.Tensor:
+        """The times of the student's nodes and 0, ascending, on the teacher's device."""
         grid = node_sigmas(self.settings.nodes, self.settings.segments).flip(0)
-        boundaries = send_to(t.device, time_of(grid, self.teacher.sigma_data))
-        return boundaries[segment_of(t, boundaries)]
+        return send_to(next(self.teacher.parameters()).device, time_of(grid, self.teacher.sigma_data))

@@ -9,8 +9,6 @@ are [N], one value per image, and the optimiser minimises their mean over the gl
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 
@@ -18,20 +16,9 @@ from mscd.diffusion.sigmas import karras_sigmas
 from mscd.diffusion.steps import per_image
 
 LEVELS = 1000
+INDEX_RANGE = (2, 998)  # indices into `noise_levels()`, both included, from which levels are drawn (as in FastGen)
 NORMALISER_FLOOR = 1e-5
 SID_SPAN = 0.8  # SiD leaves out the highest fifth of the noise levels
-
-
-class IndexRanges(NamedTuple):
-    """Indices into `noise_levels()`, both ends included, from which noise is drawn for each part of the training."""
-
-    student: tuple[int, int]
-    critic: tuple[int, int]
-    gan: tuple[int, int]
-
-
-DMD2_RANGES = IndexRanges(student=(20, 980), critic=(0, 999), gan=(0, 999))
-FASTGEN_RANGES = IndexRanges(student=(2, 998), critic=(2, 998), gan=(2, 998))
 
 
 def noise_levels(
@@ -39,16 +26,6 @@ def noise_levels(
 ) -> torch.Tensor:
     """Return the noise levels of EDM's equation 5 in ascending order, float64 [count]."""
     return karras_sigmas(count, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0)
-
-
-def default_nodes(k: int) -> torch.Tensor:
-    """Return FastGen's sampling nodes for k evaluations, then 0: float64 [k + 1] in descending order.
-
-    The nodes are the first k of k + 1 equally spaced indices of `noise_levels()`, from 998 down to 2 and rounded down.
-    """
-    low, high = FASTGEN_RANGES.student
-    index = low + (high - low) * torch.arange(k, 0, -1) // k
-    return torch.cat([noise_levels()[index], torch.zeros(1, dtype=torch.float64)])
 
 
 def sid_sigmas(u: torch.Tensor) -> torch.Tensor:

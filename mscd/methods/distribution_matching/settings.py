@@ -14,7 +14,7 @@ class DistributionMatchingSettings(StudentSettings):
     """Distribution matching (DMD2, Yin et al. 2024): the student's images are to be distributed as the teacher's at
     every noise level. A critic follows the student's distribution, and a head on the teacher's features tells training
     images from the student's. `loss: sid` is score identity distillation (SiD, Zhou et al. 2024) instead. Best at 1
-    evaluation, and the only method here that can surpass its teacher."""
+    evaluation; as the head sees training images, the student can surpass its teacher."""
 
     title: ClassVar[str] = "distribution matching ([Yin et al. 2024](https://arxiv.org/abs/2405.14867))"
     method: Literal["distribution-matching"] = Field("distribution-matching", description="The method.")

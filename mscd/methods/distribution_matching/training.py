@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from mscd.diffusion.steps import per_image
 from mscd.methods.distribution_matching.divergence import density_ratio, divergence_weight, relative_ratio
 from mscd.methods.distribution_matching.head import DiscriminatorHead
 from mscd.methods.distribution_matching.loss import (
-    FASTGEN_RANGES,
+    INDEX_RANGE,
     LEVELS,
     critic_loss,
     direction,
@@ -75,9 +76,20 @@ class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
             return self._student(networks, batch, x) if self.settings.loss == "dmd2" else self._sid(networks, batch, x)
         return self._critic_and_head(networks, batch, x)
 
+    @functools.cached_property
+    def _levels(self) -> torch.Tensor:
+        """The noise levels, on the teacher's device."""
+        return send_to(next(self.teacher.parameters()).device, noise_levels())
+
+    @functools.cached_property
+    def _nodes(self) -> torch.Tensor:
+        """The student's nodes, on the teacher's device."""
+        grid = node_sigmas(self.settings.nodes, self.settings.segments)
+        return send_to(next(self.teacher.parameters()).device, grid[:-1])
+
     def _images(self, student: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Return the student's images: of pure noise or, if it has several nodes, of noisy training images at any."""
-        nodes = send_to(batch.images.device, node_sigmas(self.settings.nodes, self.settings.segments))[:-1]
+        nodes = self._nodes
         noise = batch.noise(self.settings.seed).double()
         if len(nodes) == 1:
             sigma, z = nodes.expand(len(noise)), nodes[0] * noise
@@ -88,9 +100,9 @@ class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
 
     def _noisy(self, images: torch.Tensor, batch: MicroBatch, purpose: str) -> tuple[torch.Tensor, ...]:
         """Return the images with noise of a level drawn from the table, the level [n], and its index [n]."""
-        low, high = FASTGEN_RANGES.student
+        low, high = INDEX_RANGE
         index = low + (batch.uniform(self.settings.seed, f"{purpose} level") * (high - low + 1)).long()
-        sigma = send_to(images.device, noise_levels())[index]
+        sigma = self._levels[index]
         return images + per_image(sigma) * batch.noise(self.settings.seed, f"{purpose} noise").double(), sigma, index
 
     def _student(self, networks: Mapping[str, InTraining], batch: MicroBatch, x: torch.Tensor) -> dict[str, Losses]:
