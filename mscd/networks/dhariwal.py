@@ -3,7 +3,6 @@
 Module names are part of the file format, because published checkpoints are loaded by name.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,22 +12,18 @@ import torch.nn.functional as F
 from mscd.networks.group_norm import GroupNorm
 from mscd.networks.layers import BlockStyle, Conv2d, Init, Linear, PositionalEmbedding, UNetBlock
 from mscd.networks.unet import (
+    UNet,
     block_maker,
     check_dropout_resolutions,
     check_noise_channels,
     check_rates,
     drop_labels,
-    features_of,
     resolution_levels,
 )
 
 
-class DhariwalUNet(torch.nn.Module):
-    """The ADM network of Dhariwal & Nichol 2021 as EDM uses it.
-
-    forward(x [N, C, R, R] in the compute dtype, noise_labels [N or 1], class_labels [N or 1, label_dim] or None,
-    augment_labels [N, augment_dim] or None) -> [N, C, R, R] in the dtype of x. Embeddings are computed in float32.
-    """
+class DhariwalUNet(UNet):
+    """The ADM network of Dhariwal & Nichol 2021 as EDM uses it."""
 
     def __init__(
         self,
@@ -70,33 +65,6 @@ class DhariwalUNet(torch.nn.Module):
         self.out_norm = GroupNorm(levels[0][1], style.eps)
         self.out_conv = Conv2d(levels[0][1], img_channels, 3, zero)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        noise_labels: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        emb = self._embed(noise_labels, class_labels, augment_labels)
-        return self._decode(self._encode(x, emb), emb)
-
-    def features(
-        self,
-        x: torch.Tensor,
-        noise_labels: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        augment_labels: torch.Tensor | None,
-        widths: Sequence[int],
-    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
-        """Return the encoder's last output [N, channels, width, width] for each of `widths`, and a function that goes
-        on to F; it can be called once.
-
-        Raises UserError for a width that no level has.
-        """
-        emb = self._embed(noise_labels, class_labels, augment_labels)
-        skips = self._encode(x, emb)
-        return features_of(skips, widths), functools.partial(self._decode, skips, emb)
-
     def _embed(
         self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
     ) -> torch.Tensor:
@@ -110,7 +78,6 @@ class DhariwalUNet(torch.nn.Module):
         return F.silu(emb)
 
     def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
-        """Return the outputs of the encoder's modules in order."""
         outputs = []
         for block in self.enc.values():
             x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
@@ -118,7 +85,6 @@ class DhariwalUNet(torch.nn.Module):
         return outputs
 
     def _decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
-        """Return F; empties `skips`, so that their memory is free as soon as possible."""
         x = skips[-1]
         for name, block in self.dec.items():
             if "_block" in name:

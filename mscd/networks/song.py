@@ -3,7 +3,6 @@
 Module names are part of the file format, because published checkpoints are loaded by name.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -13,22 +12,22 @@ import torch.nn.functional as F
 from mscd.networks.group_norm import GroupNorm
 from mscd.networks.layers import BlockStyle, Conv2d, FourierEmbedding, Init, Linear, PositionalEmbedding, UNetBlock
 from mscd.networks.unet import (
+    UNet,
     block_maker,
     check_choice,
     check_dropout_resolutions,
     check_noise_channels,
     check_rates,
     drop_labels,
-    features_of,
     resolution_levels,
 )
 
 
-class SongUNet(torch.nn.Module):
+class SongUNet(UNet):
     """The DDPM++ and NCSN++ networks of Song et al. 2021 as EDM uses them.
 
     DDPM++ is the default. For NCSN++, use embedding_type "fourier", encoder_type "residual", channel_mult_noise 2 and
-    resample_filter [1, 3, 3, 1]. `forward` takes and returns the same as that of DhariwalUNet.
+    resample_filter [1, 3, 3, 1].
     """
 
     def __init__(
@@ -77,33 +76,6 @@ class SongUNet(torch.nn.Module):
         self.enc, skip_widths = _encoder(block, levels, num_blocks, attention, stem, encoder_type, style)
         self.dec = _decoder(block, levels, num_blocks, attention, skip_widths, decoder_type, img_channels, style)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        noise_labels: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        emb = self._embed(noise_labels, class_labels, augment_labels)
-        return self._decode(self._encode(x, emb), emb)
-
-    def features(
-        self,
-        x: torch.Tensor,
-        noise_labels: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        augment_labels: torch.Tensor | None,
-        widths: Sequence[int],
-    ) -> tuple[list[torch.Tensor], Callable[[], torch.Tensor]]:
-        """Return the encoder's last output [N, channels, width, width] for each of `widths`, and a function that goes
-        on to F; it can be called once.
-
-        Raises UserError for a width that no level has.
-        """
-        emb = self._embed(noise_labels, class_labels, augment_labels)
-        skips = self._encode(x, emb)
-        return features_of(skips, widths), functools.partial(self._decode, skips, emb)
-
     def _embed(
         self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
     ) -> torch.Tensor:
@@ -118,7 +90,6 @@ class SongUNet(torch.nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
-        """Return the encoder's outputs, of which the decoder takes one per block, the last first."""
         aux = x
         skips: list[torch.Tensor] = []
         for name, block in self.enc.items():
@@ -134,7 +105,6 @@ class SongUNet(torch.nn.Module):
         return skips
 
     def _decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
-        """Return F; empties `skips`, so that their memory is free as soon as possible."""
         x = skips[-1]
         out: torch.Tensor | None = None
         for name, block in self.dec.items():

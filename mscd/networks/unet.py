@@ -1,7 +1,8 @@
 """The interface of a U-Net and what both families share: resolution levels, blocks, label dropout, option checks."""
 
+import abc
+import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
@@ -9,10 +10,10 @@ from mscd.errors import UserError
 from mscd.networks.layers import BlockStyle, UNetBlock
 
 
-class UNet(Protocol):
-    """The interface of the network F that EDMPrecond wraps, a torch.nn.Module."""
+class UNet(torch.nn.Module, abc.ABC):
+    """The network F that EDMPrecond wraps: an encoder and a decoder, joined by skip connections."""
 
-    def __call__(
+    def forward(
         self,
         x: torch.Tensor,
         noise_labels: torch.Tensor,
@@ -22,7 +23,10 @@ class UNet(Protocol):
         """Compute F(x [N, C, R, R] in the compute dtype; noise_labels [N or 1], ...) -> [N, C, R, R] in the dtype of x.
 
         class_labels: [N or 1, label_dim], None for a network without classes; augment_labels: [N, augment_dim] or None.
+        Embeddings are computed in float32.
         """
+        emb = self._embed(noise_labels, class_labels, augment_labels)
+        return self._decode(self._encode(x, emb), emb)
 
     def features(
         self,
@@ -35,8 +39,25 @@ class UNet(Protocol):
         """Return the encoder's last output [N, channels, width, width] for each of `widths`, and a function that goes
         on to F; it can be called once.
 
-        Raises UserError for a width that no level has.
+        The other arguments are those of `forward`. Raises UserError for a width that no level has.
         """
+        emb = self._embed(noise_labels, class_labels, augment_labels)
+        skips = self._encode(x, emb)
+        return features_of(skips, widths), functools.partial(self._decode, skips, emb)
+
+    @abc.abstractmethod
+    def _embed(
+        self, noise_labels: torch.Tensor, class_labels: torch.Tensor | None, augment_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the embedding of noise level, class and augmentation, float32 [N or 1, channels]."""
+
+    @abc.abstractmethod
+    def _encode(self, x: torch.Tensor, emb: torch.Tensor) -> list[torch.Tensor]:
+        """Return the encoder's outputs, of which the decoder takes one per block, the last first."""
+
+    @abc.abstractmethod
+    def _decode(self, skips: list[torch.Tensor], emb: torch.Tensor) -> torch.Tensor:
+        """Return F; empties `skips`, so that their memory is free as soon as possible."""
 
 
 def features_of(outputs: list[torch.Tensor], widths: Sequence[int]) -> list[torch.Tensor]:
