@@ -233,18 +233,17 @@ NODES_MEANING = (
 )
 
 
-class PublishedStudent(FileSettings):
-    """A third-party few-step model, scored next to the students trained here."""
+class SampledStudent(Settings):
+    """How a student is sampled: at which noise levels, and how from one to the next."""
 
     segments: int = Field(
         ge=1, description="S: number of segments of the noise range, and of network evaluations per image."
     )
     nodes: Nodes = added("karras", NODES_MEANING)
     sampler: StudentSampler = added("ddim", "How it is sampled, as for `students`.")
-    snapshot_kimg: Kimg = Field(description="Length of its training, in kimg, by which the table identifies it.")
 
     @model_validator(mode="after")
-    def _check_its_nodes(self) -> PublishedStudent:
+    def _check_its_nodes(self) -> Self:
         check_nodes(self.nodes, self.segments)
         return self
 
@@ -259,7 +258,13 @@ class PublishedStudent(FileSettings):
         return f"{self.solver}-{self.segments}"
 
 
-class StudentSettings(TrainingSettings):
+class PublishedStudent(SampledStudent, FileSettings):
+    """A third-party few-step model, scored next to the students trained here."""
+
+    snapshot_kimg: Kimg = Field(description="Length of its training, in kimg, by which the table identifies it.")
+
+
+class StudentSettings(SampledStudent, TrainingSettings):
     """A few-step model distilled from the teacher. These settings are common to all methods, which have further ones
     and other defaults (see below)."""
 
@@ -274,21 +279,6 @@ class StudentSettings(TrainingSettings):
         "How the student is sampled between its nodes: `ddim` follows the denoised image, `ancestral` draws from its "
         "posterior, `renoise` adds new noise to it. Changing it repeats only sampling.",
     )
-
-    @model_validator(mode="after")
-    def _check_its_nodes(self) -> StudentSettings:
-        check_nodes(self.nodes, self.segments)
-        return self
-
-    @property
-    def solver(self) -> Solver:
-        """The solver that samples the student."""
-        return STUDENT_SOLVERS[self.sampler]
-
-    @property
-    def sampler_label(self) -> str:
-        """Name of the solver and its steps in paths, e.g. `euler-8`."""
-        return f"{self.solver}-{self.segments}"
 
     @abc.abstractmethod
     def evaluations(self) -> Evaluations:
