@@ -10,9 +10,10 @@ from typing import cast
 from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
 from mscd.checkpoints.network_file import load_network, save_network
+from mscd.checkpoints.student_sampling import stated_sampling
 from mscd.config.run_paths import TEACHER
 from mscd.config.training import check_nodes
-from mscd.diffusion.sigmas import STUDENT_GRID, node_sigmas
+from mscd.diffusion.sigmas import STUDENT_GRID
 from mscd.diffusion.solvers import Solver
 from mscd.errors import UserError
 from mscd.networks import EDMPrecond
@@ -83,19 +84,16 @@ def _student(
     sampler: Solver,
 ) -> StudentFacts:
     """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
-    facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments})
     try:
         check_nodes(nodes, segments)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    if nodes != "karras":
-        facts["nodes"] = node_sigmas(nodes, segments)[:-1].tolist()
+    own = stated_sampling(nodes, segments, sampler)
+    facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments, **own})
     if "nodes" in facts and len(facts["nodes"]) != segments:
         raise UserError(
             f"{source}: its student has {len(facts['nodes'])} nodes; segments must be as many, not {segments}"
         )
-    if sampler != "euler":
-        facts["sampler"] = sampler
     return facts
 
 

@@ -7,23 +7,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from mscd.checkpoints.metadata import StudentFacts
+from mscd.checkpoints.student_sampling import stated_sampling
 from mscd.diffusion.sigmas import STUDENT_GRID, NoiseRange, node_sigmas, sampling_sigmas
 from mscd.diffusion.solvers import Solver
 
 if TYPE_CHECKING:  # sampling does not load pydantic
-    from mscd.config.training import PublishedStudent, StudentSettings
+    from mscd.config.training import SampledStudent
 
 
-def student_facts(settings: StudentSettings | PublishedStudent) -> StudentFacts:
+def student_facts(settings: SampledStudent) -> StudentFacts:
     """Return what the file of a student with these settings states about its noise levels, sampler and method.
 
     What is as in files that state nothing about it is left out, so that these stay equal byte by byte.
     """
-    facts: StudentFacts = {"segments": settings.segments, **STUDENT_GRID}  # type: ignore[typeddict-item]
-    if settings.nodes != "karras":
-        facts["nodes"] = node_sigmas(settings.nodes, settings.segments)[:-1].tolist()
-    if settings.solver != "euler":
-        facts["sampler"] = settings.solver
+    own = stated_sampling(settings.nodes, settings.segments, settings.solver)
+    facts: StudentFacts = {"segments": settings.segments, **STUDENT_GRID, **own}  # type: ignore[typeddict-item]
     if method := settings.identity().get("method"):
         facts["method"] = method
     return facts

@@ -20,11 +20,12 @@ SIGMA_BANDS = ("sigma<0.01", "sigma_0.01-0.1", "sigma_0.1-1", "sigma_1-10", "sig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step reports, by network: the losses of each micro-batch, and the gradient's norm, which may be inf or nan
-    (both on the device)."""
+    """What a step reports: by network, on the device, the losses of each micro-batch and the gradient's norm, which may
+    be inf or nan; and by name, the values that schedules set for the step."""
 
     losses: Sequence[Mapping[str, Losses]]
     gradient_norms: Mapping[str, torch.Tensor]
+    scheduled: Mapping[str, float]
 
 
 class TickDiagnostics:

@@ -76,13 +76,14 @@ def train_leg(
     with _progress_bar(leg, state.nimg, group) as bar:
         while state.nimg < leg.end_nimg:
             before = state.nimg
-            ticks.add(training_step(state, start.method, start.batches, start.rows, group, settings))
+            step = training_step(state, start.method, start.batches, start.rows, group, settings)
+            ticks.add(step)
             bar.update(state.nimg - before)
             ended = state.nimg >= leg.end_nimg
 
             if ended or _crossed(before, state.nimg, settings.tick_kimg):
                 metrics, streak = ticks.fetch()
-                metrics |= tick.rates(state.nimg) | _schedules(start.method, state.nimg)
+                metrics |= {**tick.rates(state.nimg), **step.scheduled}
                 metrics["memory_gb"] = peak_memory_gb(group.device)
                 ticks.reset()
                 if streak >= settings.max_nonfinite_steps:
@@ -142,8 +143,11 @@ def training_step(
         watched.append({name: each.detached() for name, each in losses.items()})
     rate = learning_rate(settings, state.nimg)
     betas = averaging_betas(settings, state.nimg, state.nimg + settings.batch_size - state.main.changed)
+    scheduled = {"learning_rate": rate, **{f"beta/{name}": beta for name, beta in betas.items()}}
+    scheduled |= method.schedules(state.nimg)
     updated = method.updated(state.nimg // settings.batch_size)
-    return StepResult(watched, state.update(updated, rate, betas | method.decays(state.nimg), settings.batch_size))
+    norms = state.update(updated, rate, betas | method.decays(state.nimg), settings.batch_size)
+    return StepResult(watched, norms, scheduled)
 
 
 class _Tick:
@@ -169,15 +173,6 @@ def _validation(leg: Leg, group: Group) -> Validation | None:
 def _crossed(before: int, after: int, kimg: int | None) -> bool:
     """Return whether (before, after] contains a multiple of `kimg` thousand images; never, if kimg is None."""
     return kimg is not None and before // (kimg * 1000) != after // (kimg * 1000)
-
-
-def _schedules(method: Method[Any], nimg: int) -> dict[str, float]:
-    """Return the scheduled values used by the step that ended at image nimg."""
-    settings: TrainingSettings = method.settings
-    began = nimg - settings.batch_size
-    metrics = {"learning_rate": learning_rate(settings, began)}
-    metrics |= {f"beta/{name}": beta for name, beta in averaging_betas(settings, began, settings.batch_size).items()}
-    return metrics | method.schedules(began)
 
 
 def _progress_bar(leg: Leg, nimg: int, group: Group) -> tqdm[NoReturn]:
