@@ -83,7 +83,7 @@ class TrainingSettings(Settings):
     lr_anneal_kimg: Positive | None = added(
         None,
         "Number of kimg, counted from the start, at which the learning rate reaches 0, falling linearly after the "
-        "ramp-up; null: it does not fall.",
+        "ramp-up; null: it does not fall. `duration_kimg` cannot exceed it.",
     )
     lr_decay_kimg: Positive | None = added(
         None,
@@ -155,6 +155,11 @@ class TrainingSettings(Settings):
                 raise ValueError(
                     f"lr_anneal_kimg {self.lr_anneal_kimg:g} must exceed lr_rampup_kimg {self.lr_rampup_kimg:g} by a "
                     "step or more"
+                )
+            if self.duration_kimg > self.lr_anneal_kimg:
+                raise ValueError(
+                    f"duration_kimg {self.duration_kimg} exceeds lr_anneal_kimg {self.lr_anneal_kimg:g}, from which on "
+                    "the learning rate is 0: raise lr_anneal_kimg, which trains from the start"
                 )
         return self
 

@@ -110,6 +110,11 @@ def test_wrong_value_is_reported_in_one_line(where, value, line):
             "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 3 by a step or more",
         ),
         ("students.s8.lr_rampup_kimg", 1.99, "students.s8: lr_anneal_kimg 2 must exceed lr_rampup_kimg 1.99 by a step"),
+        (
+            "students.s8.lr_rampup_kimg",
+            0,
+            "students.s8: duration_kimg 4 exceeds lr_anneal_kimg 2, from which on the learning rate is 0: raise lr_ann",
+        ),
     ],
 )
 def test_impossible_combination_is_reported_in_one_line(where, value, line):
