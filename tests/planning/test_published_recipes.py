@@ -11,7 +11,7 @@ from mscd.planning.plan import plan
 
 STUDENTS = {
     "imagenet64": ["s8", "s4", "s2", "s1", "mm8", "d1", "e2", "sCD", "ms4"],
-    "cifar10": ["s8", "s4", "s2", "s1", "d1", "e2", "sCD"],
+    "cifar10": ["s8", "s4", "s2", "d1", "e2", "sCD"],
 }
 
 
