@@ -7,7 +7,7 @@ Python, for example after `make demo`:
 
     student = "results/digits/students/s8/50/ema.safetensors"
     net, metadata = mscd.load_network(student)
-    images, classes = mscd.sample(net, range(16), mscd.Sampling("euler", steps=8))
+    images, classes = mscd.sample(net, range(16), mscd.student_sampling(net, metadata["student"]))
     mscd.generate(student, "samples.npz", seeds=range(1797))
     mscd.score("samples.npz", "results/digits/reference/classifier.npz",
                "results/digits/reference/classifier.safetensors", "score.json")
@@ -16,7 +16,8 @@ What is here:
 
     load_network, EDMPrecond            networks, read from mscd files and from published pickles (never executed)
     pack, ImageDataset                  images, packed from folders, zips and archives and read in batches
-    generate, sample, Sampling          images sampled from a network, each a function of its seed
+    generate, sample                    images sampled from a network, each a function of its seed
+    Sampling, student_sampling          how to sample: a teacher, as you choose; a student, as it was trained for
     score                               how far samples are from the data
     convert, reconstruct_ema            published checkpoints as mscd files; EMA lengths chosen after training
     export_student                      a student packaged for use elsewhere
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mscd.reporting.export import export_student
     from mscd.sampling.generate import generate
     from mscd.sampling.sample import Sampling, sample
+    from mscd.sampling.student import student_sampling
 
 __version__ = "0.1.0"
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "reconstruct_ema",
     "sample",
     "score",
+    "student_sampling",
 ]
 
 # Imported on first use: `import mscd` is immediate, and an export can include this file with the networks alone.
@@ -82,6 +85,7 @@ _HOME = {
     "reconstruct_ema": "mscd.checkpoints.posthoc_ema",
     "sample": "mscd.sampling.sample",
     "score": "mscd.evaluation.score",
+    "student_sampling": "mscd.sampling.student",
 }
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from quick_classifier import QUICK
 
@@ -45,7 +46,8 @@ def test_example_in_the_docstring_runs(tmp_path, monkeypatch):
     save_classifier(reference / "classifier.safetensors", classifier, {})
     make_reference("train.zip", reference / "classifier.safetensors", reference / "classifier.npz")
     net = mscd.EDMPrecond(8, 1, 10, "SongUNet", model_channels=8, channel_mult=[1], num_blocks=1)
-    settings = {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+    nodes = [80.0, 12.0, 5.0, 2.5, 1.3, 0.7, 0.35, 0.15]
+    settings = {"segments": 8, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "nodes": nodes}
     save_network(student, net, {"model": "s8", "snapshot_kimg": 50, "ema": "ema", "student": settings})
 
     [lines] = re.findall(r"\n\n((?:    .*\n|\n)*)\nWhat is here", mscd.__doc__)
@@ -53,3 +55,5 @@ def test_example_in_the_docstring_runs(tmp_path, monkeypatch):
     exec("\n".join(line.removeprefix("    ") for line in lines.splitlines()), shown)
     assert shown["images"].shape == (16, 1, 8, 8) and Path("score.json").exists()
     assert shown["metadata"]["snapshot_kimg"] == 50
+    generated = np.load("samples.npz")["arr_0"]  # the same images: at the student's own noise levels
+    assert np.array_equal(shown["images"].numpy(), generated[:16].transpose(0, 3, 1, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 from mscd.checkpoints.edm_pickle import is_pickle, read_edm_pickle
 from mscd.checkpoints.metadata import NetworkFacts, NetworkMetadata, StudentFacts
@@ -30,18 +30,18 @@ def convert(
     snapshot_kimg: int | None = None,
     ema: str | None = None,
     segments: int | None = None,
-    nodes: str | list[float] = "karras",
-    sampler: Solver = "euler",
+    nodes: str | list[float] | None = None,
+    sampler: Solver | None = None,
     origin: Origin | None = None,
     expected: Mapping[str, object] | None = None,
 ) -> NetworkMetadata:
     """Write the network in `source` (a pickle in EDM's format, or a network file) to `dest` and return its metadata.
 
-    model: "teacher" or the student's name; None means "student" if segments are given or stated in the file, otherwise
-    "teacher". A student needs segments, given here or stated in the file; a teacher must not have any.
-    snapshot_kimg, ema ("ema", "phema-0.050", ...) and segments override what the file states. For a teacher, the
-    snapshot_kimg in the file is ignored. nodes (as in sigmas.node_sigmas) and sampler: of the student that segments
-    are given for; at their defaults, what the file states stays.
+    model: "teacher" or the student's name; None means "student" if the file states segments or if segments, nodes or
+    sampler are given, otherwise "teacher". A student needs segments, given here (as such or by the length of nodes) or
+    stated in the file; a teacher must not have any. snapshot_kimg, ema ("ema", "phema-0.050", ...), segments, nodes (as
+    in sigmas.node_sigmas) and sampler override what the file states. For a teacher, the snapshot_kimg in the file is
+    ignored.
     origin: where the file came from; a network file that states its own origin keeps it.
     expected: EDMPrecond's keyword arguments that the network must have been built with.
     The same file gives the same bytes. Raises UserError naming the file if it does not hold such a network.
@@ -49,8 +49,9 @@ def convert(
     net, facts = _of_pickle(source) if is_pickle(source) else _of_network_file(source)
     if expected:
         _check_expected(source, net, expected)
+    changed = segments is not None or nodes is not None or sampler is not None
     if model is None:
-        model = "student" if segments or facts["student"] else TEACHER
+        model = "student" if changed or facts["student"] else TEACHER
     if model == TEACHER:
         facts["snapshot_kimg"] = None
     facts["model"] = model
@@ -58,8 +59,8 @@ def convert(
         facts["snapshot_kimg"] = snapshot_kimg
     if ema is not None:
         facts["ema"] = ema
-    if segments is not None:
-        facts["student"] = _student(source, facts["student"], segments, nodes, sampler)
+    if changed:
+        facts["student"] = _student(source, model, facts["student"], segments, nodes, sampler)
     _check_kind(source, model, facts["student"])
     if origin is not None:
         facts.setdefault("origin", origin)
@@ -78,23 +79,31 @@ def _of_network_file(source: str | os.PathLike[str]) -> tuple[EDMPrecond, Networ
 
 def _student(
     source: str | os.PathLike[str],
+    model: str,
     stated: StudentFacts | None,
-    segments: int,
-    nodes: str | list[float],
-    sampler: Solver,
+    segments: int | None,
+    nodes: str | list[float] | None,
+    sampler: Solver | None,
 ) -> StudentFacts:
-    """Return the facts of a student with that many segments, on the grid its file states or else the default grid."""
+    """Return the facts of a student with what is given in place of what its file states."""
+    facts: dict[str, Any] = {**STUDENT_GRID, **(stated or {})}
+    if segments is None:
+        segments = len(nodes) if isinstance(nodes, list) else facts.get("segments")
+    if segments is None or model == TEACHER:
+        kind = "a teacher has no nodes or sampler of its own" if model == TEACHER else "give segments"
+        raise UserError(f"{source}: does not state the number of segments of a student; {kind}")
+    for name in [name for name, given in {"nodes": nodes, "sampler": sampler}.items() if given is not None]:
+        facts.pop(name, None)
     try:
-        check_nodes(nodes, segments)
+        check_nodes(nodes or "karras", segments)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    own = stated_sampling(nodes, segments, sampler)
-    facts = cast(StudentFacts, {**STUDENT_GRID, **(stated or {}), "segments": segments, **own})
-    if "nodes" in facts and len(facts["nodes"]) != segments:
+    facts |= {"segments": segments, **stated_sampling(nodes or "karras", segments, sampler or "euler")}
+    if len(facts.get("nodes", range(segments))) != segments:
         raise UserError(
             f"{source}: its student has {len(facts['nodes'])} nodes; segments must be as many, not {segments}"
         )
-    return facts
+    return cast(StudentFacts, facts)
 
 
 def _check_kind(source: str | os.PathLike[str], model: str, student: StudentFacts | None) -> None:

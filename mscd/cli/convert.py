@@ -44,15 +44,15 @@ from mscd.diffusion.solvers import STUDENT_SOLVERS, Solver
 @click.option(
     "--nodes",
     type=Nodes(),
-    help="The noise levels at which a student is evaluated, if the file does not state them: karras, karras-drop-last, "
-    "or a falling list such as 80,1.1, whose length is the number of segments.  [default: karras]",
+    help="The noise levels at which a student is evaluated: karras, karras-drop-last, or a falling list such as "
+    "80,1.1, whose length is the number of segments.  [default: what the file states, or karras]",
     show_default=False,
 )
 @click.option(
     "--sampler",
     type=click.Choice(list(STUDENT_SOLVERS.values())),
-    default="euler",
-    help="How a student is sampled between its nodes, if the file does not state it.",
+    help="How a student is sampled between its nodes.  [default: what the file states, or euler]",
+    show_default=False,
 )
 @click.option(
     "--snapshot-kimg",
@@ -77,7 +77,7 @@ def convert(
     model: str | None,
     segments: int | None,
     nodes: str | list[float] | None,
-    sampler: Solver,
+    sampler: Solver | None,
     snapshot_kimg: int | None,
     ema: str | None,
     sha256: str | None,
@@ -97,8 +97,8 @@ def convert(
         path,
         dest,
         model=model,
-        segments=len(nodes) if segments is None and isinstance(nodes, list) else segments,
-        nodes=nodes or "karras",
+        segments=segments,
+        nodes=nodes,
         sampler=sampler,
         snapshot_kimg=snapshot_kimg,
         ema=ema,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -100,7 +101,8 @@ class TrainingSettings(Settings):
         "instead of ±10⁵. null: not clipped.",
     )
     ema_halflife_kimg: NonNegative = Field(
-        description="Half-life of the exponential moving average (EMA) of the weights, in kimg."
+        description="Half-life of the exponential moving average (EMA) of the weights, in kimg; where networks take "
+        "turns, only the images of the student's own steps count, so it lasts longer."
     )
     ema_rampup: Positive | None = Field(
         0.05, description="Upper limit of the EMA's half-life, as a fraction of the images seen so far; null: no limit."
@@ -214,8 +216,10 @@ def check_nodes(nodes: str | list[float], segments: int) -> None:
         raise ValueError(
             f"nodes lists {len(nodes)} noise levels, but segments is {segments}: one per segment is needed"
         )
+    if not all(map(math.isfinite, nodes)):
+        raise ValueError("nodes: noise levels must be finite numbers")
     for high, low in itertools.pairwise(nodes):
-        if low >= high:
+        if not low < high:
             raise ValueError(f"nodes must fall from the first to the last, but {low:g} follows {high:g}")
     if nodes[-1] < SIGMA_MIN:
         raise ValueError(f"nodes: {nodes[-1]:g} is below {SIGMA_MIN:g}, where images are finished")
@@ -292,6 +296,17 @@ class StudentSettings(SampledStudent, TrainingSettings):
     def widths(self) -> dict[str, list[int]]:
         """Widths of feature maps that the settings name, by key; the network must have them."""
         return {"dropout_resolutions": self.dropout_resolutions or []}
+
+    def refuse_fp16(self) -> None:
+        """Raise ValueError for fp16, for methods whose losses are means over pixels: it rounds their gradients to 0."""
+        if self.precision == "fp16":
+            raise ValueError("precision: this method's gradients are too small for fp16; use bf16 or fp32")
+
+    def refuse_cuda_graphs(self) -> None:
+        """Raise ValueError for modes with CUDA graphs, for methods that evaluate one network while another's pass still
+        waits for its gradients: the graphs would overwrite its activations."""
+        if self.compile not in (None, "default"):
+            raise ValueError(f"compile: {self.compile} uses CUDA graphs, which this method's turns break; use default")
 
 
 def check_share(where: str, batch_size: int, processes: int, batch_per_process: int) -> None:

@@ -139,15 +139,15 @@ def renoise(
     labels: torch.Tensor | None,
     sigmas: torch.Tensor,
     *,
-    sigma_min: float = 0.0,
     randn_like: Callable[[torch.Tensor], torch.Tensor] = torch.randn_like,
 ) -> torch.Tensor:
-    """Sample by denoising and adding new noise of the next level (Song et al. 2023, arXiv:2303.01469, algorithm 1).
+    """Sample by denoising and adding new noise of the next level (Song et al. 2023, arXiv:2303.01469, algorithm 1,
+    with a sigma_min of 0).
 
-    sigma_min: the noise that a denoised image is taken to have. The other arguments are those of `ancestral`.
+    The arguments are those of `ancestral`.
     """
     sigmas = sigmas.to(noise.device, non_blocking=True)
     x = noise.double() * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1], strict=True):
-        x = net(x, sigma, labels).double() + (sigma_next**2 - sigma_min**2).sqrt() * randn_like(x)
+        x = net(x, sigma, labels).double() + sigma_next * randn_like(x)
     return net(x, sigmas[-2], labels).double()

@@ -18,7 +18,7 @@ from mscd.networks import EDMPrecond
 from mscd.parallel.group import Group
 from mscd.parallel.prefetch import on_host
 from mscd.sampling.sample import HEUN_STEPS, Sampling, sample, split_seeds
-from mscd.sampling.student import student_facts, student_grid
+from mscd.sampling.student import student_facts, student_sampling
 
 SAMPLED_AT_ONCE = 256
 
@@ -57,7 +57,7 @@ class Validation:
         """Yield images uint8 [n, C, H, W] of this process's seeds."""
         settings, sampling = self.settings, Sampling("heun", HEUN_STEPS)
         if isinstance(settings, StudentSettings):
-            sampling = Sampling(settings.solver, settings.segments, grid=student_grid(net, student_facts(settings)))
+            sampling = student_sampling(net, student_facts(settings))
         for seeds in split_seeds(self.group.rows(self.settings.validate_images), SAMPLED_AT_ONCE):
             images, _ = sample(net, seeds, sampling)
             yield images

@@ -60,7 +60,7 @@ class MicroBatch:
     def masked(self, network: Callable[..., torch.Tensor], seed: int) -> Callable[..., torch.Tensor]:
         """Return the network with this micro-batch's dropout mask, the same in every call."""
 
-        def evaluate(*arguments: torch.Tensor | None, **options: bool) -> torch.Tensor:
+        def evaluate(*arguments: torch.Tensor | None, **options: Any) -> torch.Tensor:
             seed_dropout(seed, self.position)
             return network(*arguments, **options)
 
@@ -142,6 +142,11 @@ class Method(abc.ABC, Generic[S]):
 
     def __init__(self, settings: S, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.settings, self.total = settings, total
+
+    @property
+    def needs_whole_share(self) -> bool:
+        """Whether an image's loss depends on the others of its batch, so that a process must take its share at once."""
+        return False
 
     @abc.abstractmethod
     def losses(self, networks: Mapping[str, InTraining], batch: MicroBatch) -> Mapping[str, Losses]:

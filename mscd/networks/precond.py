@@ -73,14 +73,17 @@ class EDMPrecond(torch.nn.Module):
         augment_labels: torch.Tensor | None = None,
         *,
         raw: bool = False,
+        precision: str | None = None,
     ) -> torch.Tensor:
         """Denoise x [N, C, R, R] at noise level sigma (scalar or [N], in image amplitude) -> float32 [N, C, R, R].
 
         `class_labels` is float [N, label_dim]; None means no label (zeros). `augment_labels` is float [N, augment_dim];
-        None means no augmentation (zeros). With `raw`, the result is F(c_in x; c_noise, y) instead of D.
+        None means no augmentation (zeros). With `raw`, the result is F(c_in x; c_noise, y) instead of D. `precision` of
+        this evaluation, by default the network's own.
         """
         x, sigma = self._float32(x, sigma)
-        F_x = self.model(*self._unet_inputs(x, sigma, class_labels, augment_labels)).to(torch.float32)
+        inputs = self._unet_inputs(x, sigma, class_labels, augment_labels, precision or self.precision)
+        F_x = self.model(*inputs).to(torch.float32)
         return F_x if raw else self._denoised(x, sigma, F_x)
 
     def features(
@@ -91,7 +94,7 @@ class EDMPrecond(torch.nn.Module):
         The arguments are those of `forward`. Raises UserError for a width that no level of the network has.
         """
         x, sigma = self._float32(x, sigma)
-        features, _ = self.model.features(*self._unet_inputs(x, sigma, class_labels, None), widths)
+        features, _ = self.model.features(*self._unet_inputs(x, sigma, class_labels, None, self.precision), widths)
         return [feature.to(torch.float32) for feature in features]
 
     def with_features(
@@ -102,7 +105,7 @@ class EDMPrecond(torch.nn.Module):
         Gradients go through the features alone.
         """
         x, sigma = self._float32(x, sigma)
-        features, decode = self.model.features(*self._unet_inputs(x, sigma, class_labels, None), widths)
+        features, decode = self.model.features(*self._unet_inputs(x, sigma, class_labels, None, self.precision), widths)
         with torch.no_grad():
             denoised = self._denoised(x, sigma, decode().to(torch.float32))
         return denoised, [feature.to(torch.float32) for feature in features]
@@ -120,8 +123,9 @@ class EDMPrecond(torch.nn.Module):
         sigma: torch.Tensor,
         class_labels: torch.Tensor | None,
         augment_labels: torch.Tensor | None,
+        precision: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return c_in x in the compute dtype, c_noise and the labels."""
+        """Return c_in x in the dtype of `precision`, c_noise and the labels."""
         if self.label_dim == 0:
             class_labels = None
         elif class_labels is None:
@@ -132,7 +136,7 @@ class EDMPrecond(torch.nn.Module):
             augment_labels = x.new_zeros(1, self.augment_dim)
         c_in = (sigma**2 + self.sigma_data**2).rsqrt()
         c_noise = sigma.log().flatten() / 4
-        x_in = (c_in * x).to(compute_dtype(self.precision, x.device))
+        x_in = (c_in * x).to(compute_dtype(precision, x.device))
         if x.device.type == "cpu":
             x_in = x_in.to(memory_format=torch.channels_last)  # the fastest layout for convolutions on a CPU
         return x_in, c_noise, class_labels, augment_labels

@@ -60,15 +60,16 @@ def networks_in_training(settings: TeacherSettings | StudentSettings, net: EDMPr
 
 
 def memory_in_training(config: Config, net: EDMPrecond) -> list[Memory]:
-    """Return what a process holds for each training: weights, gradients, two moments per weight, and averages."""
+    """Return what a process holds for each training: weights, gradients (as they arise and as one vector), two moments
+    per weight, and averages."""
     held = []
     for model, settings in {**config.all_teachers(), **config.all_students()}.items():
         if not isinstance(settings, TeacherSettings | StudentSettings):
             continue
-        networks, teacher = networks_in_training(settings, net), isinstance(settings, StudentSettings)
-        sizes = {"teacher": 4 * parameter_count(net)} if teacher else {}
+        networks, distils = networks_in_training(settings, net), isinstance(settings, StudentSettings)
+        sizes = {"teacher": 4 * parameter_count(net)} if distils else {}
         for name, part in networks.trained.items():
-            copies = 4 + (len(networks.averages) if name == MAIN else 0)
+            copies = 5 + (len(networks.averages) if name == MAIN else 0)
             sizes[name] = 4 * copies * parameter_count(part)
         held.append(Memory(model, sizes))
     return held

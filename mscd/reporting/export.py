@@ -16,7 +16,7 @@ from mscd.files.atomic import atomic_write, write_whole
 from mscd.provenance.code_version import PACKAGE
 from mscd.reporting.model_card import model_card
 from mscd.reporting.score_table import scores_of_network
-from mscd.sampling.student import student_grid, student_solver
+from mscd.sampling.student import check_solver, student_grid, student_solver
 
 STANDALONE_SAMPLER = Path(__file__).with_name("standalone_sampler.py")
 # The code of a network, which imports nothing but torch and the standard library.
@@ -37,13 +37,14 @@ def export_student(
     The folder gets model.safetensors (the unchanged file), config.json, README.md (the model card, with the rows of
     `table`, a fid_table.csv, for this network and its teacher), sample.py and the part of mscd that it needs. An
     earlier export is replaced. Raises UserError if `network` is not an intact student, if `table` does not contain it,
-    or if `dest` holds anything other than an earlier export.
+    if it cannot be sampled with that solver, or if `dest` holds anything other than an earlier export.
     """
     net, metadata = load_network(network)
     if not is_network(metadata) or not (student := metadata.get("student")):
         raise UserError(f"{network}: not a student; only students define their sampler, so export one of its students")
     sigmas: list[float] = student_grid(net, student).tolist()
     solver = sampler or student_solver(student)
+    check_solver(network, student, solver)
     scores = None if table is None else scores_of_network(table, metadata)
     config = {**metadata, "sampler": solver, "sigmas": sigmas, "label_dim": net.label_dim}
     dest = Path(dest)

@@ -24,7 +24,7 @@ from mscd.provenance.software import software_versions
 from mscd.sampling.image_writers import Batch, check_dest, write_images
 from mscd.sampling.sample import HEUN_STEPS, Churn, Sampling, pieces_for, sample
 from mscd.sampling.sample_file import SampleProvenance
-from mscd.sampling.student import student_grid, student_solver
+from mscd.sampling.student import check_solver, student_grid, student_solver
 
 
 def generate(
@@ -156,6 +156,8 @@ def _check_settings(
             f"{path}: a student of {student['segments']} segments must be sampled with exactly {student['segments']} "
             f"steps of {' or '.join(STUDENT_SOLVERS.values())} (asked for {sampler}, {steps})"
         )
+    if student:
+        check_solver(path, student, sampler)
 
 
 def _class_of_seed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import math
 import resource
 import sys
@@ -34,8 +35,8 @@ class TickDiagnostics:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.band_edges = torch.tensor(SIGMA_EDGES, dtype=torch.float64, device=group.device)
-        # Consecutive steps with non-finite gradients up to now; not reset between ticks.
-        self.streak = torch.zeros((), dtype=torch.int64, device=group.device)
+        # Consecutive steps of each network with non-finite gradients up to now; not reset between ticks.
+        self.streaks: dict[str, torch.Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -46,7 +47,7 @@ class TickDiagnostics:
         self.of_images: dict[str, torch.Tensor] = {}
         self.of_steps: dict[str, torch.Tensor] = {}
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        self.longest_streak = self.streak.clone()
+        self.longest_streak = self._longest_now()
 
     @torch.no_grad()
     def add(self, step: StepResult) -> None:
@@ -54,14 +55,20 @@ class TickDiagnostics:
         for losses in step.losses:
             for network, of_network in losses.items():
                 self._add_losses("" if network == MAIN else f"/{network}", of_network)
-        finite = torch.ones_like(self.streak, dtype=torch.bool)
+        finite = torch.ones((), dtype=torch.bool, device=self.group.device)
         for network, norm in step.gradient_norms.items():
             name = "gradient_norm" if network == MAIN else f"gradient_norm/{network}"
             _add(self.of_steps, name, norm.double(), norm.isfinite())
             finite &= norm.isfinite()
+            streak = self.streaks.get(network, torch.zeros_like(self.nonfinite))
+            self.streaks[network] = torch.where(norm.isfinite(), 0, streak + 1)
         self.nonfinite += ~finite
-        self.streak = torch.where(finite, 0, self.streak + 1)
-        self.longest_streak = torch.maximum(self.longest_streak, self.streak)
+        self.longest_streak = torch.maximum(self.longest_streak, self._longest_now())
+
+    def _longest_now(self) -> torch.Tensor:
+        """Return the longest of the networks' streaks up to now."""
+        none = torch.zeros((), dtype=torch.int64, device=self.group.device)
+        return functools.reduce(torch.maximum, self.streaks.values(), none)
 
     def _add_losses(self, suffix: str, losses: Losses) -> None:
         """Add a network's losses; suffix: of the name under which the mean is shown, empty for MAIN's."""
@@ -75,7 +82,7 @@ class TickDiagnostics:
 
     def last_step_was_finite(self) -> bool:
         """Return whether the weights may be kept: a non-finite gradient may have spoilt them. Waits for the device."""
-        return int(self.streak) == 0
+        return int(self._longest_now()) == 0
 
     def fetch(self) -> tuple[dict[str, float], int]:
         """Return (metrics of the tick over all processes, longest streak of steps with non-finite gradients)."""

@@ -165,11 +165,11 @@ def learning_rate(settings: TrainingSettings, nimg: int) -> float:
     return settings.learning_rate * factor
 
 
-def linear_factor(step: int, ramp: int, end: int | None) -> float:
-    """Return the factor of a rate that rises from 0 to 1 at step `ramp` and falls to 0 at step `end` (None: stays)."""
+def linear_factor(step: int, ramp: int, end: int) -> float:
+    """Return the factor of a rate that rises from 0 to 1 at step `ramp` and falls to 0 at step `end`."""
     if step < ramp:
         return step / ramp
-    return 1.0 if end is None else min(max(0.0, 1 - (step - ramp) / (end - ramp)), 1.0)
+    return min(max(0.0, 1 - (step - ramp) / (end - ramp)), 1.0)
 
 
 def averaging_betas(settings: TrainingSettings, nimg_before: int, elapsed: int) -> dict[str, float]:

@@ -67,6 +67,11 @@ def set_up(leg: Leg, group: Group, batch_per_process: int | None, facts: Mapping
     dataset.images_in_memory(group=group)
     fresh = _fresh_teacher(leg, dataset, group) if isinstance(leg, TeacherLeg) else _fresh_student(leg, dataset, group)
     rows = micro_batch_rows(settings.batch_size, group, batch_per_process)
+    if len(rows) > 1 and fresh.method.needs_whole_share:
+        raise UserError(
+            f"{leg.model}: its losses compare the images of a step, so each process must take its share at once: set "
+            f"batch_per_process to 0 in the profile, not {batch_per_process}"
+        )
     state, states = _state(fresh, settings, group), StateFolder(Path(leg.run_dir), fresh.fingerprint)
     resumed = states.resume(state, leg.start_kimg, leg.end_nimg)
     attempts = Attempts(leg.attempts)

@@ -117,11 +117,11 @@ def test_scores_inside_a_run_are_counted_as_the_loop_makes_them(validate, tick, 
 def test_memory_holds_weights_gradients_moments_averages_and_the_teacher():
     planned = plan(load_config(TINY))
     size = 4 * parameter_count(planned.net)
-    # Weights, gradients and two moments; one average of the teacher, and three of a student.
-    expected = {"teacher": {"net": 5 * size}} | dict.fromkeys(("s2", "s4"), {"teacher": size, "net": 7 * size})
+    # Weights, gradients twice and two moments; one average of the teacher, and three of a student.
+    expected = {"teacher": {"net": 6 * size}} | dict.fromkeys(("s2", "s4"), {"teacher": size, "net": 8 * size})
     assert {held.model: held.networks for held in planned.memory} == expected
     (row,) = [line for line in markdown(planned).splitlines() if line.startswith("| s2 ") and "teacher, net" in line]
-    assert row.split("|")[-2].strip() == f"{quantity(8 * size)}B"
+    assert row.split("|")[-2].strip() == f"{quantity(9 * size)}B"
 
 
 # ---- disk

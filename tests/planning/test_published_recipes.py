@@ -37,7 +37,7 @@ def test_every_recipe_is_accepted_and_planned(name):
             assert settings.nodes != "karras"  # where the last evaluation does nothing
     (held,) = [memory.networks for memory in planned.memory if memory.model == "d1"]
     assert list(held) == ["teacher", "net", "critic", "head"]
-    assert held["critic"] == 4 * held["teacher"]  # weights, gradients and two moments
+    assert held["critic"] == 5 * held["teacher"]  # weights, gradients twice, and two moments
 
 
 def test_moment_matching_takes_the_published_number_of_steps():

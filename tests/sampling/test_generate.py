@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nvidia_pickle import write_pickle
+from sampled import images_of
 
 from mscd.checkpoints.metadata import read_metadata
 from mscd.checkpoints.network_file import save_network
@@ -22,48 +23,6 @@ from mscd.errors import UserError
 from mscd.networks import EDMPrecond
 from mscd.sampling.generate import generate
 from mscd.sampling.sample_file import read_samples
-from mscd.sampling.seeds import SeededDraws
-
-STUDENT = {"segments": 4, "sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, net):
-    """Folder with teacher.safetensors and student.safetensors."""
-    folder = tmp_path_factory.mktemp("networks")
-    about = {"snapshot_kimg": 7, "ema": "ema", "data": {"digest": "abc"}}
-    save_network(folder / "teacher.safetensors", net, {"model": "teacher", "student": None, **about})
-    save_network(folder / "student.safetensors", net, {"model": "s4", "student": STUDENT, **about})
-    return folder
-
-
-@pytest.fixture
-def teacher(folder):
-    return folder / "teacher.safetensors"
-
-
-@pytest.fixture
-def student(folder):
-    return folder / "student.safetensors"
-
-
-def images_of(network, dest, **how):
-    generate(network, dest, **how)
-    return read_samples(dest)[0]
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Noise levels at which the network was evaluated, in order."""
-    levels = []
-    forward = EDMPrecond.forward
-
-    def counted(net, x, sigma, *labels):
-        levels.append(float(sigma))
-        return forward(net, x, sigma, *labels)
-
-    monkeypatch.setattr(EDMPrecond, "forward", counted)
-    return levels
 
 
 def test_samples_are_uint8_nhwc_and_differ_by_seed(teacher, tmp_path):
@@ -121,69 +80,6 @@ def test_the_same_command_makes_the_same_bytes(teacher, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_a_student_of_S_segments_takes_S_evaluations_on_its_own_grid(student, tmp_path, calls):
-    generate(student, tmp_path / "a.npz", seeds=range(3), sampler="euler", steps=4)
-    ramp = np.linspace(40.0 ** (1 / 5.0), 0.01 ** (1 / 5.0), 4)
-    assert len(calls) == 4
-    assert calls == pytest.approx(ramp**5, rel=1e-9)
-
-
-NODES = [30.0, 2.5, 0.4]
-# What the file of a student may state besides its Karras grid, and what it is then sampled by.
-STATED = {"nodes": {"nodes": NODES}, "all": {"nodes": NODES, "sampler": "renoise", "method": "moment-matching"}}
-
-
-@pytest.fixture(scope="module")
-def stated(tmp_path_factory, net):
-    """Folder with a student of three segments for each of STATED."""
-    folder = tmp_path_factory.mktemp("stated")
-    for name, facts in STATED.items():
-        about = {"model": "s3", "snapshot_kimg": 7, "ema": "ema", "data": {"digest": "abc"}}
-        save_network(folder / f"{name}.safetensors", net, {**about, "student": {**STUDENT, "segments": 3, **facts}})
-    return folder
-
-
-@pytest.mark.parametrize("sampler", ["euler", "ancestral", "renoise"])
-def test_a_student_with_nodes_is_evaluated_at_them_by_any_of_its_solvers(stated, net, tmp_path, calls, sampler):
-    images = images_of(stated / "nodes.safetensors", tmp_path / "a.npz", seeds=range(3, 5), sampler=sampler)
-    assert calls == NODES
-    for seed, image in zip((3, 4), images, strict=True):
-        generator = torch.Generator().manual_seed(seed)
-        latent = torch.randn([1, 1, 8, 8], generator=generator)
-        label = torch.eye(10)[torch.randint(10, [1], generator=generator)]
-        x = latent.double() * NODES[0]
-        for sigma, below in zip(NODES, [*NODES[1:], 0.0], strict=True):
-            denoised = net(x, torch.tensor(sigma, dtype=torch.float64), label).double()
-            if sampler == "euler":
-                x = denoised + below / sigma * (x - denoised)
-                continue
-            kept = (below / sigma) ** 2 if sampler == "ancestral" else 0.0
-            noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-            x = (1 - kept) * denoised + kept * x + below * (1 - kept) ** 0.5 * noise
-        assert np.abs(image.astype(int) - to_uint8(x)[0].permute(1, 2, 0).numpy().astype(int)).max() <= 1
-
-
-def test_a_student_is_sampled_as_its_file_states(stated, tmp_path, calls):
-    made = generate(stated / "all.safetensors", tmp_path / "a.npz", seeds=range(2))
-    assert (made["sampler"], made["steps"], made["nfe"]) == ("renoise", 3, 3) and calls == NODES
-    assert made["network"]["student"] == {**STUDENT, "segments": 3, **STATED["all"]}
-    generate(stated / "all.safetensors", tmp_path / "b.npz", seeds=range(2), sampler="renoise", steps=3)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert generate(stated / "nodes.safetensors", tmp_path / "a.npz", seeds=range(2))["sampler"] == "euler"
-
-
-def test_a_student_without_nodes_is_sampled_by_euler_on_its_karras_grid(student, net, tmp_path):
-    images = images_of(student, tmp_path / "a.npz", seeds=range(2, 5))
-    piece = range(256)  # what a CPU samples together
-    noise, labels = SeededDraws(piece).noise_and_labels((1, 8, 8), 10)
-    expected = to_uint8(samplers.euler(net, noise, labels, student_sigmas(**STUDENT)))
-    assert np.array_equal(images, expected[2:5].permute(0, 2, 3, 1).numpy())
-    grid = student_sigmas(**STUDENT)[:-1].tolist()
-    about = {"model": "s4", "snapshot_kimg": 7, "ema": "ema", "data": {"digest": "abc"}}
-    save_network(tmp_path / "s.safetensors", net, {**about, "student": {**STUDENT, "nodes": grid}})
-    assert np.array_equal(images_of(tmp_path / "s.safetensors", tmp_path / "b.npz", seeds=range(2, 5)), images)
-
-
 EVALUATED = [("euler", 1), ("euler", 8), ("heun", 1), ("heun", 6), ("dpm2m", 4), ("dpm3m", 5), ("ancestral", 3)]
 
 
@@ -200,13 +96,6 @@ def test_nfe_is_the_number_of_evaluations_of_a_batch(teacher, tmp_path, calls, s
 def test_a_teacher_is_sampled_by_heun_18_unless_asked_otherwise(teacher, tmp_path, asked, made):
     provenance = generate(teacher, tmp_path / "a.npz", seeds=range(1), **asked)
     assert (provenance["sampler"], provenance["steps"]) == made
-
-
-def test_a_student_needs_no_settings(student, tmp_path, calls):
-    provenance = generate(student, tmp_path / "a.npz", seeds=range(2))
-    assert (provenance["sampler"], provenance["steps"], provenance["nfe"], len(calls)) == ("euler", 4, 4, 4)
-    generate(student, tmp_path / "b.npz", seeds=range(2), sampler="euler", steps=4)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_a_pickle_gives_the_images_of_its_network(net, teacher, tmp_path):
@@ -229,13 +118,6 @@ def test_a_pickle_is_recognised_by_its_content(net, tmp_path):
         generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2))
     made = generate(tmp_path / "edm.network", tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=2)
     assert made["network"]["origin"]["source"] == "edm.network" and made["network"]["snapshot_kimg"] == 5
-
-
-def test_a_pickled_student_is_sampled_on_its_own_grid(net, tmp_path, calls):
-    write_pickle(tmp_path / "s.pkl", net, student_segments=3, nimg=5000)
-    made = generate(tmp_path / "s.pkl", tmp_path / "a.npz", seeds=range(2))
-    assert (made["sampler"], made["steps"], len(calls)) == ("euler", 3, 3)
-    assert (made["network"]["snapshot_kimg"], made["network"]["student"]["segments"]) == (5, 3)
 
 
 def test_a_pickled_snapshot_without_segments_needs_sampler_and_steps(net, tmp_path):
@@ -313,14 +195,6 @@ def test_provenance_says_how_the_samples_were_made(teacher, tmp_path):
 def test_without_churn_provenance_holds_none(teacher, tmp_path):
     made = generate(teacher, tmp_path / "a.npz", seeds=range(2), sampler="heun", steps=1, S_noise=1.003)
     assert made["churn"] is None
-
-
-@pytest.mark.parametrize(("sampler", "steps"), [("euler", 8), ("heun", 4), ("heun", 2), ("ancestral", 3), ("dpm2m", 4)])
-def test_a_student_refuses_any_other_sampling(student, tmp_path, sampler, steps):
-    allowed = "exactly 4 steps of euler or ancestral or renoise"
-    with pytest.raises(UserError, match=rf"student.safetensors.*{allowed} \(asked for {sampler}, {steps}\)"):
-        generate(student, tmp_path / "a.npz", seeds=range(2), sampler=sampler, steps=steps)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

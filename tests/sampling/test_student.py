@@ -6,7 +6,7 @@ from run_settings import SETTINGS, STUDENT, changed
 
 from mscd.config.loading import load_config
 from mscd.diffusion.sigmas import STUDENT_GRID, karras_sigmas, student_sigmas
-from mscd.sampling.student import student_facts, student_grid, student_solver
+from mscd.sampling.student import student_facts, student_grid, student_sampling, student_solver
 
 NODES = [80.0, 5.0, 0.5, 0.02]
 PUBLISHED = {"source": "s.pkl", "segments": 4, "snapshot_kimg": 1}
@@ -57,3 +57,9 @@ def test_range_of_a_network_limits_its_karras_grid_but_not_nodes_that_are_stated
     narrow.sigma_min, narrow.sigma_max = 0.1, 10.0
     assert student_grid(narrow, facts_of())[[0, 3]].tolist() == pytest.approx([10, 0.1])
     assert student_grid(narrow, facts_of(nodes=NODES)).tolist() == [*NODES, 0]
+
+
+def test_a_student_is_sampled_at_its_own_levels_by_its_own_solver():
+    student = load_config(changed("students.s4", {**MATCHING, "segments": 4, "nodes": NODES})).students["s4"]
+    sampling = student_sampling(Range(), student_facts(student))
+    assert (sampling.sampler, sampling.steps, sampling.grid.tolist()) == ("ancestral", 4, [*NODES, 0])

@@ -6,6 +6,7 @@ with imports_without_gc():
     from mscd.checkpoints.convert import convert
     from mscd.config.loading import load_config
     from mscd.provenance.fetch import fetch
+    from mscd.sampling.student import check_stated_sampler
 
 with script_log(snakemake.log.text):
     name = snakemake.wildcards.published
@@ -17,8 +18,9 @@ with script_log(snakemake.log.text):
         model=name,
         snapshot_kimg=settings.snapshot_kimg,
         segments=settings.segments,
-        nodes=settings.nodes,
-        sampler=settings.solver,
+        nodes=None if settings.nodes == "karras" else settings.nodes,
+        sampler=None if settings.sampler == "ddim" else settings.solver,
         origin=origin,
     )
+    check_stated_sampler(f"published_students.{name}", made["student"], settings.solver)
     record_events(snakemake.log.events, params=origin, tags={"network": made["digest"]})

@@ -43,6 +43,7 @@ class ContinuousConsistencySettings(StudentSettings):
 
     @model_validator(mode="after")
     def _check_derivative(self) -> ContinuousConsistencySettings:
+        self.refuse_fp16()
         if self.compile is not None:
             raise ValueError("compile: this method needs forward-mode derivatives, which compiled code lacks")
         if self.segmented and self.sampler != "ddim":

@@ -58,12 +58,13 @@ class ContinuousConsistency(StudentMethod[ContinuousConsistencySettings]):
         sigma = sigma_of(t, sigma_data)
         velocity = functools.partial(self.teacher, raw=True) if settings.velocity == "teacher" else None
 
-        def raw(network: torch.nn.Module) -> functools.partial[torch.Tensor]:
-            return functools.partial(batch.masked(network, settings.seed), raw=True)
+        prediction = functools.partial(batch.masked(student.wrapped, settings.seed), raw=True)
+        # A derivative in bfloat16 would be as inexact as a finite difference.
+        differentiated = functools.partial(batch.masked(student.net, settings.seed), raw=True, precision="fp32")
 
         result = continuous_consistency_loss(
-            trigflow(raw(student.wrapped), sigma_data),
-            trigflow(raw(student.net), sigma_data),
+            trigflow(prediction, sigma_data),
+            trigflow(differentiated, sigma_data),
             None if velocity is None else trigflow(velocity, sigma_data),
             batch.images,
             batch.labels,

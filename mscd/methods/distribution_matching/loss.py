@@ -21,11 +21,9 @@ NORMALISER_FLOOR = 1e-5
 SID_SPAN = 0.8  # SiD leaves out the highest fifth of the noise levels
 
 
-def noise_levels(
-    count: int = LEVELS, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> torch.Tensor:
-    """Return the noise levels of EDM's equation 5 in ascending order, float64 [count]."""
-    return karras_sigmas(count, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).flip(0)
+def noise_levels() -> torch.Tensor:
+    """Return the noise levels of EDM's equation 5, from 0.002 to 80, in ascending order, float64 [LEVELS]."""
+    return karras_sigmas(LEVELS).flip(0)
 
 
 def sid_sigmas(u: torch.Tensor) -> torch.Tensor:

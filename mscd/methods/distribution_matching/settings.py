@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.config.base import Fraction, NonNegative, Positive, Width, operational
+from mscd.config.base import NonNegative, Positive, Width, operational
 from mscd.config.training import Evaluations, StudentSettings
 
 
@@ -19,9 +19,9 @@ class DistributionMatchingSettings(StudentSettings):
     title: ClassVar[str] = "distribution matching ([Yin et al. 2024](https://arxiv.org/abs/2405.14867))"
     method: Literal["distribution-matching"] = Field("distribution-matching", description="The method.")
     sampler: Literal["renoise", "ddim"] = operational("renoise", "How the student is sampled.")
-    loss: Literal["dmd2", "sid"] = Field("dmd2", description="Loss of the student (`sid` without head).")
+    loss: Literal["dmd2", "sid"] = Field("dmd2", description="Loss of the student; `sid` uses no head.")
     student_every: int = Field(
-        5, ge=1, description="One step in so many trains the student, the others its critic and the head."
+        5, ge=2, description="Every step of this number trains the student, the others its critic and the head."
     )
     critic_weight: Literal["edm", "uniform"] = Field(
         "edm",
@@ -39,17 +39,34 @@ class DistributionMatchingSettings(StudentSettings):
         description="Divergence that the student minimises (f-distill, Xu et al. 2025): `rkl` is DMD2's; the others "
         "weight each image by the head's estimate of the density ratio.",
     )
-    divergence_decay: Fraction = Field(
-        0.0, description="Decay per step of the mean density ratio of a noise level, by which ratios are divided."
+    divergence_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per student step of the mean density ratio of each tenth of the noise levels, by which "
+        "ratios are divided; 0: they are divided by the batch's mean. Not with `rkl`.",
     )
     sid_alpha: Positive = Field(1.2, description="Constant α of SiD's loss (`sid` only).")
+    clip_norm: Positive | None = Field(
+        None, description="Largest norm of the student's gradient; those of critic and head are not clipped."
+    )
+
+    @model_validator(mode="after")
+    def _check_numerics(self) -> DistributionMatchingSettings:
+        self.refuse_fp16()
+        self.refuse_cuda_graphs()
+        return self
 
     @model_validator(mode="after")
     def _check_parts(self) -> DistributionMatchingSettings:
         if self.divergence != "rkl" and not self.has_head:
             raise ValueError(f"divergence {self.divergence} needs the head: loss dmd2 and a gan_weight above 0")
+        if self.divergence == "rkl" and self.divergence_decay:
+            raise ValueError("divergence_decay: with divergence rkl no density ratios are used; leave it out")
         if len(set(self.gan_widths)) != len(self.gan_widths):
             raise ValueError("gan_widths lists a width twice")
+        if min(self.gan_widths) < 2:
+            raise ValueError("gan_widths: a head needs feature maps of 2 pixels or more")
         return self
 
     @property

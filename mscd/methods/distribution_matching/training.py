@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -28,6 +28,7 @@ from mscd.methods.distribution_matching.loss import (
 )
 from mscd.methods.distribution_matching.settings import DistributionMatchingSettings
 from mscd.methods.interface import MAIN, InTraining, Losses, Mean, MicroBatch, Part, StudentMethod, frozen
+from mscd.networks import EDMPrecond
 from mscd.parallel.prefetch import send_to
 
 CRITIC, HEAD = "critic", "head"
@@ -51,6 +52,20 @@ class Heads(torch.nn.ModuleList):
 
 class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
     """Every `student_every`-th step trains the student, the first one too; the others its critic and the head."""
+
+    def __init__(
+        self,
+        settings: DistributionMatchingSettings,
+        total: Callable[[torch.Tensor], torch.Tensor],
+        teacher: EDMPrecond,
+    ) -> None:
+        super().__init__(settings, total, teacher)
+        if teacher.precision == "fp16":  # the student's gradients pass through the teacher, and fp16 rounds them to 0
+            teacher.precision = settings.precision
+
+    @property
+    def needs_whole_share(self) -> bool:
+        return self.settings.divergence != "rkl"
 
     def parts(self) -> dict[str, Part]:
         free = dataclasses.replace(self.settings.optimizer_options(), clip_norm=None)
@@ -128,8 +143,7 @@ class DistributionMatching(StudentMethod[DistributionMatchingSettings]):
         return {MAIN: Losses(matching + settings.gan_weight * adversarial, sigma, shown)}
 
     def _divergence(self, heads: Heads, logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor | None:
-        """Return the weight of each image by the density ratio; its means are over the images that all processes pass
-        through the network at once."""
+        """Return the weight of each image by the density ratio, whose means are over the global batch."""
         if self.settings.divergence == "rkl":
             return None
         r, means = relative_ratio(

@@ -16,6 +16,7 @@ from mscd.diffusion.losses import loss_weight
 from mscd.diffusion.steps import per_image
 
 INVERSE_GAP = "inverse_gap"
+SMALLEST_GAP = 1e-4  # of t - r relative to t; nearer levels differ by little more than float32's rounding
 
 
 def stage_number(images_seen: int, stage_kimg: float) -> int:
@@ -24,8 +25,8 @@ def stage_number(images_seen: int, stage_kimg: float) -> int:
 
 
 def stage_ratio(stage: int, q: float) -> float:
-    """Return the limit of r / t for large t in a stage, 1 - 1 / q^(stage + 1)."""
-    return 1 - q ** -(stage + 1)
+    """Return the limit of r / t for large t in a stage, 1 - 1 / q^(stage + 1), at most 1 - SMALLEST_GAP."""
+    return 1 - max(q ** -(stage + 1), SMALLEST_GAP)
 
 
 def lognormal_times(normal: torch.Tensor, P_mean: float, P_std: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mscd.config.base import Positive, operational
 from mscd.config.training import Beta, Evaluations, StudentSettings
@@ -24,6 +24,11 @@ class MomentMatchingSettings(StudentSettings):
     betas: tuple[Beta, Beta] = Field((0.0, 0.99), description="Decays of the optimiser's two moments per step.")
     eps: Positive = Field(1e-12, description="Constant that keeps the optimiser's division finite.")
     clip_norm: Positive | None = Field(1.0, description="Largest norm of a network's gradient; null: not clipped.")
+
+    @model_validator(mode="after")
+    def _check_numerics(self) -> MomentMatchingSettings:
+        self.refuse_cuda_graphs()
+        return self
 
     def evaluations(self) -> Evaluations:
         """Network evaluations per training image: student, auxiliary and teacher, one of those two with gradients."""
