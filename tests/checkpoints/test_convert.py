@@ -58,6 +58,14 @@ def test_nodes_and_sampler_of_a_student_can_be_given_and_stay_if_they_are_not(tm
     stated = {"segments": 2, **GRID, "nodes": [80.0, 1.1], "sampler": "renoise"}
     assert made["student"] == stated and metadata.read_metadata(dest)["student"] == stated
     assert convert(dest, tmp_path / "again", segments=2)["student"] == stated
+    assert convert(dest, tmp_path / "again", sampler="euler")["student"] == {
+        "segments": 2,
+        **GRID,
+        "nodes": [80.0, 1.1],
+    }
+    assert convert(dest, tmp_path / "again", nodes="karras")["student"] == {"segments": 2, **GRID, "sampler": "renoise"}
+    three = convert(dest, tmp_path / "again", nodes=[80.0, 5.0, 0.5])["student"]
+    assert three == {**stated, "segments": 3, "nodes": [80.0, 5.0, 0.5]}
     other = convert(dest, tmp_path / "again", segments=3, nodes="karras-drop-last")["student"]
     assert len(other["nodes"]) == 3 and other["nodes"][0] == pytest.approx(80) and other["nodes"][-1] > 0.002
     with pytest.raises(UserError, match="n.safetensors: its student has 2 nodes; segments must be as many, not 4"):
@@ -102,11 +110,24 @@ def test_a_student_without_segments_and_a_teacher_with_them_are_refused(tmp_path
         (3, [80.0, 1.0], "nodes lists 2 noise levels, but segments is 3"),
         (2, [1.0, 80.0], "nodes must fall from the first to the last, but 80 follows 1"),
         (2, [80.0, 0.001], "nodes: 0.001 is below 0.002"),
+        (2, [80.0, float("nan")], "nodes: noise levels must be finite numbers"),
+        (2, [float("inf"), 1.0], "nodes: noise levels must be finite numbers"),
     ],
 )
 def test_impossible_nodes_are_refused(segments, nodes, message, tmp_path):
     with pytest.raises(UserError, match=f"teacher_adm.pkl: {message}"):
         convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="e", segments=segments, nodes=nodes)
+
+
+@pytest.mark.parametrize("given", [{"nodes": "karras-drop-last"}, {"nodes": [80.0, 1.0]}, {"sampler": "renoise"}])
+def test_what_only_a_student_has_is_refused_for_a_teacher(given, tmp_path):
+    with pytest.raises(
+        UserError, match="teacher_adm.pkl: does not state the number of segments .* a teacher has no no"
+    ):
+        convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", model="teacher", **given)
+    if given != {"nodes": [80.0, 1.0]}:
+        with pytest.raises(UserError, match="teacher_adm.pkl: does not state the number of segments .* give segments"):
+            convert(GOLDEN / "teacher_adm.pkl", tmp_path / "n", **given)
 
 
 @pytest.mark.parametrize("wanted", [{"channel_mult": [1, 2]}, {"img_resolution": 64}, {"channel_mult_emb": 2}])

@@ -103,6 +103,6 @@ def snapshot(run_dir, kimg=3):
     """The bytes of the snapshot's networks, and a digest of its state without the code that wrote it."""
     folder = Path(run_dir) / str(kimg)
     tensors, metadata = tensor_file.load_tensors(folder / "state.safetensors")
-    kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score")}
+    kept = {name: metadata[name] for name in ("fingerprint", "nimg", "steps", "score", "further") if name in metadata}
     networks = {name: (folder / f"{name}.safetensors").read_bytes() for name in ("ema", "phema-0.100")}
     return {**networks, "state": tensor_file.content_digest(tensors, kept)}

@@ -40,6 +40,14 @@ def test_pairs_of_every_stage_equal_golden(key):
     assert relative(easy.lower_times(t, ratio, k=0), golden[f"{prefix}/r_const"], 1e-9)
 
 
+@pytest.mark.parametrize(("q", "stage"), [(2, 60), (4096, 4), (4, 400)])
+def test_pairs_stay_apart_in_any_stage(q, stage):
+    t = torch.tensor([0.002, 0.5, 80], dtype=torch.float64)
+    r = easy.lower_times(t, easy.stage_ratio(stage, q))
+    assert (r < t).all() and easy.pair_weight(easy.INVERSE_GAP, t, r).isfinite().all()
+    assert ((t - r) / t).min() == pytest.approx(1e-6, rel=1e-6)
+
+
 def test_pairs_with_other_constants_equal_golden():
     options = info["t_to_r/other"]
     ratio = easy.stage_ratio(options["stage"], options["q"])
@@ -201,8 +209,8 @@ times = st.floats(1e-4, 1e3)
 def test_r_is_below_t_and_rises_towards_it_with_the_stages(time, stage, q, k, b):
     t = torch.tensor([time], dtype=torch.float64)
     r, later = (easy.lower_times(t, easy.stage_ratio(s, q), k=k, b=b) for s in (stage, stage + 1))
-    assert 0 <= r <= later <= t
-    gap = (1 + k / 2) / q ** (stage + 1)
+    assert 0 <= r <= later < t
+    gap = (1 + k / 2) * max(q ** -(stage + 1), easy.SMALLEST_GAP)
     assert r >= t * (1 - gap) - 1e-9
 
 

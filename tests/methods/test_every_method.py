@@ -31,7 +31,8 @@ def teacher_of(base):
 def begun(base, run_dir, name, **changes):
     """A run whose images are loaded in advance, so that only the steps themselves are observed."""
     settings = method_settings(name, lr_rampup_kimg=0, **changes)
-    run = Stepping(student_leg(base, run_dir, 0, 3, settings), batch_per_process=50)
+    pieces = None if getattr(settings, "divergence", "rkl") != "rkl" else 50
+    run = Stepping(student_leg(base, run_dir, 0, 3, settings), batch_per_process=pieces)
     run.batches = itertools.cycle([tuple(part.clone() for part in next(run.batches)) for _ in range(8)])
     return run
 

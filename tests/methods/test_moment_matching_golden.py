@@ -157,11 +157,10 @@ def test_eight_alternating_steps_equal_golden():
             "batch_size": options["batch"],
             "learning_rate": options["lr"],
             "lr_rampup_kimg": options["warmup_steps"] * options["batch"] / 1000,
-            "lr_anneal_kimg": options["total_steps"] * options["batch"] / 1000,
             "ema_halflife_kimg": options["ema_halflife_kimg"],
             "ema_rampup": options["ema_rampup"],
         },
-    )
+    ).model_copy(update={"lr_anneal_kimg": options["total_steps"] * options["batch"] / 1000})  # shorter than a snapshot
     assert chosen.optimizer_options() == OptimizerOptions("adam", (0.0, 0.99), 1e-12, 0.0, 1.0)
     method = MomentMatching(chosen, lambda values: values, MixtureNetwork(golden, "train/teacher"))
     student, average = (MixtureNetwork(golden, "train/student0") for _ in range(2))

@@ -6,7 +6,8 @@ from run_settings import SETTINGS, STUDENT, changed
 
 from mscd.config.loading import load_config
 from mscd.diffusion.sigmas import STUDENT_GRID, karras_sigmas, student_sigmas
-from mscd.sampling.student import student_facts, student_grid, student_sampling, student_solver
+from mscd.errors import UserError
+from mscd.sampling.student import check_stated_sampler, student_facts, student_grid, student_sampling, student_solver
 
 NODES = [80.0, 5.0, 0.5, 0.02]
 PUBLISHED = {"source": "s.pkl", "segments": 4, "snapshot_kimg": 1}
@@ -57,6 +58,15 @@ def test_range_of_a_network_limits_its_karras_grid_but_not_nodes_that_are_stated
     narrow.sigma_min, narrow.sigma_max = 0.1, 10.0
     assert student_grid(narrow, facts_of())[[0, 3]].tolist() == pytest.approx([10, 0.1])
     assert student_grid(narrow, facts_of(nodes=NODES)).tolist() == [*NODES, 0]
+
+
+def test_a_setting_that_differs_from_the_files_sampler_is_refused():
+    facts = student_facts(load_config(changed("students.s4", {**MATCHING, "segments": 4})).students["s4"])
+    check_stated_sampler("published_students.p", facts, "ancestral")
+    with pytest.raises(UserError) as refused:
+        check_stated_sampler("published_students.p", facts, "euler")
+    line = "published_students.p.sampler: the file states ancestral, not ddim: set it to that"
+    assert str(refused.value) == line
 
 
 def test_a_student_is_sampled_at_its_own_levels_by_its_own_solver():

@@ -16,7 +16,7 @@ from mscd.diffusion.losses import loss_weight
 from mscd.diffusion.steps import per_image
 
 INVERSE_GAP = "inverse_gap"
-SMALLEST_GAP = 1e-4  # of t - r relative to t; nearer levels differ by little more than float32's rounding
+SMALLEST_GAP = 1e-6  # of t - r relative to t; nearer levels would be equal in float32
 
 
 def stage_number(images_seen: int, stage_kimg: float) -> int:
