@@ -59,7 +59,7 @@ class _OnStderr(logging.Handler):
 @click.group(cls=Commands, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="mscd", message="%(prog)s %(version)s")
 def main() -> None:
-    """Few-step image generators from diffusion models, by multistep consistency distillation.
+    """Few-step image generators from diffusion models, by consistency, moment matching or distribution matching.
 
     Each command does one step: prepare images, import a published network, sample it, score the samples. Training, or
     running all steps at once, is done by the workflow: see README.md. Results go to files and stdout, messages and

@@ -285,8 +285,9 @@ class StudentSettings(SampledStudent, TrainingSettings):
     nodes: Nodes = Field("karras-drop-last", description=NODES_MEANING)
     sampler: StudentSampler = operational(
         "ddim",
-        "How the student is sampled between its nodes: `ddim` follows the denoised image, `ancestral` draws from its "
-        "posterior, `renoise` adds new noise to it. Changing it repeats only sampling.",
+        "How the student is sampled between its nodes: `ddim`, a deterministic (Euler) step to the next one; "
+        "`ancestral`, a draw from the posterior given the denoised image, as in DDPM; `renoise`, the denoised image with "
+        "new noise of the next level (Song et al. 2023). Changing it repeats only sampling.",
     )
 
     @abc.abstractmethod

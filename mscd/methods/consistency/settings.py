@@ -13,7 +13,7 @@ from mscd.config.training import NODES_MEANING, SIGMA_MIN, Evaluations, Nodes, S
 
 class ConsistencySettings(StudentSettings):
     """Multistep consistency distillation (Heek et al. 2024): the student jumps along the teacher's path to the next
-    node. With `hop: data` it is consistency training, without a teacher's evaluations."""
+    node. With `hop: data` it is consistency training: the teacher is only the start and is not evaluated."""
 
     title: ClassVar[str] = "multistep consistency distillation ([Heek et al. 2024](https://arxiv.org/abs/2403.06807))"
     method: Literal["consistency"] = added("consistency", "The method.")
@@ -56,7 +56,7 @@ class ConsistencySettings(StudentSettings):
     hop: Literal["heun", "euler", "addim", "data"] = added(
         "heun",
         "How the lower end of an edge is found: by a `heun` or `euler` step of the teacher, by one with its variance "
-        "adjusted (`addim`), or from the training image and its noise (`data`, no teacher).",
+        "adjusted (`addim`), or from the training image and its noise (`data`: the teacher is not evaluated).",
     )
     addim_eta: NonNegative = added(1.0, "Share of the variance that `addim` restores.")
     target_halflife_kimg: Positive | None = added(

@@ -12,13 +12,14 @@ from mscd.config.training import Beta, Evaluations, StudentSettings
 
 class ContinuousConsistencySettings(StudentSettings):
     """Continuous-time consistency (Lu & Song 2024): consistency in the limit of infinitely many teacher steps, by the
-    exact derivative of the student along the path. By the teacher's velocity it is distillation (sCD), by the data's
-    training without a teacher's evaluations (sCT), and with `segmented` a student of several steps (MS-sCD)."""
+    exact derivative of the student along the path. With the teacher's velocity this is consistency distillation (sCD),
+    with the velocity given by image and noise consistency training (sCT), and with `segmented` a student of several
+    steps (MS-sCD, Mathew et al. 2026)."""
 
     title: ClassVar[str] = "continuous-time consistency ([Lu & Song 2024](https://arxiv.org/abs/2410.11081))"
     method: Literal["continuous-consistency"] = Field("continuous-consistency", description="The method.")
     sampler: Literal["renoise", "ddim"] = operational(
-        "renoise", "How the student is sampled; `ddim` if it is `segmented`."
+        "renoise", "How the student is sampled; must be set to `ddim` if it is `segmented`."
     )
     velocity: Literal["teacher", "data"] = Field(
         "teacher", description="Where the direction of the path comes from: the teacher (sCD) or image and noise (sCT)."

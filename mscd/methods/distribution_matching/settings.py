@@ -12,7 +12,7 @@ from mscd.config.training import Evaluations, StudentSettings
 
 class DistributionMatchingSettings(StudentSettings):
     """Distribution matching (DMD2, Yin et al. 2024): the student's images are to be distributed as the teacher's at
-    every noise level. A critic follows the student's distribution, and a head on the teacher's features tells training
+    every noise level. A critic (DMD2's fake score) follows the student's distribution, and a head on the teacher's features tells training
     images from the student's. `loss: sid` is score identity distillation (SiD, Zhou et al. 2024) instead. Best at 1
     evaluation; as the head sees training images, the student can surpass its teacher."""
 

@@ -11,9 +11,9 @@ from mscd.config.training import Beta, Evaluations, StudentSettings
 
 
 class MomentMatchingSettings(StudentSettings):
-    """Moment matching (Salimans et al. 2024, algorithm 2): the student's images are to have the teacher's expectation
-    given any less noisy image made from them. An auxiliary denoiser learns the student's own expectation; the two take
-    turns, one step each. Best at 4 to 8 evaluations."""
+    """Moment matching (Salimans et al. 2024, algorithm 2): given a noised version of a student's image, the mean clean
+    image under the student's distribution is to equal the teacher's denoised image. An auxiliary denoiser estimates the
+    former; the two take turns, one step each. Best at 8 evaluations."""
 
     title: ClassVar[str] = "moment matching ([Salimans et al. 2024](https://arxiv.org/abs/2406.04103))"
     method: Literal["moment-matching"] = Field("moment-matching", description="The method.")
