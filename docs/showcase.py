@@ -30,6 +30,18 @@ FIGURES = {  # name in the run: (name in ASSETS, share of the column, descriptio
     "images": ("digits.png", 0.53, "Sixteen digits from the same seeds, drawn by the teacher and by its students"),
     "score-vs-nfe": ("score-vs-nfe.png", 0.47, "Score against network evaluations per image"),
 }
+# FID on ImageNet 64×64, by method and evaluations; docs/methods.md says whose and from which teachers.
+PUBLISHED = {
+    ("consistency", 8): "2.3",
+    ("consistency", 4): "2.32",
+    ("consistency", 2): "3.44",
+    ("easy-consistency", 1): "4.05",
+    ("moment-matching", 8): "1.4",
+    ("distribution-matching", 1): "1.28",
+    ("continuous-consistency", 4): "2.26",
+    ("continuous-consistency", 2): "2.66",
+    ("continuous-consistency", 1): "3.59",
+}
 DEMO, METHODS = "<!-- results: make showcase -->\n", "<!-- results of config/methods.yaml: make showcase -->\n"
 
 
@@ -109,10 +121,15 @@ def method_table(run: RunPaths) -> list[str]:
     teacher, students = best[best["model"] == TEACHER], best[best["model"] != TEACHER]
     few = teacher[1:].sort_values("nfe", ascending=False)
     shown = pd.concat([teacher[:1], few, students.sort_values(["nfe", "score"], ascending=[False, True])])
+    images, at_best = table["images"].iloc[0], shown["mean"].iloc[0]
     header = ["network", "method", "evaluations per image", "FD∞", "× teacher's best", "precision", "recall"]
-    header += ["evaluations in training"]
+    header += [f"FD of {images:,} images (× teacher's)", "evaluations in training", "in print: FID, ImageNet 64×64"]
     rows = [
-        [network_name(row, row.name == shown.index[0]), row["method"], str(row["nfe"]), *cells(row), cost]
+        [
+            network_name(row, row.name == shown.index[0]),
+            *[row["method"], str(row["nfe"]), *cells(row), f"{row['mean']:.2f} ({row['mean'] / at_best:.2f})", cost],
+            PUBLISHED.get((row["method"], row["nfe"]), ""),
+        ]
         for (_, row), cost in zip(shown.iterrows(), in_millions(shown["training_evaluations"]), strict=True)
     ]
     return markdown_table(header, rows, right=range(2, len(header)), padded=False)

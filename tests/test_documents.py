@@ -253,7 +253,7 @@ def test_showcase_writes_the_methods_table_with_the_numbers_of_the_runs_own(tmp_
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\n<!-- /results -->\nafter\n") and "old" not in text
     rows = cells(text)
-    assert [(row[0], row[1], row[2], row[7]) for row in rows] == [
+    assert [(row[0], row[1], row[2], row[8]) for row in rows] == [
         ("teacher, its best sampler", "denoising", "35", "0.30 M"),
         ("teacher, only 4 evaluations", "denoising", "4", "0.30 M"),
         ("teacher, only 1 evaluation", "denoising", "1", "0.30 M"),
@@ -262,8 +262,10 @@ def test_showcase_writes_the_methods_table_with_the_numbers_of_the_runs_own(tmp_
         ("student d1", "distribution-matching", "1", "1.85 M"),
     ]
     own = {tuple(row[1:6]) for row in cells(run.table_markdown.read_text())}  # method, nfe, cost, FD∞, ratio
-    assert {(row[1], row[2], row[7], row[3], row[4]) for row in rows} == own
+    assert {(row[1], row[2], row[8], row[3], row[4]) for row in rows} == own
     assert rows[3][3].startswith("2.40 [") and rows[3][5:7] == ["0.90", "0.80"]
+    assert [row[9] for row in rows] == ["", "", "", "", "2.32", "1.28"]
+    assert rows[0][7].endswith(" (1.00)") and "FD of 100 images" in text
 
 
 def test_showcase_asks_for_a_table_that_names_methods(tmp_path):
