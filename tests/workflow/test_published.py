@@ -16,6 +16,7 @@ from nvidia_pickle import write_pickle
 from project import Project
 from standin_detector import write_standin
 
+from mscd.checkpoints.convert import convert
 from mscd.checkpoints.metadata import read_metadata
 from mscd.data.dataset import ImageDataset
 from mscd.networks import EDMPrecond
@@ -136,6 +137,23 @@ def test_a_network_that_contradicts_a_setting_is_refused_naming_it(project, tmp_
     project.configure(lambda settings: settings["teacher"]["network"].update(num_blocks=2))
     ran = project.snakemake("--forcerun", "published_teacher", "--", "results/published/teacher/network.safetensors")
     assert ran.returncode == 1 and "num_blocks" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_a_published_student_is_sampled_as_its_file_states_or_not_at_all(project, server, tmp_path):
+    """A network file of mscd states its sampler, which the settings, by which paths are named, must not contradict."""
+    project, source = project.copy(tmp_path / "project"), tmp_path / "renoised.safetensors"
+    convert(server.folder / "student.pkl", source, nodes=[80.0, 0.8], sampler="renoise")
+    ours = {"source": str(source), "segments": 2, "snapshot_kimg": 5}
+    project.configure(lambda settings: settings["published_students"].update(ours=ours))
+    network = "results/published/students/ours/5/ema.safetensors"
+    ran = project.snakemake(network)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert "published_students.ours.sampler: the file states renoise, not ddim: set it to that" in ran.stderr
+    project.configure(lambda settings: settings["published_students"]["ours"].update(sampler="renoise"))
+    ran = project.snakemake(network)
+    assert ran.returncode == 0, ran.stderr
+    facts = read_metadata(project.folder / network)["student"]
+    assert (facts["nodes"], facts["sampler"]) == ([80.0, 0.8], "renoise")
 
 
 def again(project, folder):
