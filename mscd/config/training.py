@@ -286,8 +286,8 @@ class StudentSettings(SampledStudent, TrainingSettings):
     sampler: StudentSampler = operational(
         "ddim",
         "How the student is sampled between its nodes: `ddim`, a deterministic (Euler) step to the next one; "
-        "`ancestral`, a draw from the posterior given the denoised image, as in DDPM; `renoise`, the denoised image with "
-        "new noise of the next level (Song et al. 2023). Changing it repeats only sampling.",
+        "`ancestral`, a draw from the posterior given the denoised image, as in DDPM; `renoise`, the denoised image "
+        "with new noise of the next level (Song et al. 2023). Changing it repeats only sampling.",
     )
 
     @abc.abstractmethod

@@ -6,15 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mscd.config.base import NonNegative, Positive, Width, operational
+from mscd.config.base import NonNegative, Positive, Width, added, operational
 from mscd.config.training import Evaluations, StudentSettings
 
 
 class DistributionMatchingSettings(StudentSettings):
     """Distribution matching (DMD2, Yin et al. 2024): the student's images are to be distributed as the teacher's at
-    every noise level. A critic (DMD2's fake score) follows the student's distribution, and a head on the teacher's features tells training
-    images from the student's. `loss: sid` is score identity distillation (SiD, Zhou et al. 2024) instead. Best at 1
-    evaluation; as the head sees training images, the student can surpass its teacher."""
+    every noise level. A critic (DMD2's fake score) follows the student's distribution, and a head on the teacher's
+    features tells training images from the student's. `loss: sid` is score identity distillation (SiD, Zhou et al.
+    2024) instead. Best at 1 evaluation; as the head sees training images, the student can surpass its teacher."""
 
     title: ClassVar[str] = "distribution matching ([Yin et al. 2024](https://arxiv.org/abs/2405.14867))"
     method: Literal["distribution-matching"] = Field("distribution-matching", description="The method.")
@@ -47,8 +47,8 @@ class DistributionMatchingSettings(StudentSettings):
         "ratios are divided; 0: they are divided by the batch's mean. Not with `rkl`.",
     )
     sid_alpha: Positive = Field(1.2, description="Constant α of SiD's loss (`sid` only).")
-    clip_norm: Positive | None = Field(
-        None, description="Largest norm of the student's gradient; those of critic and head are not clipped."
+    clip_norm: Positive | None = added(
+        None, "Largest norm of the student's gradient; those of critic and head are not clipped."
     )
 
     @model_validator(mode="after")
